@@ -1,0 +1,36 @@
+"""layerbounds: how good any quantization or pruning of a layer can possibly be, with proof."""
+
+from layerbounds.backends.registry import backends
+from layerbounds.demo import demo_layers
+from layerbounds.exceptions import LayerboundsError
+from layerbounds.grids import Grid, codebook_grid, uniform_grid
+from layerbounds.heuristics.registry import heuristics, run_heuristic
+from layerbounds.layer import Layer
+from layerbounds.layer_files import load_layers, save_layers
+from layerbounds.problem import Evaluation, QuantizationProblem, evaluate, quantization_problem
+from layerbounds.solution import BoundKind, Solution, Status
+from layerbounds.solve import solve
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BoundKind",
+    "Evaluation",
+    "Grid",
+    "Layer",
+    "LayerboundsError",
+    "QuantizationProblem",
+    "Solution",
+    "Status",
+    "backends",
+    "codebook_grid",
+    "demo_layers",
+    "evaluate",
+    "heuristics",
+    "load_layers",
+    "quantization_problem",
+    "run_heuristic",
+    "save_layers",
+    "solve",
+    "uniform_grid",
+]

@@ -1,0 +1,184 @@
+"""The protocol between problems and solver backends.
+
+A backend gets one channel at a time and returns what it found and what it claims. It never sets a bound:
+`layerbounds.certify` recomputes the error of its weights and turns its proof into the lower bound.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+import numpy as np
+
+from layerbounds.arrays import Bool, Float
+from layerbounds.problem import Problem
+from layerbounds.solution import Status, TracePoint
+
+
+class Capability(StrEnum):
+    """What a backend can treat or honours."""
+
+    UNIFORM = "uniform grids"
+    CODEBOOK = "codebook grids"
+    WARM_START = "warm start"
+    NODE_LIMIT = "node limit"
+    TRACE = "trace"
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a backend can run here."""
+
+    available: bool
+    version: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelTask:
+    """One output channel, dead inputs removed.
+
+    Attributes
+    ----------
+    channel : int
+    gram : ndarray of shape (n, n)
+        Gram matrix of the live inputs.
+    target : ndarray of shape (n,)
+        Unconstrained minimiser.
+    constant : float
+        Added to every error.
+    energy : float
+        f(0).
+    live : ndarray of bool, shape (inputs,)
+        Which of the layer's inputs these are.
+    levels : ndarray of shape (n, levels)
+        Sorted levels.
+    codes : ndarray of shape (levels,); scale, zero_point : ndarray of shape (n,)
+        ``levels = scale[:, None] * (codes - zero_point[:, None])``.
+    uniform : bool
+        Whether the codes are consecutive integers.
+    shared : object
+        What the backend's `prepare` returned for the channel's group.
+    warm_start : ndarray of shape (n,) or None
+        Feasible weights to start from.
+    """
+
+    channel: int
+    gram: Float
+    target: Float
+    constant: float
+    energy: float
+    live: Bool
+    levels: Float
+    codes: Float
+    scale: Float
+    zero_point: Float
+    uniform: bool
+    shared: Any
+    warm_start: Float | None
+
+
+@dataclass
+class Control:
+    """Limits of the work on one channel and the way to stop it from outside."""
+
+    time_limit: float
+    gap: float
+    node_limit: int | None
+    seed: int
+    threads: int
+    cancel: threading.Event
+    started: float = field(default_factory=time.perf_counter)
+
+    def elapsed(self) -> float:
+        """Seconds since the work began."""
+        return time.perf_counter() - self.started
+
+    def remaining(self) -> float:
+        """Seconds left, 0 when the time is out or the run was interrupted."""
+        return 0.0 if self.cancel.is_set() else max(self.time_limit - self.elapsed(), 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class DualPoint:
+    """A point z of the real space and a diagonal d, from which certification derives a bound (docs/bounds.md).
+
+    f(q) ≥ f(z) + Σ_i min_v [2 h_i (v − z_i) + d_i (v − z_i)²] with h = H(z − w), for every diagonal d ⪯ H.
+    """
+
+    z: Float
+    d: Float
+
+
+@dataclass(frozen=True, eq=False)
+class SearchProof:
+    """The own branch and bound pruned or visited everything below ``cut``.
+
+    Attributes
+    ----------
+    cut : float
+        In the units of the task's Gram matrix, without the constant.
+    allowance : float
+        How much rounding can have hidden, same units (docs/numerics.md).
+    leaves : ndarray of shape (leaves, n) or None
+        With it, what was visited below ``cut`` are exactly these weights: certification evaluates them one by one.
+    """
+
+    cut: float
+    allowance: float
+    leaves: Float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RawSolve:
+    """What a backend returns for a channel.
+
+    Attributes
+    ----------
+    weights : ndarray of shape (n,) or None
+        The best weights found, on the live inputs.
+    termination : Status
+        ``optimal`` and ``gap_reached`` are checked by certification.
+    proof : SearchProof or None
+        Only the native backend may return one.
+    dual : DualPoint or None
+    claimed_lower_bound : float or None
+        The backend's own figure, in the units of the task, constant included.
+    """
+
+    weights: Float | None
+    termination: Status
+    proof: SearchProof | None = None
+    dual: DualPoint | None = None
+    claimed_lower_bound: float | None = None
+    nodes: int = 0
+    trace: tuple[TracePoint, ...] = ()
+
+
+class Backend(Protocol):
+    """A solver. One file and one line in the registry."""
+
+    name: str
+    capabilities: frozenset[Capability]
+
+    def availability(self) -> Availability:
+        """Whether it can run, and its version."""
+
+    def prepare(self, problem: Problem, group: int, jobs: int) -> Any:
+        """Work that all channels of a group share; passed back as ``task.shared``."""
+
+    def solve(self, task: ChannelTask, control: Control) -> RawSolve:
+        """Solve one channel. Must return soon after ``control.remaining()`` is 0."""
+
+
+ProgressCallback = Callable[[int, int, float, float], None]
+
+
+def unit_target(task: ChannelTask) -> Float:
+    """The target in code units: the weight ``scale·(code − zero_point)`` has the coordinate ``code``."""
+    return np.asarray(task.target / task.scale + task.zero_point)

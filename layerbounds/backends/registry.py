@@ -1,0 +1,54 @@
+"""The backends by name: one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from layerbounds.backends.base import Backend
+from layerbounds.backends.native import NativeBackend
+from layerbounds.names import match_name
+
+_BACKENDS: dict[str, Callable[[], Backend]] = {
+    "native": NativeBackend,
+}
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """One row of `backends`.
+
+    Attributes
+    ----------
+    name : str
+    available : bool
+    version : str or None
+    capabilities : tuple of str
+    reason : str or None
+        Why it is not available, and how to get it.
+    """
+
+    name: str
+    available: bool
+    version: str | None
+    capabilities: tuple[str, ...]
+    reason: str | None
+
+
+def get_backend(name: str) -> Backend:
+    """Return a backend by name."""
+    return _BACKENDS[match_name(name, list(_BACKENDS), "backend")]()
+
+
+def backends() -> list[BackendInfo]:
+    """List every backend with its version, whether it is available, and what it can solve."""
+    rows = []
+    for name, make in _BACKENDS.items():
+        backend = make()
+        state = backend.availability()
+        rows.append(
+            BackendInfo(
+                name, state.available, state.version, tuple(sorted(map(str, backend.capabilities))), state.reason
+            )
+        )
+    return rows

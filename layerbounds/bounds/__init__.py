@@ -1,0 +1,1 @@
+"""Lower bounds: dual objects that certification re-derives."""

@@ -1,0 +1,142 @@
+"""Certification: the only code that sets bounds.
+
+Whatever a backend says, the error of its weights is recomputed here and the lower bound is derived from the proof or
+the dual point that it returned; both are rounded outward (docs/numerics.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from layerbounds.arrays import Float
+from layerbounds.backends.base import ChannelTask, DualPoint, RawSolve
+from layerbounds.bounds.diagonal import certified_minorant
+from layerbounds.exceptions import CertificationError
+from layerbounds.grids import nearest_levels
+from layerbounds.solution import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE, BoundKind, Status
+
+_LONG = np.longdouble
+_UNIT = float(np.finfo(_LONG).eps)
+
+
+@dataclass(frozen=True, eq=False)
+class CertifiedChannel:
+    """A channel's certified interval.
+
+    Attributes
+    ----------
+    lower, upper : float
+        Rounded outward, the constant included.
+    weights : ndarray of shape (n,)
+        On the live inputs; they reach ``upper``.
+    """
+
+    lower: float
+    upper: float
+    weights: Float
+    status: Status
+    bound_kind: BoundKind
+    claimed_lower: float
+
+
+def certify(task: ChannelTask, raw: RawSolve, gap: float) -> CertifiedChannel:
+    """Turn what a backend returned into a certified interval.
+
+    Raises
+    ------
+    CertificationError
+        If the weights are not on the grid, or the derived lower bound exceeds the error of feasible weights.
+    """
+    weights = _feasible_weights(task, raw.weights)
+    low, high = objective_interval(task.gram, task.target, weights)
+    upper = _up(high + task.constant)
+    # Exactly 0 deviations (and an empty channel) have the exact error `constant`.
+    if high == 0.0:
+        upper = task.constant
+    lower, kind = task.constant, BoundKind.TRIVIAL
+    if raw.dual is not None:
+        derived = dual_bound(task, raw.dual)
+        if derived > 0 and _down(derived + task.constant) > lower:
+            lower, kind = _down(derived + task.constant), BoundKind.DUAL
+    if raw.proof is not None:
+        derived = _down(raw.proof.cut - raw.proof.allowance)
+        for leaf in raw.proof.leaves if raw.proof.leaves is not None else ():
+            derived = min(derived, objective_interval(task.gram, task.target, leaf)[0])
+        if derived > 0 and _down(derived + task.constant) > lower:
+            lower, kind = _down(derived + task.constant), BoundKind.SEARCH
+    if lower > upper:
+        raise CertificationError(
+            f"channel {task.channel}: the derived lower bound {lower:.17g} exceeds the error {upper:.17g} of feasible "
+            "weights; please report this problem with its data."
+        )
+    width = upper - lower
+    status = raw.termination
+    if width <= max(OPTIMAL_RELATIVE * upper, OPTIMAL_ABSOLUTE * task.energy):
+        status = Status.OPTIMAL
+    elif gap > 0 and width <= gap * upper:
+        status = Status.GAP_REACHED
+    elif status in (Status.OPTIMAL, Status.GAP_REACHED):
+        # The backend believes itself done, but what can be proven is wider.
+        status = Status.NODE_LIMIT
+    claimed = np.nan if raw.claimed_lower_bound is None else float(raw.claimed_lower_bound)
+    return CertifiedChannel(lower, upper, weights, status, kind, claimed)
+
+
+def objective_interval(gram: Float, target: Float, weights: Float) -> tuple[float, float]:
+    """Enclosure of (v − w)ᵀH(v − w) in extended precision, with an a-priori error bound."""
+    deviation = weights.astype(_LONG) - target.astype(_LONG)
+    matrix = gram.astype(_LONG)
+    value = float(deviation @ (matrix @ deviation))
+    size = np.abs(deviation)
+    error = 2.0 * (len(weights) + 4) * _UNIT * float(size @ (np.abs(matrix) @ size))
+    if error == 0.0:
+        return max(value, 0.0), max(value, 0.0)
+    return max(_down(value - error), 0.0), max(_up(value + error), 0.0)
+
+
+def dual_bound(task: ChannelTask, dual: DualPoint) -> float:
+    """Lower bound on (q − w)ᵀH(q − w) over the grid, from any z and any diagonal.
+
+    f(q) ≥ f(z) + Σ_i min_v [2 h_i (v − z_i) + d_i (v − z_i)²] with h = H(z − w) and a diagonal that is first lowered
+    until diag(d) ⪯ H is proven. The rounding of h and of the sum is charged.
+    """
+    n = len(task.target)
+    z = np.asarray(dual.z, dtype=np.float64)
+    d = np.asarray(dual.d, dtype=np.float64)
+    if z.shape != (n,) or d.shape != (n,) or not (np.all(np.isfinite(z)) and np.all(np.isfinite(d))) or np.any(d < 0):
+        raise CertificationError(f"channel {task.channel}: the backend returned an invalid dual point.")
+    d = certified_minorant(task.gram, d)
+    matrix = task.gram.astype(_LONG)
+    deviation = z.astype(_LONG) - task.target.astype(_LONG)
+    h = matrix @ deviation
+    spread = np.abs(matrix) @ np.abs(deviation)
+    h_error = (n + 4) * _UNIT * spread
+    step = task.levels.astype(_LONG) - z.astype(_LONG)[:, None]
+    terms = 2 * h[:, None] * step + d[:, None] * step**2 - 2 * h_error[:, None] * np.abs(step)
+    low = terms.min(axis=1)
+    value = deviation @ h + low.sum()
+    magnitude = np.abs(deviation) @ spread + np.abs(2 * h[:, None] * step).max(axis=1).sum() + np.abs(low).sum()
+    return _down(float(value - 2 * (n + 8) * _UNIT * magnitude))
+
+
+def _feasible_weights(task: ChannelTask, weights: Float | None) -> Float:
+    if weights is None:
+        return nearest_levels(task.levels, task.target)
+    v = np.asarray(weights, dtype=np.float64)
+    if v.shape != task.target.shape or not np.all(np.isfinite(v)):
+        raise CertificationError(f"channel {task.channel}: the backend returned weights of a wrong shape or NaN.")
+    on_grid = nearest_levels(task.levels, v)
+    tolerance = 1e-9 * float(np.max(np.abs(task.levels), initial=0.0))
+    if np.any(np.abs(on_grid - v) > tolerance):
+        raise CertificationError(f"channel {task.channel}: the backend returned weights that are not on the grid.")
+    return on_grid
+
+
+def _down(value: float) -> float:
+    return float(np.nextafter(value, -np.inf))
+
+
+def _up(value: float) -> float:
+    return float(np.nextafter(value, np.inf))

@@ -1,0 +1,52 @@
+"""Where results and progress are printed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+#: Wider than any table: what goes to a file or a pipe is never wrapped.
+PIPE_WIDTH = 10_000
+
+
+def result_console() -> Console:
+    """Console on standard output; names are printed as they are, brackets included."""
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    return Console(width=width, markup=False, highlight=False, emoji=False)
+
+
+def fits(console: Console, renderable: RenderableType) -> bool:
+    """Whether a table needs no wrapping."""
+    unlimited = console.options.update(width=PIPE_WIDTH)
+    return Measurement.get(console, unlimited, renderable).maximum <= console.width
+
+
+@contextmanager
+def channel_progress(title: str, total: int) -> Iterator[Callable[..., None] | None]:
+    """Show a bar on standard error while channels are solved, if a person is looking.
+
+    Gives the callback for `layerbounds.solve`, or None where standard error is no terminal.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("channels"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=total)
+
+        def advance(done: int, *_: Any) -> None:
+            bar.update(task, completed=done)
+
+        yield advance

@@ -1,0 +1,33 @@
+"""``layerbounds backends`` and ``layerbounds heuristics``: what is registered."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from layerbounds.backends.registry import backends
+from layerbounds.cli.console import result_console
+from layerbounds.cli.options import JsonOption, check_json
+from layerbounds.heuristics.registry import describe_heuristics
+from layerbounds.report.files import STDOUT, write_json
+from layerbounds.report.tables import backend_table, heuristic_table
+
+
+def backends_command(json_out: JsonOption = None) -> None:
+    """List the solver backends, whether they are available here, and what they can treat."""
+    check_json(json_out)
+    rows = backends()
+    if json_out is not None:
+        write_json(json_out, {"backends": [dataclasses.asdict(row) for row in rows]})
+    if json_out != STDOUT:
+        result_console().print(backend_table(rows))
+
+
+def heuristics_command(json_out: JsonOption = None) -> None:
+    """List the heuristics that find good weights without a proof."""
+    check_json(json_out)
+    rows = describe_heuristics()
+    if json_out is not None:
+        fields = ("name", "summary", "source", "capabilities", "options")
+        write_json(json_out, {"heuristics": [{field: getattr(row, field) for field in fields} for row in rows]})
+    if json_out != STDOUT:
+        result_console().print(heuristic_table(rows))

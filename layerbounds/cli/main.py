@@ -1,0 +1,95 @@
+"""The application: commands, exit codes, and errors as one line on stderr.
+
+A new command is a function in a file of its own and one line in ``_COMMANDS``.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import typer
+
+import layerbounds
+from layerbounds.cli.layers import layers_command
+from layerbounds.cli.listings import backends_command, heuristics_command
+from layerbounds.cli.solve import solve_command
+from layerbounds.exceptions import LayerboundsError
+
+DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
+
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "solve": solve_command,
+    "layers": layers_command,
+    "backends": backends_command,
+    "heuristics": heuristics_command,
+}
+
+# Typer keeps the base class of its usage errors to itself, and where it lives depends on the version.
+_USAGE_ERROR: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+app = typer.Typer(
+    name="layerbounds",
+    help="How good any quantization or pruning of a layer can possibly be, with proof.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _name, _command in _COMMANDS.items():
+    app.command(_name)(_command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"layerbounds {layerbounds.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Default: those of the process.
+
+    Returns
+    -------
+    int
+        Exit code: 0 done, 2 bad input, 130 interrupted.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # A terminal or pipe that cannot encode "·" or "–" gets a question mark instead of a traceback.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        code = app(given or ["--help"], prog_name="layerbounds", standalone_mode=False)
+    except LayerboundsError as error:
+        return _fail(str(error))
+    except _USAGE_ERROR as error:
+        message: str = error.format_message()  # type: ignore[attr-defined]
+        return _fail(message[:1].lower() + message[1:])
+    except (KeyboardInterrupt, typer.Abort):
+        # Typer raises one or the other, or returns 130, depending on its version.
+        return INTERRUPTED
+    return code if isinstance(code, int) else DONE
+
+
+def _fail(message: str) -> int:
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    return BAD_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

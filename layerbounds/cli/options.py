@@ -1,0 +1,92 @@
+"""Options that commands share, and their parsing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from layerbounds.demo import demo_layers
+from layerbounds.exceptions import InputError
+from layerbounds.grids import Granularity
+from layerbounds.layer import Layer
+from layerbounds.layer_files import load_layers
+from layerbounds.report.files import STDOUT, check_output
+
+InputOption = Annotated[
+    Path | None,
+    typer.Option("--input", metavar="FILE", help="Layer file (safetensors); default: the embedded demo network."),
+]
+JsonOption = Annotated[
+    str | None, typer.Option("--json", metavar="OUT", help="Write JSON to this file; - prints it instead of the table.")
+]
+
+_INDEX = r"\s*[+-]?\d+\s*"
+_SLICE = re.compile(rf"({_INDEX}|\s*):({_INDEX}|\s*)(?::({_INDEX}|\s*))?")
+
+
+def read_layers(path: Path | None) -> Mapping[str, Layer]:
+    """Layers of a file, or of the demo network."""
+    return demo_layers() if path is None else load_layers(path)
+
+
+def check_json(out: str | None) -> None:
+    """Make sure that ``--json OUT`` can be written."""
+    if out is not None and out != STDOUT:
+        check_output(out, special=True)
+
+
+def parse_channels(text: str | None, out: int) -> list[int] | None:
+    """Read a selection of output channels such as ``0:8`` or ``0,3,5:7``, with Python's rules for both.
+
+    Parameters
+    ----------
+    text : str or None
+        None selects all.
+    out : int
+        Number of output channels.
+    """
+    if text is None:
+        return None
+    every = range(out)
+    chosen: list[int] = []
+    for part in text.split(","):
+        ends = _SLICE.fullmatch(part)
+        try:
+            if ends:
+                chosen.extend(every[slice(*(int(e) if e and e.strip() else None for e in ends.groups()))])
+            elif re.fullmatch(_INDEX, part):
+                chosen.append(every[int(part)])
+            else:
+                raise InputError(
+                    f"channels {text!r} cannot be read at {part!r}; write indices and half-open slices such as 0:8 "
+                    "or 0,3,5:7."
+                )
+        except IndexError:
+            raise InputError(f"channel {part.strip()} does not exist; the layer has channels 0 to {out - 1}.") from None
+        except ValueError as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"channels {text!r}: {error}.") from error
+    if not chosen:
+        raise InputError(f"channels {text!r} select nothing; the layer has channels 0 to {out - 1}.")
+    if len(set(chosen)) != len(chosen):
+        raise InputError(f"channels {text!r} select a channel twice; name each once.")
+    return chosen
+
+
+def parse_granularity(text: str | None) -> Granularity | None:
+    """Read ``tensor``, ``channel`` or a number of inputs."""
+    if text is None:
+        return None
+    if text == "tensor" or text == "channel":
+        return cast(Granularity, text)
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(
+            f"granularity is {text!r}; choose tensor, channel or a positive number of inputs per group."
+        ) from None

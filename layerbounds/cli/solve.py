@@ -1,0 +1,163 @@
+"""``layerbounds solve``: certified intervals for the channels of one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+import layerbounds
+from layerbounds.cli.console import channel_progress, fits, result_console
+from layerbounds.cli.options import (
+    InputOption,
+    JsonOption,
+    check_json,
+    parse_channels,
+    parse_granularity,
+    read_layers,
+)
+from layerbounds.exceptions import InputError, LayerboundsError
+from layerbounds.grids import Granularity, Range, codebook_grid
+from layerbounds.layer import Layer
+from layerbounds.layer_files import find_layer
+from layerbounds.problem import Problem, check_channels, quantization_problem
+from layerbounds.report.files import STDOUT, check_output, write_json
+from layerbounds.report.tables import channel_table, total_line
+from layerbounds.solution import Solution
+from layerbounds.solve import solve
+
+
+def solve_command(
+    layer: Annotated[str, typer.Option("--layer", metavar="NAME", help="Its name, or the unique end of it.")],
+    bits: Annotated[int | None, typer.Option("--bits", metavar="N", help="Bits per weight, 1 to 8.")] = None,
+    input_file: InputOption = None,
+    backend: Annotated[str, typer.Option("--backend", metavar="NAME", help="See `layerbounds backends`.")] = "native",
+    channels: Annotated[
+        str | None,
+        typer.Option("--channels", metavar="SLICES", help="Output channels, e.g. 0:8 or 0,3,5:7; default: all."),
+    ] = None,
+    granularity: Annotated[
+        str | None,
+        typer.Option(
+            "--granularity",
+            metavar="WHAT",
+            help="Weights that share a scale: tensor, channel (default) or a number of consecutive inputs.",
+        ),
+    ] = None,
+    fit: Annotated[
+        str, typer.Option("--range", metavar="HOW", help="How scales are fitted to the weights: mse or minmax.")
+    ] = "mse",
+    symmetric: Annotated[
+        bool, typer.Option("--symmetric/--asymmetric", help="Without or with an integer zero point.")
+    ] = True,
+    codebook: Annotated[
+        str | None,
+        typer.Option(
+            "--codebook", metavar="NAME", help="Instead of --bits: binary, ternary, nf4, fp4 or mxfp4 as levels."
+        ),
+    ] = None,
+    time_limit: Annotated[
+        float, typer.Option("--time-limit", metavar="SECONDS", help="Search time per channel.")
+    ] = 10.0,
+    gap: Annotated[
+        float, typer.Option("--gap", metavar="FRACTION", help="Stop a channel at this (upper - lower)/upper.")
+    ] = 0.0,
+    jobs: Annotated[int | None, typer.Option("--jobs", metavar="N", help="Threads in all; default: all cores.")] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")] = 0,
+    node_limit: Annotated[
+        int | None, typer.Option("--node-limit", metavar="N", help="Nodes per channel; makes runs reproducible.")
+    ] = None,
+    json_out: JsonOption = None,
+    save_weights: Annotated[
+        Path | None,
+        typer.Option("--save-weights", metavar="OUT", help="Write the weights that reach the upper bounds here."),
+    ] = None,
+) -> None:
+    """Find certified intervals around the smallest error that any quantized weights of a layer can have."""
+    # Hours of search must not end at a mistyped path.
+    check_json(json_out)
+    if save_weights is not None:
+        check_output(save_weights)
+    chosen_layer = find_layer(read_layers(input_file), layer)
+    problem = _problem(chosen_layer, bits, codebook, symmetric, parse_granularity(granularity), fit)
+    selection = check_channels(problem, parse_channels(channels, chosen_layer.out_features))
+    with channel_progress(chosen_layer.name, len(selection)) as progress:
+        solution = solve(
+            problem,
+            backend,
+            channels=selection,
+            time_limit=time_limit,
+            gap=gap,
+            jobs=jobs,
+            seed=seed,
+            node_limit=node_limit,
+            progress=progress,
+        )
+    options = {
+        "input": None if input_file is None else str(input_file),
+        "bits": bits,
+        "codebook": codebook,
+        "time_limit": time_limit,
+        "gap": gap,
+        "jobs": jobs,
+        "seed": seed,
+        "node_limit": node_limit,
+    }
+    _deliver(solution, options, json_out, save_weights)
+    if solution.interrupted:
+        raise typer.Exit(130)
+
+
+def _problem(
+    layer: Layer,
+    bits: int | None,
+    codebook: str | None,
+    symmetric: bool,
+    granularity: Granularity | None,
+    fit: str,
+) -> Problem:
+    range_ = cast(Range, fit)  # checked where the grid is built
+    if (bits is None) == (codebook is None):
+        raise InputError("pass either --bits or --codebook, and not both.")
+    if codebook is None:
+        return quantization_problem(
+            layer, bits, symmetric=symmetric, granularity=granularity or "channel", range=range_
+        )
+    if not symmetric:
+        raise InputError("a codebook has no zero point; leave out --asymmetric.")
+    return quantization_problem(layer, grid=codebook_grid(layer.weight, codebook, granularity, range_))
+
+
+def _deliver(solution: Solution, options: dict[str, Any], json_out: str | None, save_weights: Path | None) -> None:
+    """Write and print the results; a file that cannot be written does not take the others with it."""
+
+    def print_table() -> None:
+        console = result_console()
+        table = channel_table(solution)
+        console.print(table if fits(console, table) else channel_table(solution, compact=True))
+        console.print(total_line(solution), soft_wrap=not console.is_terminal)
+        if solution.interrupted:
+            console.print("interrupted: the intervals hold, but would be narrower at the end of the run")
+
+    def save_json() -> None:
+        if json_out is not None:
+            record = {"layerbounds": layerbounds.__version__, **solution.to_dict(), "options": options}
+            write_json(json_out, record)
+
+    def save_solution() -> None:
+        if save_weights is not None:
+            solution.save_weights(save_weights)
+
+    steps: list[Callable[[], None]] = [save_json, save_solution]
+    if json_out != STDOUT:
+        steps.append(print_table)
+    failure: LayerboundsError | None = None
+    for step in steps:
+        try:
+            step()
+        except LayerboundsError as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure

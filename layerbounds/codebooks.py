@@ -1,0 +1,51 @@
+"""Named codebooks: sorted level sets that a scale multiplies."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from layerbounds.arrays import Float
+from layerbounds.exceptions import UnknownNameError
+
+_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
+#: NF4: quantiles of the normal distribution, Dettmers et al., "QLoRA" (NeurIPS 2023), appendix E.
+#: FP4 E2M1 and MXFP4: OCP Microscaling Formats (MX) v1.0 specification, section 5.3.3.
+_CODEBOOKS: dict[str, tuple[float, ...]] = {
+    "binary": (-1.0, 1.0),
+    "ternary": (-1.0, 0.0, 1.0),
+    "nf4": (
+        -1.0,
+        -0.6961928009986877,
+        -0.5250730514526367,
+        -0.39491748809814453,
+        -0.28444138169288635,
+        -0.18477343022823334,
+        -0.09105003625154495,
+        0.0,
+        0.07958029955625534,
+        0.16093020141124725,
+        0.24611230194568634,
+        0.33791524171829224,
+        0.44070982933044434,
+        0.5626170039176941,
+        0.7229568362236023,
+        1.0,
+    ),
+    "fp4": tuple(sorted({s * v for v in _E2M1 for s in (-1.0, 1.0)})),
+    "mxfp4": tuple(sorted({s * v for v in _E2M1 for s in (-1.0, 1.0)})),
+}
+
+
+def codebook(name: str) -> Float:
+    """Return the sorted codes of a named codebook.
+
+    Parameters
+    ----------
+    name : {"binary", "ternary", "nf4", "fp4", "mxfp4"}
+    """
+    try:
+        codes = _CODEBOOKS[name.lower()]
+    except KeyError:
+        raise UnknownNameError(f"there is no codebook {name!r}; available: {', '.join(_CODEBOOKS)}.") from None
+    return np.array(sorted({c + 0.0 for c in codes}), dtype=np.float64)

@@ -1,0 +1,31 @@
+"""The package's own exceptions: each message is one sentence that says what was wrong and what to do."""
+
+from __future__ import annotations
+
+
+class LayerboundsError(Exception):
+    """Base class of every error that layerbounds raises on purpose."""
+
+
+class InputError(LayerboundsError, ValueError):
+    """An argument or an array cannot be used: wrong shape, NaN, not positive semidefinite, out of range."""
+
+
+class FileFormatError(InputError):
+    """A file is missing, truncated, foreign, or written by a newer version."""
+
+
+class UnknownNameError(InputError, LookupError):
+    """A layer, backend, heuristic or codebook of that name does not exist."""
+
+
+class MissingExtraError(LayerboundsError, ImportError):
+    """A feature needs an optional dependency that is not installed."""
+
+
+class UnsupportedProblemError(InputError):
+    """The chosen backend or heuristic cannot treat this kind of problem."""
+
+
+class CertificationError(LayerboundsError):
+    """What a backend returned contradicts the problem, so that no certificate can be issued."""

@@ -1,0 +1,1 @@
+"""Methods that people use, behind one signature."""

@@ -1,0 +1,70 @@
+"""One signature for all heuristics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from layerbounds.arrays import Float, Int
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelView:
+    """What a heuristic sees of one output channel: live inputs only, in the layer's order.
+
+    Attributes
+    ----------
+    gram : ndarray of shape (n, n)
+        Undamped.
+    target : ndarray of shape (n,)
+        Unconstrained minimiser of the error.
+    levels : ndarray of shape (n, levels)
+        Sorted, padded with the last level.
+    count : ndarray of int64, shape (n,)
+    rng : numpy.random.Generator
+        The only source of randomness.
+    """
+
+    gram: Float
+    target: Float
+    levels: Float
+    count: Int
+    rng: np.random.Generator
+
+
+#: A heuristic maps a channel (and its options) to feasible weights of shape (n,).
+QuantizationMethod = Callable[..., Float]
+
+
+@dataclass(frozen=True)
+class Heuristic:
+    """A registered method.
+
+    Attributes
+    ----------
+    name : str
+    summary : str
+        One line.
+    source : str
+        Where it was published.
+    method : callable
+        ``method(view, **options) -> weights``.
+    capabilities : tuple of str
+    options : dict
+        Names and defaults of its options.
+    """
+
+    name: str
+    summary: str
+    source: str
+    method: QuantizationMethod
+    capabilities: tuple[str, ...]
+    options: dict[str, Any]
+
+
+def chosen_levels(view: ChannelView, choice: Int) -> Float:
+    """The weights that a vector of level indices stands for."""
+    return np.asarray(view.levels[np.arange(len(choice)), choice])

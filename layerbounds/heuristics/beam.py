@@ -1,0 +1,42 @@
+"""K-best beam search."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from layerbounds.arrays import Float
+from layerbounds.exceptions import InputError
+from layerbounds.heuristics.base import ChannelView
+from layerbounds.heuristics.gptq import factorize
+from layerbounds.kernels.rounding import beam as search
+from layerbounds.kernels.rounding import coordinate_descent as descend
+from layerbounds.search.preparation import factorize_ordered
+
+
+def beam(view: ChannelView, width: int = 256, order_exponent: float = 0.0, polish: bool = True) -> Float:
+    """Fix weights one after the other and keep the ``width`` best partial assignments (the M-algorithm).
+
+    Anderson & Mohan, "Sequential coding algorithms" (IEEE Trans. Commun. 1984), in the V-BLAST order.
+
+    Parameters
+    ----------
+    view : ChannelView
+    width : int
+    order_exponent : float
+        λ of the elimination order: the variable fixed next has the largest H_ii^λ times its Schur complement.
+    polish : bool
+        End with coordinate descent and pair moves.
+    """
+    if width < 1:
+        raise InputError(f"width is {width}; keep at least one partial assignment.")
+    _, order, gram, _ = factorize_ordered(view.gram, order_exponent)
+    factors = factorize(gram)
+    assert factors is not None
+    choice = np.zeros(len(order), dtype=np.int64)
+    ordered = np.ascontiguousarray(view.levels[order])
+    search(int(width), factors[0], factors[1], view.target[order], ordered, view.count[order], choice)
+    unordered = np.empty_like(choice)
+    unordered[order] = choice
+    if polish:
+        descend(view.gram, view.target, view.levels, view.count, unordered, True, 100 * len(choice))
+    return np.asarray(view.levels[np.arange(len(order)), unordered])

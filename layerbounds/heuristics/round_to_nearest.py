@@ -1,0 +1,12 @@
+"""Round-to-nearest."""
+
+from __future__ import annotations
+
+from layerbounds.arrays import Float
+from layerbounds.grids import nearest_levels
+from layerbounds.heuristics.base import ChannelView
+
+
+def round_to_nearest(view: ChannelView) -> Float:
+    """Round each weight to its nearest level, whatever the inputs are."""
+    return nearest_levels(view.levels, view.target)

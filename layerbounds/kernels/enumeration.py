@@ -1,0 +1,316 @@
+"""Depth-first Schnorr–Euchner enumeration on tilted centres, with a separable bound at every depth.
+
+Variables are fixed from the last to the first of the prepared order, in grid units. For the first k variables free,
+the others fixed, and multipliers ("tilts") h of the free ones, let
+
+    psi = min_z f(z) − 2 hᵀz,        z its minimiser over the free variables, unconstrained.
+
+For every diagonal 0 ⪯ D ⪯ H on the free block (docs/bounds.md)
+
+    f(q) ≥ psi + Σ_i min_{v in L_i} [2 h_i v + d_i (v − z_i)²].
+
+With h = 0 this is the partial sum of Schnorr & Euchner (Math. Programming 66, 1994) plus a separable bound; a tilt
+h_i > 0 prices the lower end of the box, h_i < 0 the upper end. Fixing a variable keeps the tilts of the others and
+costs O(k): psi grows by p_k (v − z_k)² + 2 h_k v and z moves along a precomputed direction. Tilts are improved by
+Hildreth's dual coordinate ascent (Quarterly of Applied Math. 4, 1957) at nodes that the bound did not prune.
+
+The state lives in arrays, so that a call can stop after some nodes and the next call goes on from there.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+
+# Reassociation only reorders sums whose rounding docs/numerics.md charges in any order.
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+def _fix_plain(k, delta, parent, child, shift, top, weight):
+    """Move the centre; separable bound on levels 0…top without tilts."""
+    total = 0.0
+    for i in range(k):
+        x = parent[i] + shift[i] * delta
+        child[i] = x
+        r = x - min(max(np.rint(x), 0.0), top[i])
+        total += weight[i] * (r * r)
+    return total
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+def _fix_tilted(k, delta, parent, child, shift, tilt, top, weight, inverse):
+    """Move the centre; separable bound on levels 0…top with tilts."""
+    total = 0.0
+    for i in range(k):
+        x = parent[i] + shift[i] * delta
+        child[i] = x
+        v = min(max(np.rint(x - tilt[i] * inverse[i]), 0.0), top[i])
+        r = v - x
+        total += 2.0 * tilt[i] * v + weight[i] * (r * r)
+    return total
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+def _fix_table(k, delta, parent, child, shift, tilt, levels, weight):
+    """Move the centre; separable bound on level tables of shape (levels, n)."""
+    for i in range(k):
+        child[i] = parent[i] + shift[i] * delta
+    total = 0.0
+    for i in range(k):
+        best = np.inf
+        for j in range(levels.shape[0]):
+            v = levels[j, i]
+            r = v - child[i]
+            best = min(best, 2.0 * tilt[i] * v + weight[i] * (r * r))
+        total += best
+    return total
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+def _advance(k, amount, direction, z):
+    for i in range(k):
+        z[i] += amount * direction[i]
+
+
+@njit(nogil=True, cache=True)
+def _term(i, x, tilt, weight, inverse, uniform, levels, top):
+    """min over the levels of 2 h v + d (v − x)² for one variable."""
+    if uniform:
+        v = min(max(np.rint(x - tilt * inverse), 0.0), top)
+        return 2.0 * tilt * v + weight * ((v - x) * (v - x))
+    best = np.inf
+    for j in range(levels.shape[0]):
+        v = levels[j, i]
+        best = min(best, 2.0 * tilt * v + weight * ((v - x) * (v - x)))
+    return best
+
+
+@njit(nogil=True, cache=True)
+def _rest(k, z, tilt, weight, inverse, uniform, levels, top):
+    total = 0.0
+    for i in range(k):
+        total += _term(i, z[i], tilt[i], weight[i], inverse[i], uniform, levels, top[i])
+    return total
+
+
+@njit(nogil=True, cache=True)
+def ascend(k, steps, gain, psi, z, tilt, weight, covariance, low, high):
+    """Greedy Hildreth steps on the tilts of the first k variables.
+
+    Parameters
+    ----------
+    steps : int
+        At most so many.
+    gain : float
+        Stop when no step promises more than this.
+    covariance : (k, k) float64
+        Inverse of the Gram matrix of the first k variables.
+
+    Returns
+    -------
+    psi : float
+    taken : int
+    """
+    taken = 0
+    for _ in range(steps):
+        best = gain
+        pick = -1
+        move = 0.0
+        for i in range(k):
+            x, t = z[i], tilt[i]
+            if x < low[i] or t > 0.0:
+                dt = max((low[i] - x) / covariance[i, i], -t)
+            elif x > high[i] or t < 0.0:
+                dt = min((high[i] - x) / covariance[i, i], -t)
+            else:
+                continue
+            g = dt * dt * covariance[i, i]
+            if t == 0.0:
+                # A violated variable without a tilt already pays d·distance².
+                violation = max(low[i] - x, x - high[i])
+                g -= weight[i] * violation * violation
+            if g > best:
+                best, pick, move = g, i, dt
+        if pick < 0:
+            break
+        psi -= move * (2.0 * z[pick] + covariance[pick, pick] * move)
+        tilt[pick] += move
+        _advance(k, move, covariance[pick], z)
+        taken += 1
+    return psi, taken
+
+
+@njit(nogil=True, cache=True)
+def _open_level(k, centre, levels, count, lower, upper):
+    """Set the two pointers of variable k around its centre: the next level below, the next level above."""
+    j = 0
+    while j < count[k] and levels[j, k] < centre:
+        j += 1
+    lower[k] = j - 1
+    upper[k] = j
+
+
+@njit(nogil=True, cache=True)
+def enumerate_levels(
+    max_nodes, collect, uniform, pivots, shifts, weights, inverses, covariances, first, steps, levels, count, top, low, high,
+    z, tilts, row, sparse, psi, base, floor, moves, chosen, lower, upper, position, cut, best, nodes, extreme, reach, seen, distance,
+):  # fmt: skip
+    """Continue the search until it is exhausted or ``max_nodes`` more nodes were generated.
+
+    Parameters
+    ----------
+    max_nodes : int
+    collect : bool
+        Return at every leaf below the cut, and leave the cut as it is.
+    uniform : bool
+        Whether the levels of variable i are 0, 1, …, top[i].
+    pivots : (n,) float64
+        Squared pivots p_k.
+    shifts : (n, n) float64
+        ``shifts[k, :k]``: move of the centre of the first k variables for a unit move of variable k.
+    weights, inverses : (n + 1, n) float64
+        ``weights[k, :k]``: diagonal minorant of the Gram matrix of the first k variables, and its inverse.
+    covariances : (depths, n, n) float64
+        Entry k − first: inverse Gram matrix of the first k variables, where ``steps[k] > 0``.
+    first : int
+    steps : (n + 1,) int64
+        Hildreth steps at a node with k free variables.
+    levels : (levels, n) float64
+        Sorted tables, padded with the last level.
+    count : (n,) int64
+    top, low, high : (n,) float64
+        Largest index of uniform levels; smallest and largest level.
+    z, tilts : (n + 1, n) float64; psi, base, floor : (n + 1,) float64; moves : (n + 1,) int64
+        Row k belongs to the node with k free variables; row n is given. ``base`` is the node's bound less the term
+        of variable k − 1, ``floor`` a lower bound on Σ 2 h v of the free variables, ``moves`` the Hildreth steps on the path. State.
+    row : (n + 1,) int64
+        Which row of ``tilts`` the node uses: its own or that of the last node above with steps. State.
+    sparse : (m,) int64
+        Increasing indices of the root's tilted variables, if there are few; else any array longer than 8.
+    chosen, lower, upper : (n,) int64
+        State.
+    position : (1,) int64
+        The variable to be fixed next; n before the first call, n + 1 when the search is exhausted. State.
+    cut : (1,) float64
+        Subtrees whose bound reaches it are pruned; lowered when a leaf below it is found. State.
+    best : (n,) int64
+        Level indices of the best leaf found; best[0] = -1 while there is none. State.
+    nodes : (1,) int64
+        Running count. State.
+    extreme : (2,) float64; reach : (n,) float64
+        Largest Σ 2|h_i| max|level_i| of a node, largest number of moves on a path, and largest move of each variable
+        from its centre, for the rounding allowance.
+    seen : (n + 1,) int64, or (0,); distance : (n + 1, n) float64
+        Where given: per depth the number of nodes whose bound was near the cut, and the sums of their squared
+        distances to the nearest level, from which better weights are learned.
+
+    Returns
+    -------
+    bool
+        Whether the search is exhausted.
+    """
+    n = pivots.shape[0]
+    k = position[0]
+    if k == n + 1:
+        return True
+    if k == n:
+        k = n - 1
+        _open_level(k, z[n, k] - tilts[n, k] / pivots[k], levels, count, lower, upper)
+    learn = seen.shape[0] > 0
+    limit = nodes[0] + max_nodes
+    done = False
+    while nodes[0] < limit:
+        x, t = z[k + 1, k], tilts[row[k + 1], k]
+        centre = x - t / pivots[k]
+        below, above = lower[k], upper[k]
+        if below >= 0 and (above >= count[k] or centre - levels[below, k] <= levels[above, k] - centre):
+            pick = below
+            lower[k] = below - 1
+        elif above < count[k]:
+            pick = above
+            upper[k] = above + 1
+        else:
+            pick = -1
+        exhausted = pick < 0
+        value = 0.0
+        delta = 0.0
+        partial = 0.0
+        rest_floor = 0.0
+        if not exhausted:
+            nodes[0] += 1
+            value = levels[pick, k]
+            delta = value - x
+            partial = psi[k + 1] + pivots[k] * (delta * delta) + 2.0 * t * value
+            rest_floor = floor[k + 1] - min(2.0 * t * low[k], 2.0 * t * high[k])
+            # Siblings come in order of their partial cost: none of the remaining ones can be cheaper.
+            exhausted = not (partial + rest_floor < cut[0])
+        if exhausted:
+            k += 1
+            if k == n:
+                done = True
+                break
+            continue
+        if k == 0:
+            chosen[0] = pick
+            reach[0] = max(reach[0], abs(delta))
+            best[:] = chosen
+            if collect:
+                break
+            cut[0] = partial
+            continue
+        if base[k + 1] + 2.0 * t * value + weights[k + 1, k] * (delta * delta) >= cut[0]:
+            continue
+        chosen[k] = pick
+        child = z[k]
+        own = row[k + 1]
+        if not uniform:
+            rest = _fix_table(k, delta, z[k + 1], child, shifts[k], tilts[own], levels, weights[k])
+        elif own == n and sparse.shape[0] <= 8:
+            rest = _fix_plain(k, delta, z[k + 1], child, shifts[k], top, weights[k])
+            for i in sparse:
+                if i >= k:
+                    break
+                rest += _term(i, child[i], tilts[n, i], weights[k, i], inverses[k, i], True, levels, top[i])
+                rest -= _term(i, child[i], 0.0, weights[k, i], inverses[k, i], True, levels, top[i])
+        else:
+            rest = _fix_tilted(k, delta, z[k + 1], child, shifts[k], tilts[own], top, weights[k], inverses[k])
+        bound = partial + rest
+        if learn and bound < 1.5 * cut[0]:
+            seen[k] += 1
+            for i in range(k):
+                r = np.inf
+                for j in range(levels.shape[0]):
+                    r = min(r, abs(levels[j, i] - child[i]))
+                distance[k, i] += r * r
+        if bound >= cut[0]:
+            continue
+        taken = 0
+        if steps[k] > 0:
+            tilts[k, :k] = tilts[own, :k]
+            partial, taken = ascend(
+                k, steps[k], 1e-3 * cut[0], partial, child, tilts[k], weights[k], covariances[k - first], low, high
+            )
+            if taken > 0:
+                own = k
+                rest_floor = 0.0
+                size = 0.0
+                for i in range(k):
+                    rest_floor += 2.0 * min(tilts[k, i] * low[i], tilts[k, i] * high[i])
+                    size += 2.0 * abs(tilts[k, i]) * max(abs(low[i]), abs(high[i]))
+                extreme[0] = max(extreme[0], size)
+                extreme[1] = max(extreme[1], float(moves[k + 1] + taken))
+                better = partial + _rest(k, child, tilts[k], weights[k], inverses[k], uniform, levels, top)
+                if better >= cut[0]:
+                    continue
+                bound = better
+        reach[k] = max(reach[k], abs(delta))
+        psi[k] = partial
+        moves[k] = moves[k + 1] + taken
+        floor[k] = rest_floor
+        row[k] = own
+        k -= 1
+        base[k + 1] = bound - _term(
+            k, child[k], tilts[own, k], weights[k + 1, k], inverses[k + 1, k], uniform, levels, top[k]
+        )
+        _open_level(k, child[k] - tilts[own, k] / pivots[k], levels, count, lower, upper)
+    position[0] = n + 1 if done else k
+    return done

@@ -1,0 +1,214 @@
+"""A layer's weights together with the Gram matrix of its calibration inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import ArrayLike, NDArray
+
+from layerbounds.arrays import Bool, Float, as_float64, as_numpy
+from layerbounds.exceptions import InputError
+from layerbounds.gram import GramReport, live_inputs, validate_gram
+
+
+class Layer:
+    """Weights and input statistics of one linear or convolutional layer.
+
+    The squared output error of replacing the weights of an output channel by ``v`` is
+    ``f(v) = (v - target)ᵀ gram (v - target) + constant``, the mean over calibration positions.
+
+    Parameters
+    ----------
+    weight : array_like of shape (out, in) or (out, in, kh, kw)
+        Dense weights; flattened per output channel in the order (channel, kh, kw).
+    gram : array_like of shape (n, n) or (groups, n, n)
+        XᵀX/N of the flattened inputs, n = in·kh·kw; one matrix per group for grouped convolutions.
+    name : str
+    target : array_like of shape (out, n), optional
+        The unconstrained minimiser w̃ where the compressed layer sees other inputs than the dense one
+        (H w̃ = X̂ᵀXw/N). Default: the weights.
+    constant : array_like of shape (out,), optional
+        The part of the error that no weights can repair, ≥ 0. Default: 0.
+    samples : int, optional
+        Number N of calibration positions behind the Gram matrix.
+    input_mean : array_like of shape (n,) or (groups, n), optional
+    provenance : mapping, optional
+        Where the numbers come from; stored with the layer.
+
+    Attributes
+    ----------
+    gram : ndarray of shape (groups, n, n)
+        Symmetrised and, where float32 accumulation left small negative eigenvalues, projected.
+    gram_reports : tuple of GramReport
+        What was repaired, one per group.
+
+    Raises
+    ------
+    InputError
+        On wrong shapes, NaN, or a matrix that is not a Gram matrix.
+    """
+
+    def __init__(
+        self,
+        weight: ArrayLike,
+        gram: ArrayLike,
+        name: str = "layer",
+        *,
+        target: ArrayLike | None = None,
+        constant: ArrayLike | None = None,
+        samples: int | None = None,
+        input_mean: ArrayLike | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.name = str(name)
+        self.weight: NDArray[Any] = as_numpy(weight, f"layer {self.name!r}: weight")
+        if self.weight.ndim < 2 or self.weight.size == 0:
+            raise InputError(
+                f"layer {self.name!r}: weight has shape {self.weight.shape}; pass (out, in) or (out, in, kh, kw)."
+            )
+        self.matrix: Float = np.ascontiguousarray(self.weight.reshape(self.weight.shape[0], -1), dtype=np.float64)
+        out, n = self.matrix.shape
+        grams = as_float64(gram, f"layer {self.name!r}: gram")
+        if grams.ndim == 2:
+            grams = grams[None]
+        if grams.ndim != 3 or grams.shape[1:] != (n, n):
+            raise InputError(
+                f"layer {self.name!r}: gram has shape {grams.shape[-2:]} but the weight has {n} inputs per output "
+                f"channel; pass a ({n}, {n}) matrix, or (groups, {n}, {n}) for a grouped convolution."
+            )
+        if grams.shape[0] == 0 or out % grams.shape[0]:
+            raise InputError(
+                f"layer {self.name!r}: {grams.shape[0]} groups do not divide the {out} output channels; "
+                "pass one Gram matrix per group."
+            )
+        checked = [
+            validate_gram(g, f"layer {self.name!r}: gram" + (f" of group {i}" if len(grams) > 1 else ""))
+            for i, g in enumerate(grams)
+        ]
+        self.gram: Float = np.stack([g for g, _ in checked])
+        self.gram_reports: tuple[GramReport, ...] = tuple(r for _, r in checked)
+        self.target: Float = (
+            self.matrix if target is None else self._shaped(target, (out, n), "target", flatten_tail=True)
+        )
+        self.constant: Float = np.zeros(out) if constant is None else self._shaped(constant, (out,), "constant")
+        if np.any(self.constant < 0):
+            raise InputError(f"layer {self.name!r}: constant is negative; it is a mean squared error and must be ≥ 0.")
+        if samples is not None and (not isinstance(samples, (int, np.integer)) or samples <= 0):
+            raise InputError(f"layer {self.name!r}: samples is {samples!r}; pass the positive number of positions.")
+        self.samples = None if samples is None else int(samples)
+        self.input_mean: Float | None = None
+        if input_mean is not None:
+            means = as_float64(input_mean, f"layer {self.name!r}: input_mean")
+            if self.groups == 1 and means.ndim == 1:
+                means = means[None]
+            if means.shape != (self.groups, n):
+                raise InputError(
+                    f"layer {self.name!r}: input_mean has shape {means.shape}; pass shape {(self.groups, n)}."
+                )
+            self.input_mean = means
+        self.provenance: dict[str, Any] = dict(provenance or {})
+
+    def _shaped(self, value: ArrayLike, shape: tuple[int, ...], what: str, flatten_tail: bool = False) -> Float:
+        array = as_float64(value, f"layer {self.name!r}: {what}")
+        if flatten_tail and array.ndim > 2:
+            array = array.reshape(array.shape[0], -1)
+        if array.shape != shape:
+            raise InputError(f"layer {self.name!r}: {what} has shape {array.shape}; pass shape {shape}.")
+        return array
+
+    @classmethod
+    def from_activations(
+        cls,
+        weight: ArrayLike,
+        inputs: ArrayLike,
+        name: str = "layer",
+        *,
+        compressed_inputs: ArrayLike | None = None,
+    ) -> Layer:
+        """Build a layer from calibration inputs.
+
+        Parameters
+        ----------
+        weight : array_like of shape (out, n) or (out, in, kh, kw)
+        inputs : array_like of shape (N, n)
+            Flattened inputs X, one row per calibration position.
+        name : str
+        compressed_inputs : array_like of shape (N, n), optional
+            The inputs X̂ that the compressed layer will really see. Then the Gram is X̂ᵀX̂/N, the target solves
+            the normal equations (minimum norm where they are singular), and the constant is what remains.
+            ``provenance["normal_equation_residual"]`` holds the largest ‖H w̃ − X̂ᵀXw/N‖.
+        """
+        x = as_float64(inputs, f"layer {name!r}: inputs")
+        dense = as_float64(weight, f"layer {name!r}: weight")
+        if x.ndim != 2 or x.shape[0] == 0:
+            raise InputError(f"layer {name!r}: inputs have shape {x.shape}; pass (positions, inputs).")
+        matrix = dense.reshape(dense.shape[0], -1)
+        if matrix.shape[1] != x.shape[1]:
+            raise InputError(
+                f"layer {name!r}: inputs have {x.shape[1]} columns but the weight has {matrix.shape[1]} inputs "
+                "per output channel; they must agree."
+            )
+        count = x.shape[0]
+        if compressed_inputs is None:
+            return cls(weight, x.T @ x / count, name, samples=count, input_mean=x.mean(axis=0))
+        xc = as_float64(compressed_inputs, f"layer {name!r}: compressed_inputs")
+        if xc.shape != x.shape:
+            raise InputError(f"layer {name!r}: compressed_inputs have shape {xc.shape}; pass {x.shape} like inputs.")
+        y = x @ matrix.T
+        target = np.ascontiguousarray(scipy.linalg.lstsq(xc, y, check_finite=False)[0].T)
+        gram = xc.T @ xc / count
+        residual = float(np.max(np.linalg.norm(target @ gram - y.T @ xc / count, axis=1)))
+        return cls(
+            weight,
+            gram,
+            name,
+            target=target,
+            constant=np.mean((xc @ target.T - y) ** 2, axis=0),
+            samples=count,
+            input_mean=xc.mean(axis=0),
+            provenance={"normal_equation_residual": residual},
+        )
+
+    @property
+    def out_features(self) -> int:
+        """Number of output channels."""
+        return int(self.matrix.shape[0])
+
+    @property
+    def in_features(self) -> int:
+        """Number n of flattened inputs of one output channel."""
+        return int(self.matrix.shape[1])
+
+    @property
+    def groups(self) -> int:
+        """Number of groups, each with its own Gram matrix."""
+        return int(self.gram.shape[0])
+
+    def group_of(self, channel: int) -> int:
+        """Index of the group that an output channel belongs to."""
+        return channel // (self.out_features // self.groups)
+
+    def channel_gram(self, channel: int) -> Float:
+        """Gram matrix, shape (n, n), of the group of an output channel."""
+        return np.asarray(self.gram[self.group_of(channel)])
+
+    def live(self, group: int = 0) -> Bool:
+        """Mask, shape (n,), of the inputs of a group that are not dead."""
+        return live_inputs(self.gram[group])
+
+    def energy(self) -> Float:
+        """Error f(0) of removing each output channel, shape (out,): w̃ᵀHw̃ + c."""
+        per_group = self.out_features // self.groups
+        value = np.empty(self.out_features)
+        for g in range(self.groups):
+            rows = slice(g * per_group, (g + 1) * per_group)
+            t = self.target[rows]
+            value[rows] = np.maximum(np.einsum("ij,ij->i", t @ self.gram[g], t), 0.0) + self.constant[rows]
+        return value
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.weight.shape))
+        return f"Layer({self.name!r}, weight {shape}, n={self.in_features}, groups={self.groups})"

@@ -1,0 +1,179 @@
+"""Problems: a layer plus the set of weights that are allowed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from layerbounds.arrays import Bool, Float, as_float64
+from layerbounds.exceptions import InputError
+from layerbounds.grids import Granularity, Grid, Range, symmetric_grid, uniform_grid
+from layerbounds.layer import Layer
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizationProblem:
+    """Every weight of every output channel must be a level of its grid.
+
+    Attributes
+    ----------
+    layer : Layer
+    grid : Grid
+    """
+
+    layer: Layer
+    grid: Grid
+
+    def __post_init__(self) -> None:
+        want = (self.layer.out_features, self.layer.in_features)
+        have = (self.grid.out_features, self.grid.in_features)
+        if want != have:
+            raise InputError(
+                f"the grid is for weights of shape {have} but layer {self.layer.name!r} has {want}; "
+                "build the grid from this layer's weight."
+            )
+
+    @property
+    def label(self) -> str:
+        """One line that says what is allowed."""
+        return self.grid.label
+
+    def violation(self, matrix: Float, channels: Sequence[int]) -> Float:
+        """Largest distance of a weight to its nearest level, per channel, in units of the weights."""
+        return np.asarray(np.abs(matrix - self.grid.nearest(matrix, channels)).max(axis=1))
+
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that the optimum depends on."""
+        digest = hashlib.sha256()
+        for array in (self.layer.gram, self.layer.target, self.layer.constant, self.layer.matrix):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        for array in (self.grid.codes, self.grid.scale, self.grid.zero_point):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(f"quantization/{self.layer.gram.shape}/{self.grid.group_size}".encode())
+        return digest.hexdigest()
+
+
+Problem = QuantizationProblem
+
+
+def quantization_problem(
+    layer: Layer,
+    bits: int | None = None,
+    *,
+    grid: Grid | None = None,
+    scale: ArrayLike | None = None,
+    symmetric: bool = True,
+    granularity: Granularity = "channel",
+    range: Range = "mse",
+    density: float | None = None,
+) -> QuantizationProblem:
+    """Quantize a layer: with a fitted uniform grid (``bits``), a given grid, or given symmetric scales.
+
+    Parameters
+    ----------
+    layer : Layer
+    bits : int, optional
+    grid : Grid, optional
+        Instead of ``bits``.
+    scale : array_like of shape (out,) or (out, scale_groups), optional
+        With ``bits``: the step sizes of a symmetric grid.
+    symmetric, granularity, range
+        As in `uniform_grid`.
+
+    Raises
+    ------
+    InputError
+        If the arguments contradict each other.
+    """
+    if density is not None:
+        raise InputError("quantization and pruning together are not available yet; pass either bits or density.")
+    if not isinstance(layer, Layer):
+        raise InputError(f"layer is a {type(layer).__name__}; pass a layerbounds.Layer.")
+    if (bits is None) == (grid is None):
+        raise InputError("pass either bits or grid, and not both.")
+    if grid is not None:
+        if scale is not None:
+            raise InputError("a grid has its own scales; pass scale together with bits instead.")
+        return QuantizationProblem(layer, grid)
+    assert bits is not None
+    if scale is not None:
+        return QuantizationProblem(layer, symmetric_grid(scale, bits, layer.in_features))
+    return QuantizationProblem(layer, uniform_grid(layer.matrix, bits, symmetric, granularity, range))
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Error and feasibility of given weights.
+
+    Attributes
+    ----------
+    error : ndarray of shape (channels,)
+        f, the mean squared output error per calibration position.
+    relative_error : ndarray of shape (channels,)
+        f / f(0); NaN where f(0) = 0.
+    feasible : ndarray of bool, shape (channels,)
+        Whether every weight is allowed exactly.
+    violation : ndarray of shape (channels,)
+        How far the weights are from being allowed, in units of the weights.
+    """
+
+    error: Float
+    relative_error: Float
+    feasible: Bool
+    violation: Float
+
+
+def squared_error(gram: Float, deviation: Float) -> float:
+    """The quadratic form δᵀHδ, at least 0, in float64."""
+    return max(float(deviation @ (gram @ deviation)), 0.0)
+
+
+def evaluate(problem: Problem, weights: ArrayLike, channels: Sequence[int] | None = None) -> Evaluation:
+    """Score anybody's weights on the layer's own, undamped Gram matrix.
+
+    Parameters
+    ----------
+    problem : QuantizationProblem
+    weights : array_like
+        The layer's shape, or (channels, n).
+    channels : sequence of int, optional
+        The output channels that ``weights`` holds; default: all.
+    """
+    layer = problem.layer
+    rows = list(range(layer.out_features)) if channels is None else check_channels(problem, channels)
+    array = as_float64(weights, "weights")
+    if array.size != len(rows) * layer.in_features:
+        raise InputError(
+            f"weights have shape {array.shape}; layer {layer.name!r} needs {len(rows)} channels of "
+            f"{layer.in_features} weights."
+        )
+    matrix = array.reshape(len(rows), layer.in_features)
+    error = np.array(
+        [
+            squared_error(layer.channel_gram(c), matrix[i] - layer.target[c]) + layer.constant[c]
+            for i, c in enumerate(rows)
+        ]
+    )
+    energy = layer.energy()[rows]
+    relative = np.divide(error, energy, out=np.full(len(rows), np.nan), where=energy > 0)
+    violation = problem.violation(matrix, rows)
+    return Evaluation(error, relative, violation == 0.0, violation)
+
+
+def check_channels(problem: Problem, channels: Sequence[int] | None) -> list[int]:
+    """Validate a selection of output channels; None selects all."""
+    out = problem.layer.out_features
+    if channels is None:
+        return list(range(out))
+    chosen = [int(c) for c in channels]
+    bad = [c for c in chosen if not 0 <= c < out]
+    if bad or not chosen or len(set(chosen)) != len(chosen):
+        raise InputError(
+            f"channels {list(channels)} are not a selection of distinct output channels 0 to {out - 1} of layer "
+            f"{problem.layer.name!r}."
+        )
+    return chosen

@@ -1,0 +1,239 @@
+"""Tables for terminals: each function takes results and returns something that a rich console prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from layerbounds.backends.registry import BackendInfo
+from layerbounds.heuristics.base import Heuristic
+from layerbounds.solution import Solution, Status
+
+#: Stands for what is undefined, such as a relative error where f(0) = 0.
+MISSING = "–"
+
+_STATUS_STYLE = {
+    Status.OPTIMAL: "green",
+    Status.GAP_REACHED: "cyan",
+    Status.TIME_LIMIT: "yellow",
+    Status.NODE_LIMIT: "yellow",
+    Status.INTERRUPTED: "red",
+}
+
+
+def channel_table(solution: Solution, compact: bool = False) -> Table:
+    """Intervals of the solved channels, one row each.
+
+    Numbers are rounded to the nearest for reading; `Solution.to_dict` has them in full.
+
+    Parameters
+    ----------
+    solution : Solution
+    compact : bool
+        Leave out the absolute errors and the time, for terminals of less than 80 columns.
+
+    Returns
+    -------
+    rich.table.Table
+    """
+    # What a foreign solver says is no certificate: it has a column of its own, and only where there is a figure.
+    claimed = bool(np.any(np.isfinite(solution.claimed_lower_bound)))
+    problem = solution.problem
+    table = _table(f"{problem.layer.name} · {problem.label} · backend {solution.backend}")
+    headings = ["channel", "lower", "upper", "error %", "SQNR dB", "gap %", "status", "time s", "claimed, unproven"]
+    left_out = {"lower", "upper", "time s"} if compact else set()
+    if not claimed:
+        left_out.add("claimed, unproven")
+    shown = [heading for heading in headings if heading not in left_out]
+    for heading in shown:
+        _text(table, heading) if heading == "status" else _number(table, heading)
+    relative, sqnr, gap = solution.relative_upper_bound, solution.sqnr_db, solution.gap
+    for i, channel in enumerate(solution.channels):
+        status = solution.status[i]
+        cells: dict[str, str | Text] = {
+            "channel": str(channel),
+            "lower": significant(solution.lower_bound[i]),
+            "upper": significant(solution.upper_bound[i]),
+            "error %": significant(100.0 * relative[i]),
+            "SQNR dB": interval(sqnr[i, 0], sqnr[i, 1], decimals=2, collapse=status == Status.OPTIMAL),
+            "gap %": fixed(100.0 * gap[i], 2),
+            "status": Text(str(status), style=_STATUS_STYLE.get(status, "")),
+            "time s": fixed(solution.seconds[i], 2),
+            "claimed, unproven": significant(solution.claimed_lower_bound[i]),
+        }
+        table.add_row(*(cells[heading] for heading in shown))
+    return table
+
+
+def total_line(solution: Solution) -> str:
+    """Sum up the solved channels in one line.
+
+    Parameters
+    ----------
+    solution : Solution
+
+    Returns
+    -------
+    str
+    """
+    layer, totals = solution.problem.layer, solution.totals()
+    count, optimal = totals["channels"], totals["optimal"]
+    proven = optimal == count
+    part = "" if count == layer.out_features else f" (the layer has {layer.out_features})"
+    low, high = (totals[key] for key in ("relative_lower_bound", "relative_upper_bound"))
+    error = significant(_percent(high)) if proven else _span(significant(_percent(low)), significant(_percent(high)))
+    # An infinite SQNR (lower bound 0) is None in the totals; only an energy of 0 makes it undefined.
+    sqnr = [np.inf if value is None and totals["energy"] > 0 else value for value in totals["sqnr_db"]]
+    parts = [
+        f"{layer.name}: {optimal} of {count} channel{'' if count == 1 else 's'} proven optimal{part}",
+        f"relative error {error} %",
+        f"SQNR {interval(sqnr[0], sqnr[1], decimals=1, collapse=proven)} dB",
+        f"prepared in {fixed(totals['preparation_seconds'], 2)} s, searched {fixed(totals['seconds'], 2)} s",
+    ]
+    return " · ".join(parts)
+
+
+def layer_table(rows: Iterable[dict[str, Any]], title: str) -> Table:
+    """Layers of a file, one row each.
+
+    Parameters
+    ----------
+    rows : iterable of dict
+        From `layerbounds.report.describe.describe_layer`.
+    title : str
+
+    Returns
+    -------
+    rich.table.Table
+    """
+    table = _table(title)
+    _text(table, "name")
+    for heading in ("weight", "n", "groups", "live", "rank", "samples"):
+        _number(table, heading)
+    _text(table, "repaired")
+    for row in rows:
+        table.add_row(
+            row["name"],
+            "x".join(map(str, row["weight_shape"])),
+            str(row["inputs"]),
+            str(row["groups"]),
+            _extent(row["live_inputs"]),
+            _extent(row["rank"]),
+            MISSING if row["samples"] is None else str(row["samples"]),
+            _repairs(row),
+        )
+    return table
+
+
+def backend_table(rows: Iterable[BackendInfo]) -> Table:
+    """Backends, one row each.
+
+    Parameters
+    ----------
+    rows : iterable of BackendInfo
+
+    Returns
+    -------
+    rich.table.Table
+    """
+    table = _table("backends")
+    for heading in ("name", "version", "available", "can treat"):
+        _text(table, heading)
+    for row in rows:
+        available = Text("yes", style="green") if row.available else Text(f"no: {row.reason}", style="yellow")
+        table.add_row(row.name, row.version or MISSING, available, ", ".join(row.capabilities))
+    return table
+
+
+def heuristic_table(rows: Iterable[Heuristic]) -> Table:
+    """Heuristics, one row each.
+
+    Parameters
+    ----------
+    rows : iterable of Heuristic
+        From `layerbounds.heuristics.registry.describe_heuristics`.
+
+    Returns
+    -------
+    rich.table.Table
+    """
+    table = _table("heuristics")
+    for heading in ("name", "what it does", "can treat", "source"):
+        _text(table, heading)
+    for row in rows:
+        table.add_row(row.name, row.summary, ", ".join(row.capabilities), row.source)
+    return table
+
+
+def significant(value: float | None, digits: int = 4) -> str:
+    """Format a number with some significant digits; what is undefined becomes a dash."""
+    if value is None or np.isnan(value):
+        return MISSING
+    if np.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{value:#.{digits}g}".removesuffix(".") if value else "0"
+
+
+def fixed(value: float | None, decimals: int) -> str:
+    """Format a number with some decimals; what is undefined becomes a dash."""
+    if value is None or np.isnan(value):
+        return MISSING
+    return f"{value:.{decimals}f}" if np.isfinite(value) else significant(value)
+
+
+def interval(low: float | None, high: float | None, decimals: int, collapse: bool) -> str:
+    """Format an interval, or its first end alone."""
+    first = fixed(low, decimals)
+    return first if collapse else _span(first, fixed(high, decimals))
+
+
+def _span(first: str, second: str) -> str:
+    return first if first == second else f"{first}–{second}"
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100.0 * value
+
+
+def _extent(values: Sequence[int | None]) -> str:
+    """One number for all groups, or the smallest and the largest."""
+    known = [v for v in values if v is not None]
+    return _span(str(min(known)), str(max(known))) if len(known) == len(values) else MISSING
+
+
+def _repairs(row: dict[str, Any]) -> str:
+    notes = []
+    if any(row["projected"]):
+        smallest = min(v for v in row["min_eigenvalue"] if v is not None)
+        notes.append(f"negative eigenvalues (down to {smallest:.1e} of the largest) set to 0")
+    asymmetry = max(row["asymmetry"])
+    if asymmetry > 0:
+        notes.append(f"symmetrised ({asymmetry:.1e})")
+    return ", ".join(notes) or MISSING
+
+
+def _table(title: str) -> Table:
+    # Two characters between columns and no frame: the channel table just fits 80 columns.
+    return Table(
+        title=Text(title),
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+
+
+def _number(table: Table, heading: str) -> None:
+    # Folding instead of the default ellipsis: a narrow terminal must not hide digits.
+    table.add_column(Text(heading), justify="right", overflow="fold")
+
+
+def _text(table: Table, heading: str) -> None:
+    table.add_column(Text(heading), overflow="fold")

@@ -1,0 +1,154 @@
+"""One depth-first search: state arrays around the compiled enumeration."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from layerbounds.arrays import Float, Int
+from layerbounds.bounds.diagonal import gamma, maximize_minorant
+from layerbounds.kernels.enumeration import ascend, enumerate_levels
+from layerbounds.search.units import UnitProblem
+
+#: A depth's minorant is learned anew only from so many nodes.
+_ENOUGH = 50
+
+
+class Tree:
+    """Depth-first search of one channel below a cut; resumable, and reusable for another cut.
+
+    Parameters
+    ----------
+    unit : UnitProblem
+    """
+
+    def __init__(self, unit: UnitProblem) -> None:
+        n = unit.size
+        self.unit = unit
+        self.minorants = unit.minorants.copy()
+        self.inverses = _inverses(self.minorants)
+        self.steps = np.zeros(n + 1, dtype=np.int64)
+        self.z = np.zeros((n + 1, n))
+        self.tilts = np.zeros((n + 1, n))
+        self.psi = np.zeros(n + 1)
+        self.base = np.full(n + 1, -np.inf)
+        self.floor = np.zeros(n + 1)
+        self.row = np.full(n + 1, n, dtype=np.int64)
+        self.sparse = np.zeros(0, dtype=np.int64)
+        self.moves = np.zeros(n + 1, dtype=np.int64)
+        self.extreme = np.zeros(2)
+        self.reach = np.zeros(n)
+        #: Error of the root's centre in the norm of the Gram matrix.
+        self.root_error = 0.0
+        self.nodes = np.zeros(1, dtype=np.int64)
+        self._chosen = np.zeros(n, dtype=np.int64)
+        self._lower = np.zeros(n, dtype=np.int64)
+        self._upper = np.zeros(n, dtype=np.int64)
+        self._position = np.array([n], dtype=np.int64)
+        self._cut = np.zeros(1)
+        self._best = np.full(n, -1, dtype=np.int64)
+        self._seen = np.zeros(n + 1, dtype=np.int64)
+        self._distance = np.zeros((n + 1, n))
+        self.z[n] = unit.origin
+
+    def tilt_root(self, gain: float, steps: int) -> None:
+        """Price the active ends of the box at the root."""
+        n, unit = self.unit.size, self.unit
+        h, z = self.tilts[n], self.z[n]
+        ascend(n, steps, gain, 0.0, z, h, self.minorants[n], unit.covariance, unit.low, unit.high)
+        # Afresh, so that the rounding of the steps is forgotten: for any z, f(z) − 2hᵀz exceeds psi by the squared
+        # distance of z to the minimiser, ρᵀH⁻¹ρ with ρ = H(z − w) − h (docs/numerics.md).
+        for _ in range(2):
+            z -= unit.covariance @ (unit.gram @ (z - unit.origin) - h)
+        deviation = z - unit.origin
+        residual = unit.gram @ deviation - h
+        rounding = gamma(n + 4) * (np.abs(unit.gram) @ (np.abs(z) + np.abs(unit.origin)) + np.abs(h))
+        size = np.abs(residual) + rounding
+        scale = np.sqrt(np.diag(unit.gram))
+        spread = 2.0 * float(np.sum(np.diag(unit.covariance) * scale**2))
+        self.root_error = float(np.linalg.norm(size / scale) * np.sqrt(spread))
+        self.psi[n] = float(deviation @ (unit.gram @ deviation)) - 2.0 * float(h @ z)
+        self.sparse = np.flatnonzero(h)
+        self.floor[n] = float(np.sum(2.0 * np.minimum(h * unit.low, h * unit.high)))
+        tilt_size = float(np.sum(2.0 * np.abs(h) * np.maximum(np.abs(unit.low), np.abs(unit.high))))
+        self.extreme[0] = max(self.extreme[0], tilt_size)
+
+    def root_bound(self) -> float:
+        """The separable bound at the root, in grid units."""
+        n, unit = self.unit.size, self.unit
+        v, z, h = unit.levels, self.z[n], self.tilts[n]
+        terms = 2.0 * h * v + self.minorants[n] * (v - z) ** 2
+        return float(self.psi[n] + np.sum(terms.min(axis=0)))
+
+    def restart(self, cut: float) -> None:
+        """Begin a new search for everything below a cut."""
+        self._position[0] = self.unit.size
+        self._cut[0] = cut
+        self._best[:] = -1
+
+    def run(self, max_nodes: int, learn: bool = False, collect: bool = False) -> bool:
+        """Go on for some nodes; True when nothing below the cut is left.
+
+        With ``collect`` every leaf below the cut ends the call and the cut stays; see `take`.
+        """
+        unit = self.unit
+        return bool(
+            enumerate_levels(
+                max_nodes, collect, unit.uniform, unit.pivots, unit.shifts, self.minorants, self.inverses, unit.covariances,
+                unit.prep.first_covariance, self.steps, unit.levels, unit.count, unit.high, unit.low, unit.high,
+                self.z, self.tilts, self.row, self.sparse, self.psi, self.base, self.floor, self.moves, self._chosen,
+                self._lower, self._upper, self._position, self._cut, self._best, self.nodes, self.extreme, self.reach,
+                self._seen if learn else _NOTHING, self._distance,
+            )
+        )  # fmt: skip
+
+    @property
+    def cut(self) -> float:
+        """Everything below is being searched; falls when a better point is found."""
+        return float(self._cut[0])
+
+    @property
+    def found(self) -> Int | None:
+        """Level indices of the best point found since the restart."""
+        return self._best.copy() if self._best[0] >= 0 else None
+
+    def take(self) -> Int | None:
+        """Level indices of the leaf that ended a collecting call, once."""
+        leaf = self.found
+        self._best[0] = -1
+        return leaf
+
+    def learn(self, stride: int) -> None:
+        """Refit the minorants to the distances seen near the cut (docs/bounds.md, learned weights)."""
+        start: Float | None = None
+        row: Float | None = None
+        since = stride
+        for k in range(self.unit.size, 1, -1):
+            if row is not None and since < stride:
+                row = row[: k]
+                self.minorants[k, :k] = row
+                since += 1
+                continue
+            if self._seen[k] < _ENOUGH:
+                row = None
+                since = stride
+                continue
+            objective = self._distance[k, :k] / self._seen[k]
+            objective += 1e-3 * float(objective.mean())
+            block = np.ascontiguousarray(self.unit.gram[:k, :k])
+            row = maximize_minorant(block, objective, self.minorants[k, :k] if start is None else start[:k])
+            if not np.any(row):
+                row = None
+                continue
+            start = row
+            self.minorants[k, :k] = row
+            since = 1
+        self.inverses = _inverses(self.minorants)
+        self._seen[:] = 0
+        self._distance[:] = 0.0
+
+
+def _inverses(minorants: Float) -> Float:
+    return np.divide(1.0, minorants, out=np.zeros_like(minorants), where=minorants > 0)
+
+
+_NOTHING = np.zeros(0, dtype=np.int64)

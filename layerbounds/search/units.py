@@ -1,0 +1,108 @@
+"""One channel in grid units: weight i is ``scale_i · (x_i − zero_i)``, and x_i takes the values of a code table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from layerbounds.arrays import Float, Int
+from layerbounds.backends.base import ChannelTask
+from layerbounds.bounds.diagonal import UNIT
+from layerbounds.search.preparation import Preparation
+
+
+@dataclass(frozen=True, eq=False)
+class UnitProblem:
+    """A channel and its preparation, both in grid units and in the order of the search.
+
+    Where all scales are equal the arrays of the preparation are used as they are and the objective is measured in
+    units of scale²; otherwise they are rescaled by the ratio of each scale to the geometric mean.
+
+    Attributes
+    ----------
+    multiplier : float
+        Objective in the units of the Gram matrix / objective here.
+    origin : ndarray of shape (n,)
+        Target x₀.
+    levels : ndarray of shape (levels, n)
+    count : ndarray of int64, shape (n,)
+    low, high : ndarray of shape (n,)
+    uniform : bool
+        Levels are 0, 1, …, high.
+    """
+
+    prep: Preparation
+    multiplier: float
+    gram: Float
+    pivots: Float
+    shifts: Float
+    minorants: Float
+    covariance: Float
+    covariances: Float
+    origin: Float
+    levels: Float
+    count: Int
+    low: Float
+    high: Float
+    uniform: bool
+    code_offset: float
+    scale: Float
+    zero_point: Float
+
+    @property
+    def size(self) -> int:
+        """Number of variables."""
+        return len(self.origin)
+
+    def weights_of(self, points: Float) -> Float:
+        """Real weights, in the layer's order, of a point in grid units."""
+        result = np.empty(self.size)
+        result[self.prep.order] = self.scale * (points + self.code_offset - self.zero_point)
+        return result
+
+
+def make_units(task: ChannelTask, prep: Preparation) -> UnitProblem:
+    """Translate a channel into grid units."""
+    order = prep.order
+    scale, zero = task.scale[order], task.zero_point[order]
+    offset = float(task.codes[0]) if task.uniform else 0.0
+    codes = task.codes - offset
+    n = len(order)
+    levels = np.ascontiguousarray(np.repeat(codes[:, None], n, axis=1))
+    if np.all(scale == scale[0]):
+        multiplier = float(scale[0] ** 2)
+        matrices = (prep.gram, prep.pivots, prep.shifts, prep.minorants, prep.covariance, prep.covariances)
+    else:
+        mean = float(np.exp(np.mean(np.log(scale))))
+        multiplier = mean**2
+        r = scale / mean
+        outer = np.outer(r, r)
+        matrices = (
+            prep.gram * outer,
+            prep.pivots * r**2,
+            prep.shifts * np.outer(r, 1.0 / r),
+            # Rounding must not lift the diagonal above the Gram matrix.
+            prep.minorants * r**2 * (1.0 - 64 * UNIT),
+            prep.covariance / outer,
+            prep.covariances / outer,
+        )
+    return UnitProblem(
+        prep=prep,
+        multiplier=multiplier,
+        gram=matrices[0],
+        pivots=matrices[1],
+        shifts=matrices[2],
+        minorants=matrices[3],
+        covariance=matrices[4],
+        covariances=matrices[5],
+        origin=task.target[order] / scale + zero - offset,
+        levels=levels,
+        count=np.full(n, len(codes), dtype=np.int64),
+        low=levels[0].copy(),
+        high=levels[-1].copy(),
+        uniform=task.uniform,
+        code_offset=offset,
+        scale=scale,
+        zero_point=zero,
+    )

@@ -1,0 +1,212 @@
+"""Certified intervals and the weights that reach their upper ends."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+from layerbounds.arrays import Float, Int
+from layerbounds.layer_files import write_tensors
+from layerbounds.problem import Problem
+
+#: ``optimal`` means upper − lower ≤ max(RELATIVE · upper, ABSOLUTE · f(0)).
+OPTIMAL_RELATIVE = 1e-6
+OPTIMAL_ABSOLUTE = 1e-12
+
+
+class Status(StrEnum):
+    """Why the work on a channel ended."""
+
+    OPTIMAL = "optimal"
+    GAP_REACHED = "gap_reached"
+    TIME_LIMIT = "time_limit"
+    NODE_LIMIT = "node_limit"
+    INTERRUPTED = "interrupted"
+
+
+class BoundKind(StrEnum):
+    """How a lower bound was derived."""
+
+    #: Recomputed from a dual point.
+    DUAL = "dual"
+    #: Exhausted by the package's own branch and bound, less its rounding allowance.
+    SEARCH = "search"
+    #: The constant part of the error, which no weights can repair.
+    TRIVIAL = "trivial"
+
+
+@dataclass(frozen=True)
+class TracePoint:
+    """State of the interval at one moment.
+
+    Attributes
+    ----------
+    seconds : float
+        Since the search of the channel began.
+    nodes : int
+    lower, upper : float
+        In the units of ``gram``.
+    """
+
+    seconds: float
+    nodes: int
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Certified intervals for some output channels of a problem.
+
+    All arrays have one entry for each solved channel, in the order of ``channels``.
+
+    Attributes
+    ----------
+    problem : Problem
+    channels : list of int
+    lower_bound, upper_bound : ndarray of shape (channels,)
+        Rounded outward; ``lower_bound <= min f <= upper_bound``.
+    weights : ndarray of shape (channels, *weight.shape[1:])
+        Allowed weights that reach ``upper_bound``.
+    status : list of Status
+    bound_kind : list of BoundKind
+    claimed_lower_bound : ndarray of shape (channels,)
+        What a foreign solver says, NaN otherwise. Never used for ``lower_bound``.
+    energy : ndarray of shape (channels,)
+        f(0), the error of removing the channel.
+    seconds : ndarray of shape (channels,)
+        Time of the search.
+    nodes : ndarray of int64, shape (channels,)
+    trace : list of list of TracePoint
+    preparation_seconds : float
+        Time of the work that the channels share, compilation included.
+    backend : str
+    """
+
+    problem: Problem
+    channels: list[int]
+    lower_bound: Float
+    upper_bound: Float
+    weights: Float
+    status: list[Status]
+    bound_kind: list[BoundKind]
+    claimed_lower_bound: Float
+    energy: Float
+    seconds: Float
+    nodes: Int
+    trace: list[list[TracePoint]]
+    preparation_seconds: float
+    backend: str
+    interrupted: bool = field(default=False)
+
+    def _relative(self, value: Float) -> Float:
+        return np.asarray(np.divide(value, self.energy, out=np.full(len(value), np.nan), where=self.energy > 0))
+
+    @property
+    def relative_lower_bound(self) -> Float:
+        """Lower bound / f(0); NaN where f(0) = 0."""
+        return self._relative(self.lower_bound)
+
+    @property
+    def relative_upper_bound(self) -> Float:
+        """Upper bound / f(0); NaN where f(0) = 0."""
+        return self._relative(self.upper_bound)
+
+    @property
+    def sqnr_db(self) -> Float:
+        """−10·log10(relative error), shape (channels, 2): from the upper bound, from the lower bound."""
+        pair = np.stack([self.relative_upper_bound, self.relative_lower_bound], axis=1)
+        with np.errstate(divide="ignore"):
+            return np.asarray(-10.0 * np.log10(pair))
+
+    @property
+    def gap(self) -> Float:
+        """(upper − lower) / upper, 0 where the upper bound is 0."""
+        return np.divide(
+            self.upper_bound - self.lower_bound,
+            self.upper_bound,
+            out=np.zeros(len(self.channels)),
+            where=self.upper_bound > 0,
+        )
+
+    def totals(self) -> dict[str, Any]:
+        """Sums over the solved channels, with the interval of the summed error."""
+        lower, upper, energy = (float(np.sum(a)) for a in (self.lower_bound, self.upper_bound, self.energy))
+        return {
+            "channels": len(self.channels),
+            "optimal": sum(s == Status.OPTIMAL for s in self.status),
+            "lower_bound": lower,
+            "upper_bound": upper,
+            "energy": energy,
+            "relative_lower_bound": _ratio(lower, energy),
+            "relative_upper_bound": _ratio(upper, energy),
+            "sqnr_db": [_decibel(_ratio(upper, energy)), _decibel(_ratio(lower, energy))],
+            "seconds": float(np.sum(self.seconds)),
+            "nodes": int(np.sum(self.nodes)),
+            "preparation_seconds": self.preparation_seconds,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the weights, ready for JSON: infinite and undefined numbers become None."""
+        layer = self.problem.layer
+        sqnr = self.sqnr_db
+        rows = [
+            {
+                "channel": channel,
+                "lower_bound": float(self.lower_bound[i]),
+                "upper_bound": float(self.upper_bound[i]),
+                "relative_lower_bound": _finite(self.relative_lower_bound[i]),
+                "relative_upper_bound": _finite(self.relative_upper_bound[i]),
+                "sqnr_db": [_finite(sqnr[i, 0]), _finite(sqnr[i, 1])],
+                "gap": float(self.gap[i]),
+                "status": str(self.status[i]),
+                "bound_kind": str(self.bound_kind[i]),
+                "claimed_lower_bound": _finite(self.claimed_lower_bound[i]),
+                "energy": float(self.energy[i]),
+                "seconds": float(self.seconds[i]),
+                "nodes": int(self.nodes[i]),
+                "trace": [[p.seconds, p.nodes, p.lower, p.upper] for p in self.trace[i]],
+            }
+            for i, channel in enumerate(self.channels)
+        ]
+        return {
+            "problem": {
+                "layer": layer.name,
+                "weight_shape": list(layer.weight.shape),
+                "inputs": layer.in_features,
+                "groups": layer.groups,
+                "allowed": self.problem.label,
+                "fingerprint": self.problem.fingerprint(),
+                "samples": layer.samples,
+                "dead_inputs": [r.dead for r in layer.gram_reports],
+            },
+            "backend": self.backend,
+            "interrupted": self.interrupted,
+            "channels": rows,
+            "layer": self.totals(),
+        }
+
+    def save_weights(self, path: str | os.PathLike[str]) -> None:
+        """Write the weights to a safetensors file: ``NAME.weight``, float64, and ``NAME.channels``."""
+        name = self.problem.layer.name
+        write_tensors(
+            path,
+            {f"{name}.weight": self.weights, f"{name}.channels": np.asarray(self.channels, dtype=np.int64)},
+            {"layerbounds.allowed": self.problem.label, "layerbounds.fingerprint": self.problem.fingerprint()},
+        )
+
+
+def _ratio(value: float, energy: float) -> float | None:
+    return value / energy if energy > 0 else None
+
+
+def _decibel(ratio: float | None) -> float | None:
+    return -10.0 * float(np.log10(ratio)) if ratio is not None and ratio > 0 else None
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

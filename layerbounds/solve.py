@@ -1,0 +1,213 @@
+"""Solve a problem channel by channel: the package's main entry."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+import numpy as np
+from numpy.typing import ArrayLike
+from threadpoolctl import threadpool_limits
+
+from layerbounds.arrays import Float, as_float64
+from layerbounds.backends.base import Backend, Capability, ChannelTask, Control
+from layerbounds.backends.registry import get_backend
+from layerbounds.certify import CertifiedChannel, certify
+from layerbounds.exceptions import InputError, MissingExtraError, UnsupportedProblemError
+from layerbounds.grids import nearest_levels
+from layerbounds.problem import Problem, check_channels
+from layerbounds.solution import Solution, TracePoint
+
+#: Called after each finished channel: (channels done, channels in all, channel, its certified result).
+Progress = Callable[[int, int, int, CertifiedChannel], None]
+
+
+def solve(
+    problem: Problem,
+    backend: str = "native",
+    *,
+    channels: Sequence[int] | None = None,
+    time_limit: float = 10.0,
+    gap: float = 0.0,
+    jobs: int | None = None,
+    seed: int = 0,
+    node_limit: int | None = None,
+    warm_start: ArrayLike | None = None,
+    progress: Progress | None = None,
+) -> Solution:
+    """Find certified intervals around the smallest possible error of each output channel.
+
+    Parameters
+    ----------
+    problem : QuantizationProblem
+    backend : str
+        A name from `backends`.
+    channels : sequence of int, optional
+        Output channels to solve; default: all.
+    time_limit : float
+        Seconds of search per channel. Preparation that channels share, and compilation, are outside it.
+    gap : float
+        Stop a channel when (upper − lower)/upper is at most this.
+    jobs : int, optional
+        Threads in total; default: all cores. Several channels are solved side by side.
+    seed : int
+    node_limit : int, optional
+        Nodes per channel. With it, the same seed and jobs give the same intervals.
+    warm_start : array_like, optional
+        Feasible weights of the layer's shape or (channels, n) to start from; others are rounded first.
+    progress : callable, optional
+        Called after each channel with (done, total, channel, certified result).
+
+    Returns
+    -------
+    Solution
+        An interrupted run (Ctrl-C) returns what it has, with ``interrupted`` set.
+
+    Raises
+    ------
+    InputError
+        On invalid options.
+    UnsupportedProblemError
+        If the backend cannot treat the problem.
+    """
+    _check_options(time_limit, gap, jobs, node_limit)
+    chosen = check_channels(problem, channels)
+    solver = get_backend(backend)
+    _check_capabilities(solver, problem)
+    threads = jobs if jobs is not None else os.cpu_count() or 1
+    starts = _warm_starts(problem, chosen, warm_start)
+    cancel = threading.Event()
+    interrupted = False
+    results: dict[int, tuple[CertifiedChannel, float, tuple[TracePoint, ...], int]] = {}
+    energy = problem.layer.energy()
+
+    begin = time.perf_counter()
+    shared = {g: solver.prepare(problem, g, threads) for g in sorted({problem.layer.group_of(c) for c in chosen})}
+    preparation = time.perf_counter() - begin
+
+    def work(channel: int) -> tuple[CertifiedChannel, float, tuple[TracePoint, ...], int]:
+        task = make_task(problem, channel, shared[problem.layer.group_of(channel)], starts.get(channel))
+        control = Control(time_limit, gap, node_limit, seed, max(threads // len(chosen), 1), cancel)
+        raw = solver.solve(task, control)
+        seconds = control.elapsed()
+        return certify(task, raw, gap), seconds, raw.trace, raw.nodes
+
+    # Small factorizations with several BLAS threads are many times slower than with one.
+    with threadpool_limits(limits=1), ThreadPoolExecutor(max_workers=min(threads, len(chosen))) as pool:
+        pending: dict[Future[tuple[CertifiedChannel, float, tuple[TracePoint, ...], int]], int] = {
+            pool.submit(work, c): c for c in chosen
+        }
+        try:
+            while pending:
+                try:
+                    done, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        channel = pending.pop(future)
+                        results[channel] = future.result()
+                        if progress is not None:
+                            progress(len(results), len(chosen), channel, results[channel][0])
+                except KeyboardInterrupt:
+                    # Every channel, begun or not, still returns a valid interval; a second Ctrl-C gives up.
+                    if interrupted:
+                        raise
+                    interrupted = True
+                    cancel.set()
+        except BaseException:
+            cancel.set()
+            for future in pending:
+                future.cancel()
+            raise
+
+    certified = [results[c][0] for c in chosen]
+    shape = (len(chosen), *problem.layer.weight.shape[1:])
+    return Solution(
+        problem=problem,
+        channels=chosen,
+        lower_bound=np.array([c.lower for c in certified]),
+        upper_bound=np.array([c.upper for c in certified]),
+        weights=np.stack([full_weights(problem, c, r.weights) for c, r in zip(chosen, certified, strict=True)]).reshape(
+            shape
+        ),
+        status=[c.status for c in certified],
+        bound_kind=[c.bound_kind for c in certified],
+        claimed_lower_bound=np.array([c.claimed_lower for c in certified]),
+        energy=energy[chosen],
+        seconds=np.array([results[c][1] for c in chosen]),
+        nodes=np.array([results[c][3] for c in chosen], dtype=np.int64),
+        trace=[list(results[c][2]) for c in chosen],
+        preparation_seconds=preparation,
+        backend=backend,
+        interrupted=interrupted,
+    )
+
+
+def make_task(problem: Problem, channel: int, shared: object, warm_start: Float | None) -> ChannelTask:
+    """Extract one channel of a problem, without its dead inputs."""
+    layer, grid = problem.layer, problem.grid
+    live = layer.live(layer.group_of(channel))
+    group = (np.arange(layer.in_features) // grid.group_size)[live]
+    gram = layer.channel_gram(channel)
+    return ChannelTask(
+        channel=channel,
+        gram=gram if live.all() else np.ascontiguousarray(gram[np.ix_(live, live)]),
+        target=layer.target[channel][live],
+        constant=float(layer.constant[channel]),
+        energy=float(layer.energy()[channel]),
+        live=live,
+        levels=grid.levels(channel)[live],
+        codes=grid.codes,
+        scale=grid.scale[channel][group],
+        zero_point=grid.zero_point[channel][group],
+        uniform=grid.uniform,
+        shared=shared,
+        warm_start=None if warm_start is None else warm_start[live],
+    )
+
+
+def full_weights(problem: Problem, channel: int, live_weights: Float) -> Float:
+    """Weights of all inputs of a channel: dead ones take the level nearest to the original weight."""
+    layer = problem.layer
+    live = layer.live(layer.group_of(channel))
+    row = nearest_levels(problem.grid.levels(channel), layer.matrix[channel])
+    row[live] = live_weights
+    return row
+
+
+def _check_options(time_limit: float, gap: float, jobs: int | None, node_limit: int | None) -> None:
+    if not time_limit >= 0 or not np.isfinite(time_limit):
+        raise InputError(f"time_limit is {time_limit}; pass a finite number of seconds ≥ 0.")
+    if not 0 <= gap < 1:
+        raise InputError(f"gap is {gap}; pass a relative gap in [0, 1).")
+    if jobs is not None and jobs < 1:
+        raise InputError(f"jobs is {jobs}; pass a number of threads ≥ 1.")
+    if node_limit is not None and node_limit < 1:
+        raise InputError(f"node_limit is {node_limit}; pass a number of nodes ≥ 1.")
+
+
+def _check_capabilities(solver: Backend, problem: Problem) -> None:
+    state = solver.availability()
+    if not state.available:
+        raise MissingExtraError(f"backend {solver.name!r} is not available: {state.reason}")
+    needed = Capability.UNIFORM if problem.grid.uniform else Capability.CODEBOOK
+    if needed not in solver.capabilities:
+        raise UnsupportedProblemError(
+            f"backend {solver.name!r} cannot treat {needed.value}; choose another one (`layerbounds backends`)."
+        )
+
+
+def _warm_starts(problem: Problem, channels: list[int], warm_start: ArrayLike | None) -> dict[int, Float]:
+    if warm_start is None:
+        return {}
+    layer = problem.layer
+    array = as_float64(warm_start, "warm_start")
+    for rows in (channels, list(range(layer.out_features))):
+        if array.size == len(rows) * layer.in_features:
+            matrix = array.reshape(len(rows), layer.in_features)
+            rounded = problem.grid.nearest(matrix, rows)
+            return {c: rounded[i] for i, c in enumerate(rows)}
+    raise InputError(
+        f"warm_start has shape {array.shape}; pass weights of the layer's shape or of the chosen channels."
+    )
