@@ -203,7 +203,7 @@ def codebook_grid(
     )
 
 
-def symmetric_grid(scale: ArrayLike, bits: int, in_features: int) -> Grid:
+def symmetric_grid(scale: ArrayLike, bits: int, in_features: int, granularity: Granularity = "channel") -> Grid:
     """Symmetric uniform grid with explicit scales.
 
     Parameters
@@ -212,16 +212,28 @@ def symmetric_grid(scale: ArrayLike, bits: int, in_features: int) -> Grid:
         Positive.
     bits : int
     in_features : int
+    granularity : {"tensor", "channel"} or int
+        The number of inputs that share a scale. It may be left out where the groups are of equal size.
     """
     if isinstance(bits, bool) or not isinstance(bits, (int, np.integer)) or not 2 <= bits <= MAX_BITS:
         raise InputError(f"bits is {bits!r}; with an explicit scale choose an integer from 2 to {MAX_BITS}.")
     scales = as_float64(scale, "scale")
-    scales = scales.reshape(scales.shape[0], -1) if scales.ndim else scales.reshape(1, 1)
     if scales.size == 0 or np.any(scales <= 0):
         raise InputError("scale holds values that are not positive; every step size must be > 0.")
-    size = -(-in_features // scales.shape[1])
-    if -(-in_features // size) != scales.shape[1]:
-        raise InputError(f"scale has {scales.shape[1]} groups, which do not fit {in_features} inputs.")
+    scales = scales.reshape(scales.shape[0], -1) if scales.ndim else scales.reshape(1, 1)
+    groups = scales.shape[1]
+    size = _group_size(granularity, in_features)
+    if size == in_features and groups > 1:
+        if in_features % groups:
+            raise InputError(
+                f"scale has {groups} groups, which do not divide the {in_features} inputs evenly; pass the number of "
+                "inputs per group as granularity."
+            )
+        size = in_features // groups
+    elif -(-in_features // size) != groups:
+        raise InputError(
+            f"scale has {groups} groups, but {in_features} inputs in groups of {size} need {-(-in_features // size)}."
+        )
     return Grid(
         codes=np.arange(-(2 ** (bits - 1)), 2 ** (bits - 1)).astype(np.float64),
         scale=scales,
@@ -300,10 +312,12 @@ def _fit_codebook(block: Float, codes: Float, name: str | None, range: Range, po
         exponent = np.floor(np.log2(base * peak)) - np.floor(np.log2(peak))
         if range == "minmax":
             return np.asarray(2.0 ** np.ceil(np.log2(base)))
-        return _best_of(block, 2.0 ** (exponent + np.arange(-2, 2)[:, None]), error)
-    if range == "minmax":
+        candidates = 2.0 ** (exponent + np.arange(-2, 2)[:, None])
+    elif range == "minmax":
         return base
-    scale = _best_of(block, MSE_STEPS[:, None] * base, error)
+    else:
+        candidates = MSE_STEPS[:, None] * base
+    scale = _best_of(block, candidates, error)
     return np.where(np.any(block != 0, axis=1), scale, 1.0)
 
 

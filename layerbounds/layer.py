@@ -145,6 +145,8 @@ class Layer:
         dense = as_float64(weight, f"layer {name!r}: weight")
         if x.ndim != 2 or x.shape[0] == 0:
             raise InputError(f"layer {name!r}: inputs have shape {x.shape}; pass (positions, inputs).")
+        if dense.ndim < 2:
+            raise InputError(f"layer {name!r}: weight has shape {dense.shape}; pass (out, in) or (out, in, kh, kw).")
         matrix = dense.reshape(dense.shape[0], -1)
         if matrix.shape[1] != x.shape[1]:
             raise InputError(

@@ -112,8 +112,8 @@ def load_layers(path: str | os.PathLike[str]) -> dict[str, Layer]:
     names = _layer_names(tensors)
     if not names:
         raise FileFormatError(
-            f"{path} holds no layer: a layer is a pair of tensors NAME.weight and NAME.gram; "
-            "write it with layerbounds.save_layers or `layerbounds capture`."
+            f"{path} holds no layer: a layer is a pair of tensors NAME.weight and NAME.gram, as written by "
+            "layerbounds.save_layers."
         )
     info = _json_object(metadata, "layers", path)
     shapes = _json_object(metadata, "weight_shapes", path)

@@ -101,7 +101,7 @@ def quantization_problem(
         return QuantizationProblem(layer, grid)
     assert bits is not None
     if scale is not None:
-        return QuantizationProblem(layer, symmetric_grid(scale, bits, layer.in_features))
+        return QuantizationProblem(layer, symmetric_grid(scale, bits, layer.in_features, granularity))
     return QuantizationProblem(layer, uniform_grid(layer.matrix, bits, symmetric, granularity, range))
 
 

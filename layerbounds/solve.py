@@ -105,8 +105,10 @@ def solve(
                 try:
                     done, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
                     for future in done:
-                        channel = pending.pop(future)
+                        # In this order, so that a Ctrl-C in between loses no channel.
+                        channel = pending[future]
                         results[channel] = future.result()
+                        del pending[future]
                         if progress is not None:
                             progress(len(results), len(chosen), channel, results[channel][0])
                 except KeyboardInterrupt:

@@ -18,7 +18,7 @@ from layerbounds.cli.listings import backends_command, heuristics_command
 from layerbounds.cli.solve import solve_command
 from layerbounds.exceptions import LayerboundsError
 
-DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "solve": solve_command,
@@ -32,7 +32,7 @@ _USAGE_ERROR: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.
 
 app = typer.Typer(
     name="layerbounds",
-    help="How good any quantization or pruning of a layer can possibly be, with proof.",
+    help="Certified bounds on how well a layer of a neural network can be compressed.",
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit code: 0 done, 2 bad input, 130 interrupted.
+        Exit code: 0 done, 1 the system failed (a full disk), 2 bad input, 130 interrupted.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     # A terminal or pipe that cannot encode "·" or "–" gets a question mark instead of a traceback.
@@ -80,15 +80,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _USAGE_ERROR as error:
         message: str = error.format_message()  # type: ignore[attr-defined]
         return _fail(message[:1].lower() + message[1:])
+    except OSError as error:
+        # A full disk behind standard output, say: neither the input's fault nor worth a traceback.
+        return _fail(str(error), FAILED)
     except (KeyboardInterrupt, typer.Abort):
         # Typer raises one or the other, or returns 130, depending on its version.
         return INTERRUPTED
     return code if isinstance(code, int) else DONE
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, code: int = BAD_INPUT) -> int:
     print("error:", " ".join(message.split()), file=sys.stderr)
-    return BAD_INPUT
+    return code
 
 
 if __name__ == "__main__":

@@ -25,25 +25,25 @@ from numba import njit
 
 # Reassociation only reorders sums whose rounding docs/numerics.md charges in any order.
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
-def _fix_plain(k, delta, parent, child, shift, top, weight):
-    """Move the centre; separable bound on levels 0…top without tilts."""
+def _fix_plain(k, delta, parent, child, shift, low, high, weight):
+    """Move the centre; separable bound on the integers low…high without tilts."""
     total = 0.0
     for i in range(k):
         x = parent[i] + shift[i] * delta
         child[i] = x
-        r = x - min(max(np.rint(x), 0.0), top[i])
+        r = x - min(max(np.rint(x), low[i]), high[i])
         total += weight[i] * (r * r)
     return total
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
-def _fix_tilted(k, delta, parent, child, shift, tilt, top, weight, inverse):
-    """Move the centre; separable bound on levels 0…top with tilts."""
+def _fix_tilted(k, delta, parent, child, shift, tilt, low, high, weight, inverse):
+    """Move the centre; separable bound on the integers low…high with tilts."""
     total = 0.0
     for i in range(k):
         x = parent[i] + shift[i] * delta
         child[i] = x
-        v = min(max(np.rint(x - tilt[i] * inverse[i]), 0.0), top[i])
+        v = min(max(np.rint(x - tilt[i] * inverse[i]), low[i]), high[i])
         r = v - x
         total += 2.0 * tilt[i] * v + weight[i] * (r * r)
     return total
@@ -72,10 +72,10 @@ def _advance(k, amount, direction, z):
 
 
 @njit(nogil=True, cache=True)
-def _term(i, x, tilt, weight, inverse, uniform, levels, top):
+def _term(i, x, tilt, weight, inverse, uniform, levels, low, high):
     """min over the levels of 2 h v + d (v − x)² for one variable."""
     if uniform:
-        v = min(max(np.rint(x - tilt * inverse), 0.0), top)
+        v = min(max(np.rint(x - tilt * inverse), low), high)
         return 2.0 * tilt * v + weight * ((v - x) * (v - x))
     best = np.inf
     for j in range(levels.shape[0]):
@@ -85,10 +85,10 @@ def _term(i, x, tilt, weight, inverse, uniform, levels, top):
 
 
 @njit(nogil=True, cache=True)
-def _rest(k, z, tilt, weight, inverse, uniform, levels, top):
+def _rest(k, z, tilt, weight, inverse, uniform, levels, low, high):
     total = 0.0
     for i in range(k):
-        total += _term(i, z[i], tilt[i], weight[i], inverse[i], uniform, levels, top[i])
+        total += _term(i, z[i], tilt[i], weight[i], inverse[i], uniform, levels, low[i], high[i])
     return total
 
 
@@ -151,7 +151,7 @@ def _open_level(k, centre, levels, count, lower, upper):
 
 @njit(nogil=True, cache=True)
 def enumerate_levels(
-    max_nodes, collect, uniform, pivots, shifts, weights, inverses, covariances, first, steps, levels, count, top, low, high,
+    max_nodes, collect, uniform, pivots, shifts, weights, inverses, covariances, first, steps, levels, count, low, high,
     z, tilts, row, sparse, psi, base, floor, moves, chosen, lower, upper, position, cut, best, nodes, extreme, reach, seen, distance,
 ):  # fmt: skip
     """Continue the search until it is exhausted or ``max_nodes`` more nodes were generated.
@@ -162,7 +162,7 @@ def enumerate_levels(
     collect : bool
         Return at every leaf below the cut, and leave the cut as it is.
     uniform : bool
-        Whether the levels of variable i are 0, 1, …, top[i].
+        Whether the levels of variable i are the integers from low[i] to high[i].
     pivots : (n,) float64
         Squared pivots p_k.
     shifts : (n, n) float64
@@ -177,8 +177,8 @@ def enumerate_levels(
     levels : (levels, n) float64
         Sorted tables, padded with the last level.
     count : (n,) int64
-    top, low, high : (n,) float64
-        Largest index of uniform levels; smallest and largest level.
+    low, high : (n,) float64
+        Smallest and largest level.
     z, tilts : (n + 1, n) float64; psi, base, floor : (n + 1,) float64; moves : (n + 1,) int64
         Row k belongs to the node with k free variables; row n is given. ``base`` is the node's bound less the term
         of variable k − 1, ``floor`` a lower bound on Σ 2 h v of the free variables, ``moves`` the Hildreth steps on the path. State.
@@ -218,6 +218,7 @@ def enumerate_levels(
     learn = seen.shape[0] > 0
     limit = nodes[0] + max_nodes
     done = False
+    spare = np.empty(n)
     while nodes[0] < limit:
         x, t = z[k + 1, k], tilts[row[k + 1], k]
         centre = x - t / pivots[k]
@@ -265,14 +266,14 @@ def enumerate_levels(
         if not uniform:
             rest = _fix_table(k, delta, z[k + 1], child, shifts[k], tilts[own], levels, weights[k])
         elif own == n and sparse.shape[0] <= 8:
-            rest = _fix_plain(k, delta, z[k + 1], child, shifts[k], top, weights[k])
+            rest = _fix_plain(k, delta, z[k + 1], child, shifts[k], low, high, weights[k])
             for i in sparse:
                 if i >= k:
                     break
-                rest += _term(i, child[i], tilts[n, i], weights[k, i], inverses[k, i], True, levels, top[i])
-                rest -= _term(i, child[i], 0.0, weights[k, i], inverses[k, i], True, levels, top[i])
+                rest += _term(i, child[i], tilts[n, i], weights[k, i], inverses[k, i], True, levels, low[i], high[i])
+                rest -= _term(i, child[i], 0.0, weights[k, i], inverses[k, i], True, levels, low[i], high[i])
         else:
-            rest = _fix_tilted(k, delta, z[k + 1], child, shifts[k], tilts[own], top, weights[k], inverses[k])
+            rest = _fix_tilted(k, delta, z[k + 1], child, shifts[k], tilts[own], low, high, weights[k], inverses[k])
         bound = partial + rest
         if learn and bound < 1.5 * cut[0]:
             seen[k] += 1
@@ -286,22 +287,29 @@ def enumerate_levels(
         taken = 0
         if steps[k] > 0:
             tilts[k, :k] = tilts[own, :k]
-            partial, taken = ascend(
-                k, steps[k], 1e-3 * cut[0], partial, child, tilts[k], weights[k], covariances[k - first], low, high
+            spare[:k] = child[:k]
+            trial, taken = ascend(
+                k, steps[k], 1e-3 * cut[0], partial, spare, tilts[k], weights[k], covariances[k - first], low, high
             )
             if taken > 0:
-                own = k
-                rest_floor = 0.0
-                size = 0.0
-                for i in range(k):
-                    rest_floor += 2.0 * min(tilts[k, i] * low[i], tilts[k, i] * high[i])
-                    size += 2.0 * abs(tilts[k, i]) * max(abs(low[i]), abs(high[i]))
-                extreme[0] = max(extreme[0], size)
-                extreme[1] = max(extreme[1], float(moves[k + 1] + taken))
-                better = partial + _rest(k, child, tilts[k], weights[k], inverses[k], uniform, levels, top)
-                if better >= cut[0]:
-                    continue
-                bound = better
+                better = trial + _rest(k, spare, tilts[k], weights[k], inverses[k], uniform, levels, low, high)
+                # The steps ascend the dual of the box alone: together with the grid they may lose.
+                if better > bound:
+                    bound = better
+                    partial = trial
+                    child[:k] = spare[:k]
+                    own = k
+                    rest_floor = 0.0
+                    size = 0.0
+                    for i in range(k):
+                        rest_floor += 2.0 * min(tilts[k, i] * low[i], tilts[k, i] * high[i])
+                        size += 2.0 * abs(tilts[k, i]) * max(abs(low[i]), abs(high[i]))
+                    extreme[0] = max(extreme[0], size)
+                    extreme[1] = max(extreme[1], float(moves[k + 1] + taken))
+                    if bound >= cut[0]:
+                        continue
+                else:
+                    taken = 0
         reach[k] = max(reach[k], abs(delta))
         psi[k] = partial
         moves[k] = moves[k + 1] + taken
@@ -309,7 +317,7 @@ def enumerate_levels(
         row[k] = own
         k -= 1
         base[k + 1] = bound - _term(
-            k, child[k], tilts[own, k], weights[k + 1, k], inverses[k + 1, k], uniform, levels, top[k]
+            k, child[k], tilts[own, k], weights[k + 1, k], inverses[k + 1, k], uniform, levels, low[k], high[k]
         )
         _open_level(k, child[k] - tilts[own, k] / pivots[k], levels, count, lower, upper)
     position[0] = n + 1 if done else k

@@ -43,12 +43,12 @@ class ChannelSearch:
         self.proven = 0.0
         self.trace: list[TracePoint] = []
         self.tree = Tree(self.unit)
-        self.tree.tilt_root(1e-5 * self.upper, 40 * self.unit.size)
         n = self.unit.size
+        # A cut that nothing reaches drops no level: the bound holds for the whole grid.
+        self.root = self.tree.restart(np.inf)
         if len(self.tree.sparse) > 0.15 * n and prep.covariance_error < 1e-9:
-            # Where the box is active nearly everywhere, tilts are worth improving near the root.
+            # Where the box is active nearly everywhere, tilts are worth improving in the upper part of the tree.
             self.tree.steps[max(3 * n // 4, self.unit.prep.first_covariance) :] = 2
-        self.root = self.tree.root_bound()
         self.record()
 
     def record(self) -> None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from layerbounds.arrays import Float, Int
+from layerbounds.bounds.box import box_multipliers
 from layerbounds.bounds.diagonal import gamma, maximize_minorant
-from layerbounds.kernels.enumeration import ascend, enumerate_levels
+from layerbounds.kernels.enumeration import enumerate_levels
 from layerbounds.search.units import UnitProblem
 
 #: A depth's minorant is learned anew only from so many nodes.
 _ENOUGH = 50
+#: Rounds of dropping end levels and tilting anew.
+TIGHTENINGS = 12
+#: Larger errors of the tilted centre, relative to √bound, are not worth the better bound.
+MAX_ROOT_ERROR = 1e-7
 
 
 class Tree:
@@ -49,41 +54,96 @@ class Tree:
         self._seen = np.zeros(n + 1, dtype=np.int64)
         self._distance = np.zeros((n + 1, n))
         self.z[n] = unit.origin
+        self.levels, self.count = unit.levels, unit.count
+        self.low, self.high = unit.low, unit.high
+        self._first = np.zeros(n, dtype=np.int64)
+        self._sides = np.zeros(n, dtype=np.int64)
 
-    def tilt_root(self, gain: float, steps: int) -> None:
+    def _tilt_root(self) -> None:
         """Price the active ends of the box at the root."""
         n, unit = self.unit.size, self.unit
-        h, z = self.tilts[n], self.z[n]
-        ascend(n, steps, gain, 0.0, z, h, self.minorants[n], unit.covariance, unit.low, unit.high)
-        # Afresh, so that the rounding of the steps is forgotten: for any z, f(z) − 2hᵀz exceeds psi by the squared
-        # distance of z to the minimiser, ρᵀH⁻¹ρ with ρ = H(z − w) − h (docs/numerics.md).
-        for _ in range(2):
+        self.tilts[n], self._sides = box_multipliers(unit.covariance, unit.origin, self.low, self.high, self._sides)
+        before = self.root_error
+        self._set_root(self.tilts[n])
+        bound = self.root_bound()
+        # Singular Gram matrices can make the multipliers too inexact to be of use.
+        if not bound > self._bound_without_tilts() or self.root_error > MAX_ROOT_ERROR * np.sqrt(bound):
+            self.root_error = before
+            self._set_root(np.zeros(n))
+
+    def _bound_without_tilts(self) -> float:
+        distance = np.abs(self.levels - self.unit.origin).min(axis=0)
+        return float(self.minorants[self.unit.size] @ distance**2)
+
+    def _set_root(self, h: Float) -> None:
+        n, unit = self.unit.size, self.unit
+        z = unit.origin.copy()
+        if np.any(h):
+            z += unit.covariance @ h
             z -= unit.covariance @ (unit.gram @ (z - unit.origin) - h)
+        self.tilts[n], self.z[n] = h, z
+        # For any z, f(z) − 2hᵀz exceeds psi by the squared distance of z to the minimiser, ρᵀH⁻¹ρ with
+        # ρ = H(z − w) − h (docs/numerics.md).
         deviation = z - unit.origin
         residual = unit.gram @ deviation - h
         rounding = gamma(n + 4) * (np.abs(unit.gram) @ (np.abs(z) + np.abs(unit.origin)) + np.abs(h))
         size = np.abs(residual) + rounding
         scale = np.sqrt(np.diag(unit.gram))
         spread = 2.0 * float(np.sum(np.diag(unit.covariance) * scale**2))
-        self.root_error = float(np.linalg.norm(size / scale) * np.sqrt(spread))
+        self.root_error = max(self.root_error, float(np.linalg.norm(size / scale) * np.sqrt(spread)))
         self.psi[n] = float(deviation @ (unit.gram @ deviation)) - 2.0 * float(h @ z)
         self.sparse = np.flatnonzero(h)
-        self.floor[n] = float(np.sum(2.0 * np.minimum(h * unit.low, h * unit.high)))
+        self.floor[n] = float(np.sum(2.0 * np.minimum(h * self.low, h * self.high)))
         tilt_size = float(np.sum(2.0 * np.abs(h) * np.maximum(np.abs(unit.low), np.abs(unit.high))))
         self.extreme[0] = max(self.extreme[0], tilt_size)
 
-    def root_bound(self) -> float:
-        """The separable bound at the root, in grid units."""
-        n, unit = self.unit.size, self.unit
-        v, z, h = unit.levels, self.z[n], self.tilts[n]
-        terms = 2.0 * h * v + self.minorants[n] * (v - z) ** 2
-        return float(self.psi[n] + np.sum(terms.min(axis=0)))
+    def _root_terms(self) -> Float:
+        """Terms of the separable bound at the root for every level, shape (levels, n)."""
+        n = self.unit.size
+        v = self.levels
+        return np.asarray(2.0 * self.tilts[n] * v + self.minorants[n] * (v - self.z[n]) ** 2)
 
-    def restart(self, cut: float) -> None:
-        """Begin a new search for everything below a cut."""
-        self._position[0] = self.unit.size
+    def root_bound(self) -> float:
+        """The separable bound at the root on the present box, in grid units."""
+        return float(self.psi[self.unit.size] + np.sum(self._root_terms().min(axis=0)))
+
+    def restart(self, cut: float) -> float:
+        """Begin a new search for everything below a cut; returns the root's bound on what may lie there.
+
+        End levels that no point below the cut can take are dropped, which tightens the box for the whole tree.
+        """
+        unit, n = self.unit, self.unit.size
         self._cut[0] = cut
         self._best[:] = -1
+        self._position[0] = n
+        self.levels, self.count = unit.levels.copy(), unit.count.copy()
+        self.low, self.high = unit.low.copy(), unit.high.copy()
+        self._first = np.zeros(n, dtype=np.int64)
+        bound = -np.inf
+        for _ in range(TIGHTENINGS):
+            self._tilt_root()
+            terms = self._root_terms()
+            least = terms.min(axis=0)
+            bound = float(self.psi[n] + np.sum(least))
+            if bound >= cut:
+                self._position[0] = n + 1
+                break
+            keep = bound + (terms - least) < cut
+            first = np.argmax(keep, axis=0)
+            last = len(keep) - 1 - np.argmax(keep[::-1], axis=0)
+            last = np.minimum(last, self.count - 1)
+            if np.all(first == 0) and np.all(last == self.count - 1):
+                break
+            self._drop_levels(first, last)
+        return bound
+
+    def _drop_levels(self, first: Int, last: Int) -> None:
+        columns = np.arange(self.unit.size)
+        rows = np.minimum(first + np.arange(len(self.levels))[:, None], last)
+        self.levels = np.ascontiguousarray(self.levels[rows, columns])
+        self.count = last - first + 1
+        self.low, self.high = self.levels[0].copy(), self.levels[-1].copy()
+        self._first = self._first + first
 
     def run(self, max_nodes: int, learn: bool = False, collect: bool = False) -> bool:
         """Go on for some nodes; True when nothing below the cut is left.
@@ -94,7 +154,7 @@ class Tree:
         return bool(
             enumerate_levels(
                 max_nodes, collect, unit.uniform, unit.pivots, unit.shifts, self.minorants, self.inverses, unit.covariances,
-                unit.prep.first_covariance, self.steps, unit.levels, unit.count, unit.high, unit.low, unit.high,
+                unit.prep.first_covariance, self.steps, self.levels, self.count, self.low, self.high,
                 self.z, self.tilts, self.row, self.sparse, self.psi, self.base, self.floor, self.moves, self._chosen,
                 self._lower, self._upper, self._position, self._cut, self._best, self.nodes, self.extreme, self.reach,
                 self._seen if learn else _NOTHING, self._distance,
@@ -109,7 +169,7 @@ class Tree:
     @property
     def found(self) -> Int | None:
         """Level indices of the best point found since the restart."""
-        return self._best.copy() if self._best[0] >= 0 else None
+        return self._best + self._first if self._best[0] >= 0 else None
 
     def take(self) -> Int | None:
         """Level indices of the leaf that ended a collecting call, once."""
