@@ -8,6 +8,7 @@ from layerbounds.heuristics.registry import heuristics, run_heuristic
 from layerbounds.layer import Layer
 from layerbounds.layer_files import load_layers, save_layers
 from layerbounds.problem import Evaluation, QuantizationProblem, evaluate, quantization_problem
+from layerbounds.pruning_problem import PruningProblem, pruning_problem
 from layerbounds.solution import BoundKind, Solution, Status
 from layerbounds.solve import solve
 
@@ -19,6 +20,7 @@ __all__ = [
     "Grid",
     "Layer",
     "LayerboundsError",
+    "PruningProblem",
     "QuantizationProblem",
     "Solution",
     "Status",
@@ -28,6 +30,7 @@ __all__ = [
     "evaluate",
     "heuristics",
     "load_layers",
+    "pruning_problem",
     "quantization_problem",
     "run_heuristic",
     "save_layers",

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from layerbounds.arrays import Float
-from layerbounds.backends.base import ChannelTask, DualPoint, RawSolve
-from layerbounds.bounds.diagonal import certified_minorant
+from layerbounds.backends.base import BlockDual, ChannelTask, DualPoint, PruningTask, RawSolve, Task
+from layerbounds.bounds.diagonal import proven_minorant
+from layerbounds.bounds.pruning_dual import pruning_bound
 from layerbounds.exceptions import CertificationError
 from layerbounds.grids import nearest_levels
 from layerbounds.solution import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE, BoundKind, Status
@@ -41,16 +42,16 @@ class CertifiedChannel:
     claimed_lower: float
 
 
-def certify(task: ChannelTask, raw: RawSolve, gap: float) -> CertifiedChannel:
+def certify(task: Task, raw: RawSolve, gap: float) -> CertifiedChannel:
     """Turn what a backend returned into a certified interval.
 
     Raises
     ------
     CertificationError
-        If the weights are not on the grid, or the derived lower bound exceeds the error of feasible weights.
+        If the weights are not allowed, or the derived lower bound exceeds the error of feasible weights.
     """
     weights = _feasible_weights(task, raw.weights)
-    low, high = objective_interval(task.gram, task.target, weights)
+    high = objective_interval(task.gram, task.target, weights)[1]
     upper = _up(high + task.constant)
     # Exactly 0 deviations (and an empty channel) have the exact error `constant`.
     if high == 0.0:
@@ -88,26 +89,55 @@ def objective_interval(gram: Float, target: Float, weights: Float) -> tuple[floa
     """Enclosure of (v − w)ᵀH(v − w) in extended precision, with an a-priori error bound."""
     deviation = weights.astype(_LONG) - target.astype(_LONG)
     matrix = gram.astype(_LONG)
-    value = float(deviation @ (matrix @ deviation))
+    value = deviation @ (matrix @ deviation)
     size = np.abs(deviation)
-    error = 2.0 * (len(weights) + 4) * _UNIT * float(size @ (np.abs(matrix) @ size))
-    if error == 0.0:
-        return max(value, 0.0), max(value, 0.0)
-    return max(_down(value - error), 0.0), max(_up(value + error), 0.0)
+    error = 2 * (len(weights) + 4) * _UNIT * (size @ (np.abs(matrix) @ size))
+    if value == 0 and error == 0:
+        return 0.0, 0.0
+    return max(_down(float(value - error)), 0.0), max(_up(float(value + error)), 0.0)
 
 
-def dual_bound(task: ChannelTask, dual: DualPoint) -> float:
+def dual_bound(task: Task, dual: DualPoint | BlockDual) -> float:
+    """Lower bound on (v − w)ᵀH(v − w) over the allowed weights, from a dual point.
+
+    Raises
+    ------
+    CertificationError
+        If the dual point is malformed or of the wrong kind.
+    """
+    if isinstance(task, PruningTask) and isinstance(dual, BlockDual):
+        return _pruning_dual_bound(task, dual)
+    if isinstance(task, ChannelTask) and isinstance(dual, DualPoint):
+        return _quantization_dual_bound(task, dual)
+    raise CertificationError(f"channel {task.channel}: the backend returned a dual point of another kind of problem.")
+
+
+def _pruning_dual_bound(task: PruningTask, dual: BlockDual) -> float:
+    n = len(task.target)
+    z, block, matrix = np.asarray(dual.z, dtype=np.float64), np.asarray(dual.block), np.asarray(dual.matrix, np.float64)
+    shapes = z.shape == (n,) and block.shape == (n,) and matrix.shape == (n, n)
+    if not shapes or not (np.all(np.isfinite(z)) and np.all(np.isfinite(matrix))):
+        raise CertificationError(f"channel {task.channel}: the backend returned an invalid dual point.")
+    original = None if task.refit else task.original
+    return pruning_bound(task.gram, task.target, original, task.structure, z, block, matrix)
+
+
+def _quantization_dual_bound(task: ChannelTask, dual: DualPoint) -> float:
     """Lower bound on (q − w)ᵀH(q − w) over the grid, from any z and any diagonal.
 
-    f(q) ≥ f(z) + Σ_i min_v [2 h_i (v − z_i) + d_i (v − z_i)²] with h = H(z − w) and a diagonal that is first lowered
-    until diag(d) ⪯ H is proven. The rounding of h and of the sum is charged.
+    f(q) ≥ f(z) + Σ_i min_v [2 h_i (v − z_i) + d_i (v − z_i)²] with h = H(z − w), after diag(d) ⪯ H + diag(e) is proven
+    for a shift e as small as possible, and Σ e_i max_v (v − z_i)² is charged: a singular stored Gram matrix has
+    eigenvalues of rounding size on both sides of zero. The rounding of h and of the sum is charged, too.
     """
     n = len(task.target)
     z = np.asarray(dual.z, dtype=np.float64)
     d = np.asarray(dual.d, dtype=np.float64)
     if z.shape != (n,) or d.shape != (n,) or not (np.all(np.isfinite(z)) and np.all(np.isfinite(d))) or np.any(d < 0):
         raise CertificationError(f"channel {task.channel}: the backend returned an invalid dual point.")
-    d = certified_minorant(task.gram, d)
+    proven = proven_minorant(task.gram, d)
+    if proven is None:
+        return 0.0
+    d, shift = proven
     matrix = task.gram.astype(_LONG)
     deviation = z.astype(_LONG) - task.target.astype(_LONG)
     h = matrix @ deviation
@@ -115,18 +145,27 @@ def dual_bound(task: ChannelTask, dual: DualPoint) -> float:
     h_error = (n + 4) * _UNIT * spread
     step = task.levels.astype(_LONG) - z.astype(_LONG)[:, None]
     terms = 2 * h[:, None] * step + d[:, None] * step**2 - 2 * h_error[:, None] * np.abs(step)
+    terms -= shift[:, None].astype(_LONG) * (step**2).max(axis=1)[:, None] * (1 + 8 * _UNIT)
     low = terms.min(axis=1)
     value = deviation @ h + low.sum()
     magnitude = np.abs(deviation) @ spread + np.abs(2 * h[:, None] * step).max(axis=1).sum() + np.abs(low).sum()
     return _down(float(value - 2 * (n + 8) * _UNIT * magnitude))
 
 
-def _feasible_weights(task: ChannelTask, weights: Float | None) -> Float:
+def _feasible_weights(task: Task, weights: Float | None) -> Float:
     if weights is None:
-        return nearest_levels(task.levels, task.target)
+        return np.zeros(len(task.target)) if isinstance(task, PruningTask) else nearest_levels(task.levels, task.target)
     v = np.asarray(weights, dtype=np.float64)
     if v.shape != task.target.shape or not np.all(np.isfinite(v)):
         raise CertificationError(f"channel {task.channel}: the backend returned weights of a wrong shape or NaN.")
+    if isinstance(task, PruningTask):
+        if np.any(task.structure.excess(v[None])):
+            raise CertificationError(f"channel {task.channel}: the backend returned weights that break the pattern.")
+        if not task.refit and np.any((v != 0.0) & (v != task.original)):
+            raise CertificationError(
+                f"channel {task.channel}: the backend changed kept weights of a mask-only problem."
+            )
+        return v
     on_grid = nearest_levels(task.levels, v)
     tolerance = 1e-9 * float(np.max(np.abs(task.levels), initial=0.0))
     if np.any(np.abs(on_grid - v) > tolerance):

@@ -11,8 +11,9 @@ from numpy.typing import ArrayLike
 
 from layerbounds.arrays import Bool, Float, as_float64
 from layerbounds.exceptions import InputError
-from layerbounds.grids import Granularity, Grid, Range, symmetric_grid, uniform_grid
+from layerbounds.grids import Granularity, Grid, Range, nearest_levels, symmetric_grid, uniform_grid
 from layerbounds.layer import Layer
+from layerbounds.pruning_problem import PruningProblem
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +43,22 @@ class QuantizationProblem:
         """One line that says what is allowed."""
         return self.grid.label
 
+    @property
+    def requirement(self) -> str:
+        """What a backend or heuristic must be able to treat."""
+        return "uniform grids" if self.grid.uniform else "codebook grids"
+
     def violation(self, matrix: Float, channels: Sequence[int]) -> Float:
         """Largest distance of a weight to its nearest level, per channel, in units of the weights."""
         return np.asarray(np.abs(matrix - self.grid.nearest(matrix, channels)).max(axis=1))
+
+    def project(self, matrix: Float, channels: Sequence[int]) -> Float:
+        """The nearest levels of given weights, shape (channels, n)."""
+        return self.grid.nearest(matrix, channels)
+
+    def row_template(self, channel: int) -> Float:
+        """Weights of the channel's dead inputs (and others to be overwritten): the levels nearest to the original."""
+        return nearest_levels(self.grid.levels(channel), self.layer.matrix[channel])
 
     def fingerprint(self) -> str:
         """SHA-256 of everything that the optimum depends on."""
@@ -57,7 +71,7 @@ class QuantizationProblem:
         return digest.hexdigest()
 
 
-Problem = QuantizationProblem
+Problem = QuantizationProblem | PruningProblem
 
 
 def quantization_problem(
@@ -118,7 +132,7 @@ class Evaluation:
     feasible : ndarray of bool, shape (channels,)
         Whether every weight is allowed exactly.
     violation : ndarray of shape (channels,)
-        How far the weights are from being allowed, in units of the weights.
+        How far the weights are from being allowed; see the problem's ``violation``.
     """
 
     error: Float
@@ -137,7 +151,7 @@ def evaluate(problem: Problem, weights: ArrayLike, channels: Sequence[int] | Non
 
     Parameters
     ----------
-    problem : QuantizationProblem
+    problem : QuantizationProblem or PruningProblem
     weights : array_like
         The layer's shape, or (channels, n).
     channels : sequence of int, optional

@@ -13,12 +13,12 @@ from numpy.typing import ArrayLike
 from threadpoolctl import threadpool_limits
 
 from layerbounds.arrays import Float, as_float64
-from layerbounds.backends.base import Backend, Capability, ChannelTask, Control
+from layerbounds.backends.base import Backend, ChannelTask, Control, PruningTask, Task
 from layerbounds.backends.registry import get_backend
 from layerbounds.certify import CertifiedChannel, certify
 from layerbounds.exceptions import InputError, MissingExtraError, UnsupportedProblemError
-from layerbounds.grids import nearest_levels
 from layerbounds.problem import Problem, check_channels
+from layerbounds.pruning_problem import PruningProblem
 from layerbounds.solution import Solution, TracePoint
 
 #: Called after each finished channel: (channels done, channels in all, channel, its certified result).
@@ -42,7 +42,7 @@ def solve(
 
     Parameters
     ----------
-    problem : QuantizationProblem
+    problem : QuantizationProblem or PruningProblem
     backend : str
         A name from `backends`.
     channels : sequence of int, optional
@@ -57,7 +57,7 @@ def solve(
     node_limit : int, optional
         Nodes per channel. With it, the same seed and jobs give the same intervals.
     warm_start : array_like, optional
-        Feasible weights of the layer's shape or (channels, n) to start from; others are rounded first.
+        Feasible weights of the layer's shape or (channels, n) to start from; others are rounded or pruned first.
     progress : callable, optional
         Called after each channel with (done, total, channel, certified result).
 
@@ -146,8 +146,10 @@ def solve(
     )
 
 
-def make_task(problem: Problem, channel: int, shared: object, warm_start: Float | None) -> ChannelTask:
+def make_task(problem: Problem, channel: int, shared: object, warm_start: Float | None) -> Task:
     """Extract one channel of a problem, without its dead inputs."""
+    if isinstance(problem, PruningProblem):
+        return _pruning_task(problem, channel, shared, warm_start)
     layer, grid = problem.layer, problem.grid
     live = layer.live(layer.group_of(channel))
     group = (np.arange(layer.in_features) // grid.group_size)[live]
@@ -169,11 +171,30 @@ def make_task(problem: Problem, channel: int, shared: object, warm_start: Float 
     )
 
 
-def full_weights(problem: Problem, channel: int, live_weights: Float) -> Float:
-    """Weights of all inputs of a channel: dead ones take the level nearest to the original weight."""
+def _pruning_task(problem: PruningProblem, channel: int, shared: object, warm_start: Float | None) -> PruningTask:
     layer = problem.layer
     live = layer.live(layer.group_of(channel))
-    row = nearest_levels(problem.grid.levels(channel), layer.matrix[channel])
+    gram = layer.channel_gram(channel)
+    return PruningTask(
+        channel=channel,
+        gram=gram if live.all() else np.ascontiguousarray(gram[np.ix_(live, live)]),
+        target=layer.target[channel][live],
+        constant=float(layer.constant[channel]),
+        energy=float(layer.energy()[channel]),
+        live=live,
+        original=layer.matrix[channel][live],
+        structure=problem.structure().restrict(live),
+        refit=problem.refit,
+        shared=shared,
+        warm_start=None if warm_start is None else warm_start[live],
+    )
+
+
+def full_weights(problem: Problem, channel: int, live_weights: Float) -> Float:
+    """Weights of all inputs of a channel: dead ones take the nearest level, or are dropped."""
+    layer = problem.layer
+    live = layer.live(layer.group_of(channel))
+    row = problem.row_template(channel)
     row[live] = live_weights
     return row
 
@@ -193,10 +214,10 @@ def _check_capabilities(solver: Backend, problem: Problem) -> None:
     state = solver.availability()
     if not state.available:
         raise MissingExtraError(f"backend {solver.name!r} is not available: {state.reason}")
-    needed = Capability.UNIFORM if problem.grid.uniform else Capability.CODEBOOK
+    needed = problem.requirement
     if needed not in solver.capabilities:
         raise UnsupportedProblemError(
-            f"backend {solver.name!r} cannot treat {needed.value}; choose another one (`layerbounds backends`)."
+            f"backend {solver.name!r} cannot treat {needed}; choose another one (`layerbounds backends`)."
         )
 
 
@@ -208,7 +229,7 @@ def _warm_starts(problem: Problem, channels: list[int], warm_start: ArrayLike | 
     for rows in (channels, list(range(layer.out_features))):
         if array.size == len(rows) * layer.in_features:
             matrix = array.reshape(len(rows), layer.in_features)
-            rounded = problem.grid.nearest(matrix, rows)
+            rounded = problem.project(matrix, rows)
             return {c: rounded[i] for i, c in enumerate(rows)}
     raise InputError(
         f"warm_start has shape {array.shape}; pass weights of the layer's shape or of the chosen channels."

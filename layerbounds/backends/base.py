@@ -15,7 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from layerbounds.arrays import Bool, Float
+from layerbounds.arrays import Bool, Float, Int
+from layerbounds.patterns import Structure
 from layerbounds.problem import Problem
 from layerbounds.solution import Status, TracePoint
 
@@ -25,6 +26,8 @@ class Capability(StrEnum):
 
     UNIFORM = "uniform grids"
     CODEBOOK = "codebook grids"
+    PRUNING = "pruning with refit"
+    MASK = "pruning masks"
     WARM_START = "warm start"
     NODE_LIMIT = "node limit"
     TRACE = "trace"
@@ -83,6 +86,39 @@ class ChannelTask:
     warm_start: Float | None
 
 
+@dataclass(frozen=True, eq=False)
+class PruningTask:
+    """One output channel to prune, dead inputs removed.
+
+    Attributes
+    ----------
+    channel, gram, target, constant, energy, live, shared
+        As in `ChannelTask`.
+    original : ndarray of shape (n,)
+        The dense weights: what a kept weight is where ``refit`` is False.
+    structure : Structure
+        Units, groups and capacities of the live inputs.
+    refit : bool
+    warm_start : ndarray of shape (n,) or None
+        Feasible weights to start from.
+    """
+
+    channel: int
+    gram: Float
+    target: Float
+    constant: float
+    energy: float
+    live: Bool
+    original: Float
+    structure: Structure
+    refit: bool
+    shared: Any
+    warm_start: Float | None
+
+
+Task = ChannelTask | PruningTask
+
+
 @dataclass
 class Control:
     """Limits of the work on one channel and the way to stop it from outside."""
@@ -116,6 +152,26 @@ class DualPoint:
 
 
 @dataclass(frozen=True, eq=False)
+class BlockDual:
+    """A point z and a block-diagonal matrix, for pruning problems (docs/pruning-bounds.md).
+
+    f(v) ≥ f(z) + min over allowed v of 2hᵀ(v − z) + (v − z)ᵀB(v − z) with h = H(z − w), for every B ⪯ H.
+
+    Attributes
+    ----------
+    z : ndarray of shape (n,)
+    block : ndarray of int64, shape (n,)
+        The block of each input. Units of the pattern lie within blocks, blocks within groups.
+    matrix : ndarray of shape (n, n)
+        Entries between different blocks are ignored.
+    """
+
+    z: Float
+    block: Int
+    matrix: Float
+
+
+@dataclass(frozen=True, eq=False)
 class SearchProof:
     """The own branch and bound pruned or visited everything below ``cut``.
 
@@ -146,7 +202,8 @@ class RawSolve:
         ``optimal`` and ``gap_reached`` are checked by certification.
     proof : SearchProof or None
         Only the native backend may return one.
-    dual : DualPoint or None
+    dual : DualPoint or BlockDual or None
+        For pruning also the diagonal of a `BlockDual` with single inputs as blocks.
     claimed_lower_bound : float or None
         The backend's own figure, in the units of the task, constant included.
     """
@@ -154,7 +211,7 @@ class RawSolve:
     weights: Float | None
     termination: Status
     proof: SearchProof | None = None
-    dual: DualPoint | None = None
+    dual: DualPoint | BlockDual | None = None
     claimed_lower_bound: float | None = None
     nodes: int = 0
     trace: tuple[TracePoint, ...] = ()
@@ -172,7 +229,7 @@ class Backend(Protocol):
     def prepare(self, problem: Problem, group: int, jobs: int) -> Any:
         """Work that all channels of a group share; passed back as ``task.shared``."""
 
-    def solve(self, task: ChannelTask, control: Control) -> RawSolve:
+    def solve(self, task: Task, control: Control) -> RawSolve:
         """Solve one channel. Must return soon after ``control.remaining()`` is 0."""
 
 

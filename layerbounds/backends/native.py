@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import numba
 import numpy as np
-from threadpoolctl import threadpool_limits
 
-from layerbounds.backends.base import Availability, Capability, ChannelTask, Control, RawSolve
+from layerbounds.backends.base import Availability, Capability, Control, PruningTask, RawSolve, Task
 from layerbounds.problem import Problem
+from layerbounds.pruning_problem import PruningProblem
 from layerbounds.search.preparation import Preparation, prepare
+from layerbounds.search.pruning_dispatch import compile_kernels, search_pruning
 from layerbounds.search.quantization import search_channel
+from layerbounds.search.warm_up import compile_quantization
 from layerbounds.solution import Status
 
-#: Order exponent λ; see docs/quantization-engine.md for what others cost.
-ORDER_EXPONENT = 1.0
+#: Order exponents λ of small and of large layers; docs/quantization-engine.md says what others cost.
+SMALL_ORDER, LARGE_ORDER = 1.0, 0.5
+LARGE = 100
+#: Gram matrices of at least this many inputs are prepared with all threads.
+MANY_INPUTS = 512
 
 
 class NativeBackend:
@@ -24,6 +29,8 @@ class NativeBackend:
         {
             Capability.UNIFORM,
             Capability.CODEBOOK,
+            Capability.PRUNING,
+            Capability.MASK,
             Capability.WARM_START,
             Capability.NODE_LIMIT,
             Capability.TRACE,
@@ -36,16 +43,24 @@ class NativeBackend:
 
     def prepare(self, problem: Problem, group: int, jobs: int) -> Preparation | None:
         """Order, factorize and bound the Gram matrix of a group, once for all its channels."""
+        if isinstance(problem, PruningProblem):
+            compile_kernels()
+            return None
+        compile_quantization()
         layer = problem.layer
         live = layer.live(group)
         if not live.any():
             return None
-        with threadpool_limits(limits=jobs):
-            return prepare(np.ascontiguousarray(layer.gram[group][np.ix_(live, live)]), ORDER_EXPONENT)
+        gram = np.ascontiguousarray(layer.gram[group][np.ix_(live, live)])
+        exponent = LARGE_ORDER if len(gram) > LARGE else SMALL_ORDER
+        # Several BLAS threads pay only for large matrices, and their rounding depends on their number.
+        return prepare(gram, exponent, jobs if len(gram) >= MANY_INPUTS else 1)
 
-    def solve(self, task: ChannelTask, control: Control) -> RawSolve:
+    def solve(self, task: Task, control: Control) -> RawSolve:
         """Branch and bound of one channel."""
         if len(task.target) == 0:
             return RawSolve(weights=task.target.copy(), termination=Status.OPTIMAL)
+        if isinstance(task, PruningTask):
+            return search_pruning(task, control)
         assert isinstance(task.shared, Preparation)
         return search_channel(task, task.shared, control)

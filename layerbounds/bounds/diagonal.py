@@ -7,6 +7,8 @@ Hessian μ (M⁻¹ ∘ M⁻¹) + μ diag(d⁻²).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import scipy.linalg
 from scipy.linalg import lapack
@@ -60,6 +62,25 @@ def certified_minorant(gram: Float, d: Float) -> Float:
     return np.zeros_like(d)
 
 
+def proven_minorant(gram: Float, d: Float) -> tuple[Float, Float] | None:
+    """A diagonal d' ≤ d and a shift e ≥ 0 with diag(d') ⪯ gram + diag(e) proven; None where nothing can be.
+
+    Positive definite matrices need no shift, at most a slightly smaller diagonal. For singular ones the smallest
+    multiple of the diagonal that makes the proof possible is taken.
+    """
+    n = len(d)
+    if is_minorant(gram, np.zeros(n)):
+        return certified_minorant(gram, d), np.zeros(n)
+    diagonal = np.diag(gram)
+    for exponent in range(2, 40, 2):
+        shift = 2.0**exponent * n * UNIT * diagonal
+        shifted = gram.copy()
+        shifted[np.diag_indices(n)] = (diagonal + shift) * (1.0 - 2 * UNIT)
+        if is_minorant(shifted, np.zeros(n)):
+            return certified_minorant(shifted, d), shift
+    return None
+
+
 def interior_start(gram: Float) -> Float:
     """A strictly feasible diagonal: a fraction of 1/diag(H⁻¹)/n, which lies below H (Cauchy–Schwarz)."""
     n = gram.shape[0]
@@ -76,6 +97,7 @@ def maximize_minorant(
     start: Float | None = None,
     relative_gap: float = 0.2,
     max_steps: int = 80,
+    stop: Callable[[], bool] | None = None,
 ) -> Float:
     """Approximately maximise Σ a_i d_i over the diagonals 0 ⪯ D ⪯ gram.
 
@@ -92,6 +114,8 @@ def maximize_minorant(
         D inside the cone, where it serves children better.
     max_steps : int
         Newton steps.
+    stop : callable, optional
+        Asked before each Newton step whether to end with what there is.
 
     Returns
     -------
@@ -103,15 +127,14 @@ def maximize_minorant(
     matrix = gram / np.outer(scale, scale)
     a = np.maximum(objective * scale**2, 0.0)
     top = float(a.max(initial=0.0))
-    if top == 0.0:
-        a = np.ones(n)
-    else:
-        a = a / top + 1e-6
+    a = np.ones(n) if top == 0.0 else a / top + 1e-6
     d = _strictly_inside(matrix, None if start is None else start / scale**2)
     if not np.all(d > 0):
         return np.zeros(n)
     mu = float(a @ d) / n
     for _ in range(max_steps):
+        if stop is not None and stop():
+            break
         factor = cholesky(matrix - np.diag(d))
         if factor is None:
             break

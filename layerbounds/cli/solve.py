@@ -23,7 +23,9 @@ from layerbounds.grids import Granularity, Range, codebook_grid
 from layerbounds.layer import Layer
 from layerbounds.layer_files import find_layer
 from layerbounds.problem import Problem, check_channels, quantization_problem
+from layerbounds.pruning_problem import pruning_problem
 from layerbounds.report.files import STDOUT, check_output, write_json
+from layerbounds.report.plots import check_plot, plot_trace
 from layerbounds.report.tables import channel_table, total_line
 from layerbounds.solution import Solution
 from layerbounds.solve import solve
@@ -58,6 +60,17 @@ def solve_command(
             "--codebook", metavar="NAME", help="Instead of --bits: binary, ternary, nf4, fp4 or mxfp4 as levels."
         ),
     ] = None,
+    density: Annotated[
+        float | None, typer.Option("--density", metavar="FRACTION", help="Prune: kept fraction of the inputs.")
+    ] = None,
+    kept: Annotated[int | None, typer.Option("--k", metavar="N", help="Prune: number of kept inputs.")] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option("--pattern", metavar="HOW", help="Prune: unstructured (default), N:M such as 2:4, or block:S."),
+    ] = None,
+    mask_only: Annotated[
+        bool, typer.Option("--mask-only", help="Prune without re-optimising the kept weights.")
+    ] = False,
     time_limit: Annotated[
         float, typer.Option("--time-limit", metavar="SECONDS", help="Search time per channel.")
     ] = 10.0,
@@ -74,14 +87,29 @@ def solve_command(
         Path | None,
         typer.Option("--save-weights", metavar="OUT", help="Write the weights that reach the upper bounds here."),
     ] = None,
+    trace_plot: Annotated[
+        Path | None,
+        typer.Option("--trace-plot", metavar="OUT", help="Draw how the intervals closed (.svg, .png or .pdf)."),
+    ] = None,
 ) -> None:
-    """Find certified intervals around the smallest error that any quantized weights of a layer can have."""
+    """Find certified intervals around the smallest error that any quantized or pruned weights of a layer can have."""
     # Hours of search must not end at a mistyped path.
     check_json(json_out)
     if save_weights is not None:
         check_output(save_weights)
+    if trace_plot is not None:
+        check_output(trace_plot)
+        check_plot(trace_plot)
     chosen_layer = find_layer(read_layers(input_file), layer)
-    problem = _problem(chosen_layer, bits, codebook, symmetric, parse_granularity(granularity), fit)
+    problem: Problem
+    if density is not None or kept is not None or pattern is not None or mask_only:
+        if bits is not None or codebook is not None:
+            raise InputError("quantization and pruning together are not available yet; leave out one of them.")
+        problem = pruning_problem(
+            chosen_layer, density=density, k=kept, pattern=pattern or "unstructured", refit=not mask_only
+        )
+    else:
+        problem = _problem(chosen_layer, bits, codebook, symmetric, parse_granularity(granularity), fit)
     selection = check_channels(problem, parse_channels(channels, chosen_layer.out_features))
     with channel_progress(chosen_layer.name, len(selection)) as progress:
         solution = solve(
@@ -99,13 +127,17 @@ def solve_command(
         "input": None if input_file is None else str(input_file),
         "bits": bits,
         "codebook": codebook,
+        "density": density,
+        "k": kept,
+        "pattern": pattern,
+        "mask_only": mask_only,
         "time_limit": time_limit,
         "gap": gap,
         "jobs": jobs,
         "seed": seed,
         "node_limit": node_limit,
     }
-    _deliver(solution, options, json_out, save_weights)
+    _deliver(solution, options, json_out, save_weights, trace_plot)
     if solution.interrupted:
         raise typer.Exit(130)
 
@@ -130,7 +162,13 @@ def _problem(
     return quantization_problem(layer, grid=codebook_grid(layer.weight, codebook, granularity, range_))
 
 
-def _deliver(solution: Solution, options: dict[str, Any], json_out: str | None, save_weights: Path | None) -> None:
+def _deliver(
+    solution: Solution,
+    options: dict[str, Any],
+    json_out: str | None,
+    save_weights: Path | None,
+    trace_plot: Path | None,
+) -> None:
     """Write and print the results; a file that cannot be written does not take the others with it."""
 
     def print_table() -> None:
@@ -150,7 +188,11 @@ def _deliver(solution: Solution, options: dict[str, Any], json_out: str | None, 
         if save_weights is not None:
             solution.save_weights(save_weights)
 
-    steps: list[Callable[[], None]] = [save_json, save_solution]
+    def draw_trace() -> None:
+        if trace_plot is not None:
+            plot_trace(solution, trace_plot)
+
+    steps: list[Callable[[], None]] = [save_json, save_solution, draw_trace]
     if json_out != STDOUT:
         steps.append(print_table)
     failure: LayerboundsError | None = None

@@ -36,7 +36,7 @@ class ChannelView:
 
 
 #: A heuristic maps a channel (and its options) to feasible weights of shape (n,).
-QuantizationMethod = Callable[..., Float]
+Method = Callable[..., Float]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Heuristic:
     method : callable
         ``method(view, **options) -> weights``.
     capabilities : tuple of str
+        The kinds of problem it can treat, as in a problem's ``requirement``.
     options : dict
         Names and defaults of its options.
     """
@@ -60,7 +61,7 @@ class Heuristic:
     name: str
     summary: str
     source: str
-    method: QuantizationMethod
+    method: Method
     capabilities: tuple[str, ...]
     options: dict[str, Any]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from layerbounds.arrays import Float, Int
+from layerbounds.exceptions import InputError
 from layerbounds.heuristics.base import ChannelView, chosen_levels
 from layerbounds.heuristics.gptq import gptq
 from layerbounds.heuristics.round_to_nearest import round_to_nearest
-from layerbounds.exceptions import InputError
 from layerbounds.kernels.rounding import coordinate_descent as descend
 
 STARTS = {"rtn": round_to_nearest, "gptq": gptq}

@@ -49,8 +49,8 @@ def gptq(view: ChannelView, damp: float = 0.01, act_order: bool = False) -> Floa
     act_order : bool
         Quantize the inputs of largest energy first.
     """
-    if not damp >= 0:
-        raise InputError(f"damp is {damp}; pass a fraction of the mean diagonal ≥ 0.")
+    if not 0 <= damp < np.inf:
+        raise InputError(f"damp is {damp}; pass a finite fraction of the mean diagonal ≥ 0.")
     n = len(view.target)
     # The paper quantizes the first column first; the kernel fixes the last variable first.
     order: Int = np.arange(n)[::-1]
@@ -67,5 +67,3 @@ def gptq(view: ChannelView, damp: float = 0.01, act_order: bool = False) -> Floa
     result = np.empty(n)
     result[order] = view.levels[order, choice]
     return result
-
-

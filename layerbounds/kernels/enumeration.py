@@ -73,7 +73,7 @@ def _advance(k, amount, direction, z):
 
 @njit(nogil=True, cache=True)
 def _term(i, x, tilt, weight, inverse, uniform, levels, low, high):
-    """min over the levels of 2 h v + d (v − x)² for one variable."""
+    """Min over the levels of 2 h v + d (v − x)² for one variable."""
     if uniform:
         v = min(max(np.rint(x - tilt * inverse), low), high)
         return 2.0 * tilt * v + weight * ((v - x) * (v - x))
@@ -152,7 +152,8 @@ def _open_level(k, centre, levels, count, lower, upper):
 @njit(nogil=True, cache=True)
 def enumerate_levels(
     max_nodes, collect, uniform, pivots, shifts, weights, inverses, covariances, first, steps, levels, count, low, high,
-    z, tilts, row, sparse, psi, base, floor, moves, chosen, lower, upper, position, cut, best, nodes, extreme, reach, seen, distance,
+    z, tilts, row, sparse, psi, base, floor, moves, chosen, lower, upper, position, cut, best,
+    nodes, extreme, reach, seen, distance,
 ):  # fmt: skip
     """Continue the search until it is exhausted or ``max_nodes`` more nodes were generated.
 
@@ -181,7 +182,8 @@ def enumerate_levels(
         Smallest and largest level.
     z, tilts : (n + 1, n) float64; psi, base, floor : (n + 1,) float64; moves : (n + 1,) int64
         Row k belongs to the node with k free variables; row n is given. ``base`` is the node's bound less the term
-        of variable k − 1, ``floor`` a lower bound on Σ 2 h v of the free variables, ``moves`` the Hildreth steps on the path. State.
+        of variable k − 1, ``floor`` a lower bound on Σ 2 h v of the free variables, ``moves`` the
+        Hildreth steps on the path. State.
     row : (n + 1,) int64
         Which row of ``tilts`` the node uses: its own or that of the last node above with steps. State.
     sparse : (m,) int64
@@ -251,6 +253,8 @@ def enumerate_levels(
                 break
             continue
         if k == 0:
+            if not partial < cut[0]:
+                continue
             chosen[0] = pick
             reach[0] = max(reach[0], abs(delta))
             best[:] = chosen

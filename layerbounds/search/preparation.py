@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import joblib
 import numpy as np
 import scipy.linalg
+from threadpoolctl import threadpool_limits
 
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.diagonal import UNIT, cholesky, gamma, maximize_minorant, symmetric_inverse
@@ -69,11 +70,11 @@ class Preparation:
         return len(self.order)
 
 
-_cache: OrderedDict[tuple[str, float], Preparation] = OrderedDict()
+_cache: OrderedDict[tuple[str, float, int], Preparation] = OrderedDict()
 _cache_lock = threading.Lock()
 
 
-def prepare(gram: Float, exponent: float) -> Preparation:
+def prepare(gram: Float, exponent: float, threads: int = 1) -> Preparation:
     """Prepare a Gram matrix of live inputs, or return the cached preparation of an equal one.
 
     Parameters
@@ -81,13 +82,16 @@ def prepare(gram: Float, exponent: float) -> Preparation:
     gram : ndarray of shape (n, n)
     exponent : float
         Order exponent λ, see `elimination_order`.
+    threads : int
+        BLAS threads: they change the last digits.
     """
-    key = (joblib.hash(gram), exponent)
+    key = (joblib.hash(gram), exponent, threads)
     with _cache_lock:
         if key in _cache:
             _cache.move_to_end(key)
             return _cache[key]
-    result = _prepare(gram, exponent)
+    with threadpool_limits(limits=threads):
+        result = _prepare(gram, exponent)
     with _cache_lock:
         _cache[key] = result
         while len(_cache) > _CACHE_SIZE:
@@ -127,14 +131,14 @@ def factorize_ordered(gram: Float, exponent: float) -> tuple[Float, Int, Float, 
         order = elimination_order(shifted, exponent)
         ordered = np.ascontiguousarray(shifted[np.ix_(order, order)])
         lower = cholesky(ordered)
-        if lower is not None and np.all(np.diag(lower) ** 2 > 16 * len(gram) * UNIT * np.diag(ordered)):
+        if lower is not None and np.all(np.diag(lower) ** 2 > 1024 * len(gram) * UNIT * np.diag(ordered)):
             return shift, order, ordered, lower
     raise InputError("the Gram matrix cannot be factorized even after a shift of its diagonal; check its entries.")
 
 
 def regularizations(gram: Float) -> Iterator[Float]:
     """Multiples of the diagonal to add, smallest first: none, then what makes a singular matrix factorizable."""
-    for factor in (0.0, 64.0, 2.0**10, 2.0**14, 2.0**18, 2.0**22, 2.0**26):
+    for factor in (0.0, 2.0**12, 2.0**15, 2.0**18, 2.0**22, 2.0**26):
         yield np.asarray(factor * len(gram) * UNIT * np.diag(gram))
 
 
@@ -176,7 +180,7 @@ def schedule(n: int) -> list[int]:
     elif n <= 800:
         stride = 24
     else:
-        stride = 192
+        stride = n
     return sorted({n, *range(n - stride, 1, -stride), 1}, reverse=True)
 
 

@@ -6,10 +6,12 @@ import math
 
 import numpy as np
 
-from layerbounds.arrays import Float
+from layerbounds.arrays import Float, Int
 from layerbounds.backends.base import ChannelTask, Control, DualPoint, RawSolve, SearchProof
+from layerbounds.bounds.relaxation import Relaxation, refine
 from layerbounds.search.allowance import rounding_allowance, shift_charge
 from layerbounds.search.incumbents import first_incumbents
+from layerbounds.search.neighbourhoods import Neighbourhoods
 from layerbounds.search.preparation import Preparation
 from layerbounds.search.tree import Tree
 from layerbounds.search.units import UnitProblem, make_units
@@ -19,8 +21,25 @@ from layerbounds.solution import OPTIMAL_RELATIVE, Status, TracePoint
 CHUNK = 1 << 18
 #: Nodes of the pilot search from which weights are learned.
 PILOT = 30_000
-#: Nodes that one attempt to close a channel at once may cost before targets rise step by step.
-ATTEMPT = 1 << 23
+#: Attempts to close a small channel at once, before targets rise step by step: calls of the large-neighbourhood search
+#: before it, and nodes that it may cost.
+ATTEMPTS = ((2, 1 << 23), (20, 1 << 27))
+#: Largest number of variables for which closing a channel at once is tried.
+CLOSE_AT_ONCE = 70
+#: Nodes that one call of the large-neighbourhood search counts for under a node limit.
+NODES_PER_CALL = 100_000
+#: Up to so many variables so many calls find what there is to find.
+SMALL, SMALL_CALLS = 100, 80
+#: Refits of the root's diagonal, and the share of the time limit that they may take.
+REFITS, RELAX_SHARE = 5, 0.2
+#: Logarithm of the nodes over the target's share of the upper bound: first guess, before it is measured.
+SLOPE = 45.0
+#: A search may cost at most so many times the last one, and is given up at so many times the estimate.
+MOST_GROWTH, OVERRUN = 6.0, 3.0
+#: A search of so many nodes teaches the minorants; the first searches may cost so many at most.
+LEARN_FROM, FIRST_BUDGET = 3e5, 2e7
+#: Longest step of the target while searches are cheap, as a share of the upper bound.
+LONGEST_STEP = 0.05
 #: More points than this within the rounding allowance of the optimum are not collected.
 MANY_LEAVES = 20_000
 
@@ -40,10 +59,20 @@ class ChannelSearch:
         self.control = control
         self.unit: UnitProblem = make_units(task, prep)
         self.upper, self.choice = first_incumbents(self.unit, task.warm_start)
+        unit = self.unit
+        self.neighbourhoods = Neighbourhoods(
+            unit.gram, unit.origin, unit.levels.T, unit.count, self.choice, self.upper,
+            np.random.default_rng([control.seed, task.channel]), unit.covariance,
+        )  # fmt: skip
         self.proven = 0.0
+        self.exhausted = False
+        self.last_growth = 1.0
+        self.relaxation: Relaxation | None = None
         self.trace: list[TracePoint] = []
         self.tree = Tree(self.unit)
         n = self.unit.size
+        #: Depths between two learned minorants: each costs a barrier solve.
+        self.stride = 1 if n <= 80 else 4 if n <= 160 else 24
         # A cut that nothing reaches drops no level: the bound holds for the whole grid.
         self.root = self.tree.restart(np.inf)
         if len(self.tree.sparse) > 0.15 * n and prep.covariance_error < 1e-9:
@@ -65,8 +94,16 @@ class ChannelSearch:
 
     @property
     def goal(self) -> float:
-        """A proven bound that ends the work."""
-        return self.upper * (1.0 - self.control.gap)
+        """A proven bound that ends the work: with a margin, so that certification still finds the gap reached."""
+        gap = self.control.gap
+        if gap == 0.0:
+            return self.upper
+        return min(self.upper, self.upper * (1.0 - 0.999 * gap) + 2.0 * self.allowance(self.upper))
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing below the incumbent is left, or the gap that was asked for is reached."""
+        return self.exhausted or max(self.proven, self.root) >= self.goal
 
     def nodes_left(self) -> float:
         """Nodes that may still be spent."""
@@ -81,48 +118,119 @@ class ChannelSearch:
         while not done and self.nodes < end and self.control.remaining() > 0:
             done = self.tree.run(int(min(CHUNK, end - self.nodes)), learn)
         found = self.tree.found
-        if found is not None:
-            self.upper, self.choice = self.tree.cut, found
+        everything = target >= self.upper
+        if found is not None and (value := self._objective(found)) < self.upper:
+            self.upper, self.choice = value, found
         if done:
             self.proven = max(self.proven, self.tree.cut)
+            self.exhausted = self.exhausted or everything
         if done or found is not None:
             self.record()
         return done
 
+    def _objective(self, choice: Int) -> float:
+        """Centred objective of a choice of levels, in grid units."""
+        deviation = self.unit.levels[choice, np.arange(self.unit.size)] - self.unit.origin
+        return float(deviation @ (self.unit.gram @ deviation))
+
+    def improve(self, calls: float, share: float = 1.0) -> None:
+        """Large-neighbourhood search: so many calls, in at most a share of the time limit."""
+        end = self.control.elapsed() + share * self.control.time_limit
+        self.neighbourhoods.adopt(self.upper, self.choice)
+        done = 0
+        while done < calls and self.control.remaining() > 0:
+            if self.control.node_limit is None and self.control.elapsed() >= end:
+                break
+            done += 1
+            if self.neighbourhoods.improve():
+                self.upper, self.choice = self.neighbourhoods.value, self.neighbourhoods.best.copy()
+                self.record()
+
+    def _calls(self) -> float:
+        """Calls of the large-neighbourhood search before the targets rise; time may end it earlier."""
+        most = SMALL_CALLS if self.unit.size <= SMALL else math.inf
+        limit = self.control.node_limit
+        return most if limit is None else min(most, 0.25 * limit / NODES_PER_CALL)
+
+    def relax(self) -> None:
+        """Tangent relaxation with a diagonal of the channel's own: the best bound at the root."""
+        unit, tree = self.unit, self.tree
+        deadline = self.control.elapsed() + RELAX_SHARE * self.control.time_limit
+
+        def stop() -> bool:
+            late = self.control.node_limit is None and self.control.elapsed() > deadline
+            return late or self.control.remaining() <= 0
+
+        n = unit.size
+        # A refit takes some thirty factorizations: they must fit into the share of the time.
+        refits = REFITS if self.control.node_limit is not None or 1e-9 * n**3 < deadline else 0
+        found = refine(unit.gram, unit.origin, unit.levels, unit.count, unit.minorants[n], tree.z[n], refits, stop)
+        if found.value > self.root:
+            self.root = found.value
+            tree.relaxation = self.relaxation = found
+            self.record()
+
     def rise(self) -> None:
         """Prove rising targets until the goal, or until a limit ends the work.
 
-        The number of nodes grows about exponentially with the target, so each step is chosen for a given growth from
-        the last two searches.
+        The number of nodes grows about exponentially with the target. Each search is meant to take a given part of
+        what is left, by the growth seen in the last two; one that runs over is given up and aimed lower.
         """
+        history: list[tuple[float, float]] = []
+        learned = False
         ratio = max(self.root / self.upper, 0.0)
-        step = max((1.0 - ratio) / 32.0, 1e-3)
-        last_nodes = 0.0
-        last_ratio = ratio
-        while self.proven < self.goal and self.nodes_left() > 0 and self.control.remaining() > 0:
+        step = max((1.0 - ratio) / 24.0, 1e-3)
+        while not self.finished and self.nodes_left() > 0 and self.control.remaining() > 0:
             current = max(self.proven, self.root, 0.0) / self.upper
-            target = min(self.upper * (current + step), self.goal)
-            begin = self.nodes
-            if not self.attempt(target, math.inf):
-                return
-            spent = max(self.nodes - begin, 1)
-            if spent < 200_000:
-                step *= 2.0
-            elif last_nodes > 0 and spent > last_nodes and target / self.upper > last_ratio:
-                slope = math.log(spent / last_nodes) / (target / self.upper - last_ratio)
-                step = min(max(math.log(3.0) / slope, 0.25 * step), 2.0 * step)
-            last_nodes, last_ratio = float(spent), target / self.upper
+            target = min(current + step, self.goal / self.upper)
+            begin, started = self.nodes, self.control.elapsed()
+            # Near the targets that matter the distances differ from the pilot's: learn once more.
+            learn = bool(history) and not learned
+            budget = FIRST_BUDGET if not history else OVERRUN * history[-1][1] * self.last_growth
+            done = self.attempt(self.upper * target, budget, learn)
+            spent = float(max(self.nodes - begin, 1))
+            if not done:
+                # Too expensive: aim between what is proven and what was tried.
+                step *= 0.5
+                continue
+            if learn and spent > LEARN_FROM:
+                self.tree.learn(self.stride)
+                learned = True
+            if spent < 2.0 * PILOT:
+                step = min(1.5 * step, LONGEST_STEP)
+                continue
+            history.append((target, spent))
+            slope = SLOPE
+            if len(history) > 1 and history[-1][1] > history[-2][1]:
+                (t0, n0), (t1, n1) = history[-2:]
+                slope = min(max(math.log(n1 / n0) / max(t1 - t0, 1e-6), 0.7 * SLOPE), 3.0 * SLOPE)
+            step = math.log(self.growth(spent, self.control.elapsed() - started)) / slope
+
+    def growth(self, spent: float, seconds: float) -> float:
+        """How many times the last search the next one may cost: most of what is left, if that is not too far off."""
+        if self.control.node_limit is not None:
+            available = self.nodes_left() / spent
+        else:
+            available = self.control.remaining() / max(seconds, 1e-3)
+        self.last_growth = min(max(0.5 * available, 1.3), MOST_GROWTH)
+        return self.last_growth
 
     def run(self) -> RawSolve:
         """Work until the interval is closed or a limit is reached."""
-        n = self.unit.size
-        if self.root < self.goal and self.control.remaining() > 0:
-            if not self.attempt(self.goal, PILOT, learn=True):
-                self.tree.learn(1 if n <= 80 else 4 if n <= 160 else 24)
-                if n > 100 or not self.attempt(self.goal, ATTEMPT):
-                    self.rise()
-        else:
-            self.proven = 0.0
+        if not self.finished and self.control.remaining() > 0:
+            self.attempt(self.goal, PILOT, learn=True)
+            if not self.finished:
+                self.tree.learn(self.stride)
+            for calls, budget in ATTEMPTS if self.unit.size <= CLOSE_AT_ONCE else ():
+                if not self.finished:
+                    self.improve(calls)
+                    self.attempt(self.goal, budget)
+            if not self.finished:
+                self.relax()
+                self.improve(self._calls(), 0.25)
+                self.rise()
+        if self.root >= self.goal:
+            self.proven = max(self.proven, self.root)
         return self.result()
 
     def collect_leaves(self, slack: float) -> tuple[float, Float] | None:
@@ -135,9 +243,9 @@ class ChannelSearch:
         cut = self.upper + slack
         tree.restart(cut)
         leaves: list[Float] = []
-        end = self.nodes + min(ATTEMPT, self.nodes_left())
+        end = self.nodes + min(ATTEMPTS[0][1], self.nodes_left())
         while self.nodes < end and self.control.remaining() > 0:
-            done = tree.run(CHUNK, collect=True)
+            done = tree.run(int(min(CHUNK, end - self.nodes)), collect=True)
             leaf = tree.take()
             if leaf is not None:
                 leaves.append(self.unit.weights_of(self.unit.levels[leaf, np.arange(self.unit.size)]))
@@ -155,14 +263,17 @@ class ChannelSearch:
         proof = None
         if self.proven > 0:
             proof = SearchProof(self.proven * m, self.allowance(self.proven) * m)
-            slack = 4.0 * self.allowance(self.upper)
-            if self.proven >= self.upper and 0.1 * OPTIMAL_RELATIVE * self.upper < slack < self.upper:
+            slack = 4.0 * self.allowance(self.upper) + 2.0 * max(self.upper - self.proven, 0.0)
+            if self.exhausted and 0.1 * OPTIMAL_RELATIVE * self.upper < slack < self.upper:
                 collected = self.collect_leaves(slack)
                 if collected is not None:
                     cut, leaves = collected
                     proof = SearchProof(cut * m, self.allowance(cut) * m, leaves)
         points = unit.levels[self.choice, np.arange(n)]
-        dual = DualPoint(unit.weights_of(tree.z[n]), self._in_layer_order(tree.minorants[n] * m / unit.scale**2))
+        z, d = tree.z[n], unit.minorants[n]
+        if self.relaxation is not None:
+            z, d = self.relaxation.z, self.relaxation.d
+        dual = DualPoint(unit.weights_of(z), self._in_layer_order(d * m / unit.scale**2))
         return RawSolve(
             weights=unit.weights_of(points),
             termination=self._termination(),
@@ -184,7 +295,7 @@ class ChannelSearch:
         return result
 
     def _termination(self) -> Status:
-        if max(self.proven, self.root) >= self.goal:
+        if self.finished:
             return Status.GAP_REACHED if self.control.gap > 0 else Status.OPTIMAL
         if self.control.cancel.is_set():
             return Status.INTERRUPTED
@@ -194,4 +305,3 @@ class ChannelSearch:
 def search_channel(task: ChannelTask, prep: Preparation, control: Control) -> RawSolve:
     """Solve one channel of at least one live input."""
     return ChannelSearch(task, prep, control).run()
-

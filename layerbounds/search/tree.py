@@ -7,6 +7,7 @@ import numpy as np
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.box import box_multipliers
 from layerbounds.bounds.diagonal import gamma, maximize_minorant
+from layerbounds.bounds.relaxation import Relaxation
 from layerbounds.kernels.enumeration import enumerate_levels
 from layerbounds.search.units import UnitProblem
 
@@ -58,6 +59,8 @@ class Tree:
         self.low, self.high = unit.low, unit.high
         self._first = np.zeros(n, dtype=np.int64)
         self._sides = np.zeros(n, dtype=np.int64)
+        #: The root's dual point on the whole grid, where there is one.
+        self.relaxation: Relaxation | None = None
 
     def _tilt_root(self) -> None:
         """Price the active ends of the box at the root."""
@@ -120,6 +123,8 @@ class Tree:
         self.low, self.high = unit.low.copy(), unit.high.copy()
         self._first = np.zeros(n, dtype=np.int64)
         bound = -np.inf
+        if self.relaxation is not None:
+            self._tighten(self.relaxation.value, self.relaxation.terms, cut)
         for _ in range(TIGHTENINGS):
             self._tilt_root()
             terms = self._root_terms()
@@ -128,14 +133,19 @@ class Tree:
             if bound >= cut:
                 self._position[0] = n + 1
                 break
-            keep = bound + (terms - least) < cut
-            first = np.argmax(keep, axis=0)
-            last = len(keep) - 1 - np.argmax(keep[::-1], axis=0)
-            last = np.minimum(last, self.count - 1)
-            if np.all(first == 0) and np.all(last == self.count - 1):
+            if not self._tighten(bound, terms, cut):
                 break
-            self._drop_levels(first, last)
         return bound
+
+    def _tighten(self, bound: float, terms: Float, cut: float) -> bool:
+        """Drop the end levels at which the bound reaches the cut; True when there were any."""
+        keep = bound + (terms - terms.min(axis=0)) < cut
+        first = np.argmax(keep, axis=0)
+        last = np.minimum(len(keep) - 1 - np.argmax(keep[::-1], axis=0), self.count - 1)
+        if np.all(first == 0) and np.all(last == self.count - 1):
+            return False
+        self._drop_levels(first, last)
+        return True
 
     def _drop_levels(self, first: Int, last: Int) -> None:
         columns = np.arange(self.unit.size)
@@ -153,8 +163,8 @@ class Tree:
         unit = self.unit
         return bool(
             enumerate_levels(
-                max_nodes, collect, unit.uniform, unit.pivots, unit.shifts, self.minorants, self.inverses, unit.covariances,
-                unit.prep.first_covariance, self.steps, self.levels, self.count, self.low, self.high,
+                max_nodes, collect, unit.uniform, unit.pivots, unit.shifts, self.minorants, self.inverses,
+                unit.covariances, unit.prep.first_covariance, self.steps, self.levels, self.count, self.low, self.high,
                 self.z, self.tilts, self.row, self.sparse, self.psi, self.base, self.floor, self.moves, self._chosen,
                 self._lower, self._upper, self._position, self._cut, self._best, self.nodes, self.extreme, self.reach,
                 self._seen if learn else _NOTHING, self._distance,
@@ -184,7 +194,7 @@ class Tree:
         since = stride
         for k in range(self.unit.size, 1, -1):
             if row is not None and since < stride:
-                row = row[: k]
+                row = row[:k]
                 self.minorants[k, :k] = row
                 since += 1
                 continue

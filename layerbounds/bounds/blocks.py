@@ -1,0 +1,126 @@
+"""Block-diagonal minorants B ⪯ H and their improvement by block coordinate ascent (docs/pruning-bounds.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from layerbounds.arrays import Float, Int
+from layerbounds.bounds.diagonal import cholesky, symmetric_inverse
+from layerbounds.bounds.pruning_dual import certified_block_minorant, is_block_minorant
+
+#: Least weight of a direction, relative to the mean.
+SIDE = 0.05
+#: Blocks between two fresh inverses.
+REFRESH = 24
+
+
+@dataclass(frozen=True, eq=False)
+class BlockMinorant:
+    """A proven minorant.
+
+    Attributes
+    ----------
+    matrix : ndarray of shape (n, n)
+    blocks, inverses : list of ndarray
+        The diagonal blocks and their approximate inverses.
+    smallest : ndarray of shape (blocks,)
+        Proven lower bounds of the blocks' smallest eigenvalues, positive.
+    """
+
+    matrix: Float
+    blocks: list[Float]
+    inverses: list[Float]
+    smallest: Float
+
+
+def make_minorant(gram: Float, members: Sequence[Int], matrix: npt.NDArray[Any]) -> BlockMinorant | None:
+    """Prove a block-diagonal matrix, lowered where needed; None where it is not positive definite."""
+    proven: Float = certified_block_minorant(gram, np.asarray(matrix, dtype=np.float64))
+    blocks: list[npt.NDArray[Any]] = [np.array(proven[np.ix_(m, m)]) for m in members]
+    smallest = np.array([0.5 * float(np.linalg.eigvalsh(b)[0]) for b in blocks])
+    for block, value in zip(blocks, smallest, strict=True):
+        if not value > 0 or not is_block_minorant(block, value * np.eye(len(block))):
+            return None
+    return BlockMinorant(proven, blocks, [np.linalg.inv(b) for b in blocks], smallest)
+
+
+def start_blocks(gram: Float, members: Sequence[Int]) -> BlockMinorant | None:
+    """0.9/blocks times the Schur complements ((H⁻¹)_gg)⁻¹, each of which lies below H; None if H is singular."""
+    factor = cholesky(gram)
+    if factor is None:
+        return None
+    inverse = symmetric_inverse(factor)
+    matrix = np.zeros_like(gram)
+    for m in members:
+        block = np.linalg.inv(inverse[np.ix_(m, m)])
+        matrix[np.ix_(m, m)] = 0.45 / len(members) * (block + block.T)
+    return make_minorant(gram, members, matrix)
+
+
+def improve_blocks(
+    gram: Float, members: Sequence[Int], minorant: BlockMinorant, gradients: Sequence[Float], mu: float, sweeps: int = 1
+) -> BlockMinorant | None:
+    """Block coordinate ascent on Σ ⟨A_g, B_g⟩ + μ logdet(H − B), with a logarithm in place of the linear term.
+
+    With S the largest feasible block when the others stay, and in coordinates that make S the identity and A diagonal,
+    the optimal block has the eigenvalues α/(α + μ), α the eigenvalue of A times the present diagonal entry of B.
+
+    Parameters
+    ----------
+    gram : ndarray of shape (n, n)
+    members : sequence of ndarray
+        Inputs of each block.
+    minorant : BlockMinorant
+        Where to start.
+    gradients : sequence of ndarray
+        Positive semidefinite supergradients A_g of the bound.
+    mu : float
+        Relative to the mean of the α.
+    sweeps : int
+
+    Returns
+    -------
+    BlockMinorant or None
+        None where a factorization or the proof fails.
+    """
+    matrix = minorant.matrix.copy()
+    total = sum(float(np.sum(a * b)) for a, b in zip(gradients, minorant.blocks, strict=True))
+    if not total > 0:
+        return None
+    barrier = mu * total / len(gram)
+    factor = cholesky(gram - matrix)
+    if factor is None:
+        return None
+    inverse = symmetric_inverse(factor)
+    for _ in range(sweeps):
+        for count, (m, gradient) in enumerate(zip(members, gradients, strict=True)):
+            if count % REFRESH == REFRESH - 1:
+                factor = cholesky(gram - matrix)
+                if factor is None:
+                    return None
+                inverse = symmetric_inverse(factor)
+            local = inverse[np.ix_(m, m)]
+            local = 0.5 * (local + local.T)
+            old = matrix[np.ix_(m, m)]
+            most = np.linalg.inv(local) + old
+            half = cholesky(np.asfortranarray(0.5 * (most + most.T)))
+            if half is None:
+                continue
+            values, vectors = np.linalg.eigh(half.T @ gradient @ half)
+            back = np.linalg.solve(half, np.linalg.solve(half, old).T)
+            present = np.einsum("ik,ij,jk->k", vectors, back, vectors)
+            alpha = np.maximum(values * present, SIDE * barrier / mu)
+            basis = half @ vectors
+            new = (basis * (alpha / (alpha + barrier))) @ basis.T
+            new = 0.5 * (new + new.T)
+            change = new - old
+            # (M − E Δ Eᵀ)⁻¹ = M⁻¹ + M⁻¹E (I − Δ (M⁻¹)_gg)⁻¹ Δ EᵀM⁻¹
+            columns = inverse[:, m]
+            inverse += columns @ (np.linalg.solve(np.eye(len(m)) - change @ local, change) @ columns.T)
+            matrix[np.ix_(m, m)] = new
+    return make_minorant(gram, members, matrix)

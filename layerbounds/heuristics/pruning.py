@@ -1,0 +1,88 @@
+"""What the pruning heuristics share: their view of a channel and the last step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+
+from layerbounds.arrays import Bool, Float
+from layerbounds.bounds.diagonal import cholesky
+from layerbounds.exceptions import UnsupportedProblemError
+from layerbounds.patterns import Structure
+
+
+@dataclass(frozen=True, eq=False)
+class PruningView:
+    """What a heuristic sees of one output channel to prune: live inputs only, in the layer's order.
+
+    Attributes
+    ----------
+    gram : ndarray of shape (n, n)
+        Undamped.
+    target : ndarray of shape (n,)
+        Unconstrained minimiser of the error.
+    original : ndarray of shape (n,)
+        Dense weights: what kept weights are where ``refit`` is False.
+    structure : Structure
+        Units, groups and capacities.
+    refit : bool
+        Whether the problem lets kept weights change.
+    rng : numpy.random.Generator
+        The only source of randomness.
+    """
+
+    gram: Float
+    target: Float
+    original: Float
+    structure: Structure
+    refit: bool
+    rng: np.random.Generator
+
+
+def largest(view: PruningView, score: Float) -> Bool:
+    """Mask of the inputs whose units have the largest sums of squared scores, as many as each group may keep."""
+    return view.structure.keep_largest(
+        np.bincount(view.structure.unit, weights=score**2, minlength=len(view.structure.group))
+    )
+
+
+def refit_on(view: PruningView, mask: Bool) -> Float:
+    """Weights of least error on a mask (minimum norm where they are not unique)."""
+    weights = np.zeros(len(view.target))
+    s = np.flatnonzero(mask)
+    if len(s) == len(mask):
+        return view.target.copy()
+    if len(s):
+        block = np.ascontiguousarray(view.gram[np.ix_(s, s)])
+        right = view.gram[s] @ view.target
+        factor = cholesky(block)
+        if factor is not None:
+            weights[s] = scipy.linalg.cho_solve((factor, True), right, check_finite=False)
+        else:
+            weights[s] = scipy.linalg.lstsq(block, right, check_finite=False)[0]
+    return weights
+
+
+def finish(view: PruningView, mask: Bool, refit: bool = True) -> Float:
+    """Kept weights: refitted where problem and method want that, else the original ones."""
+    return refit_on(view, mask) if view.refit and refit else np.where(mask, view.original, 0.0)
+
+
+def damped_inverse(gram: Float, fraction: float) -> Float:
+    """(H + λI)⁻¹ with λ a fraction of the mean diagonal, raised tenfold while the factorization breaks down."""
+    mean = float(np.mean(np.diag(gram)))
+    while True:
+        factor = cholesky(gram + fraction * mean * np.eye(len(gram)))
+        if factor is not None:
+            return np.asarray(scipy.linalg.cho_solve((factor, True), np.eye(len(gram)), check_finite=False))
+        fraction = max(10.0 * fraction, 1e-10)
+
+
+def single_inputs(view: PruningView, name: str) -> None:
+    """Refuse patterns whose units hold several inputs."""
+    if len(view.structure.group) != len(view.structure.unit):
+        raise UnsupportedProblemError(
+            f"heuristic {name!r} cannot treat block patterns; choose another one (`layerbounds heuristics`)."
+        )

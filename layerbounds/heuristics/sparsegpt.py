@@ -1,0 +1,64 @@
+"""SparseGPT."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.linalg
+
+from layerbounds.arrays import Bool, Float
+from layerbounds.exceptions import InputError
+from layerbounds.heuristics.pruning import PruningView, damped_inverse, finish, single_inputs
+
+
+def sparsegpt(view: PruningView, damp: float = 0.01, block_size: int = 128, refit: bool = False) -> Float:
+    """Go through the inputs once; choose masks block by block, and spread each removed weight over the later ones.
+
+    Frantar & Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot" (ICML 2023),
+    algorithm 1 for one output channel; N:M chooses each group when its first input is reached. The damping only steers
+    the method; its result is scored on the undamped Gram.
+
+    Parameters
+    ----------
+    view : PruningView
+    damp : float
+        Fraction of the mean diagonal added to the Gram matrix.
+    block_size : int
+        Inputs whose mask is chosen at once (unstructured); each block keeps the same fraction.
+    refit : bool
+        Re-optimise the kept weights at the end; the paper does not.
+    """
+    single_inputs(view, "sparsegpt")
+    if not damp >= 0 or block_size < 1:
+        raise InputError(f"damp is {damp} and block_size {block_size}; pass a fraction ≥ 0 and a positive number.")
+    structure, n = view.structure, len(view.target)
+    upper = scipy.linalg.cholesky(damped_inverse(view.gram, damp), lower=False, check_finite=False)
+    weights = view.target.copy()
+    kept = np.ones(n, dtype=bool)
+    if len(structure.capacity) == 1:
+        edges = np.arange(0, n + block_size, block_size).clip(max=n)
+        # Rounded cumulatively, so that the numbers add up to the capacity.
+        until = np.floor(structure.capacity[0] * edges / n + 1e-9).astype(int)
+        plan = {
+            int(a): (np.arange(a, b), int(v - u))
+            for a, b, u, v in zip(edges, edges[1:], until, until[1:], strict=False)
+        }
+    else:
+        plan = {}
+        for group, capacity in enumerate(structure.capacity):
+            members = np.flatnonzero(structure.group[structure.unit] == group)
+            plan[int(members[0])] = (members, int(capacity))
+    for i in range(n):
+        if i in plan:
+            members, capacity = plan[i]
+            score = (weights[members] / np.diag(upper)[members]) ** 2
+            kept[members[np.argsort(-score, kind="stable")[capacity:]]] = False
+        if not kept[i]:
+            weights[i:] -= weights[i] / upper[i, i] * upper[i, i:]
+            weights[i] = 0.0
+    return _result(view, kept, weights, refit)
+
+
+def _result(view: PruningView, kept: Bool, weights: Float, refit: bool) -> Float:
+    if view.refit and not refit:
+        return np.where(kept, weights, 0.0)
+    return finish(view, kept, refit)

@@ -1,0 +1,64 @@
+"""Pictures; they need the `plot` extra."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from layerbounds.exceptions import InputError, MissingExtraError
+from layerbounds.layer_files import atomic_path
+from layerbounds.solution import Solution
+
+_FORMATS = ("svg", "png", "pdf")
+
+
+def _figure_class() -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("plots need matplotlib; run: pip install 'layerbounds[plot]'") from error
+    return Figure
+
+
+def check_plot(path: str | os.PathLike[str]) -> None:
+    """Raise before anything is computed if a plot cannot be drawn or its format is unknown."""
+    _figure_class()
+    if os.fspath(path).rsplit(".", 1)[-1].lower() not in _FORMATS:
+        raise InputError(f"cannot plot to {os.fspath(path)}; choose a name that ends in .svg, .png or .pdf.")
+
+
+def plot_trace(solution: Solution, path: str | os.PathLike[str]) -> None:
+    """Draw how each channel's interval closed over time.
+
+    Parameters
+    ----------
+    solution : Solution
+    path : path-like
+        Ends in .svg, .png or .pdf.
+    """
+    check_plot(path)
+    figure = _figure_class()(figsize=(7.0, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for row, channel in enumerate(solution.channels):
+        trace = solution.trace[row]
+        if not trace or solution.upper_bound[row] <= 0:
+            continue
+        best = float(solution.upper_bound[row])
+        end = max(float(solution.seconds[row]), trace[-1].seconds)
+        times = [max(p.seconds, 1e-3) for p in trace] + [max(end, 1e-3)]
+        lower = [p.lower / best for p in trace] + [float(solution.lower_bound[row]) / best]
+        upper = [p.upper / best for p in trace] + [1.0]
+        color = f"C{row % 10}"
+        axes.step(times, lower, where="post", color=color, linewidth=1.2, label=f"channel {channel}")
+        axes.step(times, upper, where="post", color=color, linewidth=1.2, linestyle="--")
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds of search")
+    axes.set_ylabel("bound / best error found")
+    axes.set_title(f"{solution.problem.layer.name}: {solution.problem.label}", fontsize=10)
+    axes.set_ylim(bottom=0.0)
+    axes.grid(alpha=0.3)
+    if 0 < len(solution.channels) <= 12:
+        axes.legend(fontsize=8)
+    suffix = os.fspath(path).rsplit(".", 1)[-1].lower()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format=suffix)

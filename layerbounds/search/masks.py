@@ -1,0 +1,202 @@
+"""Mask-only pruning of one channel: a binary quadratic problem over units, by branch and bound with a diagonal dual.
+
+The mathematics and the rounding are in docs/pruning-bounds.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from layerbounds.arrays import Bool, Float, Int
+from layerbounds.backends.base import BlockDual, Control, PruningTask, RawSolve, SearchProof
+from layerbounds.bounds.diagonal import UNIT, maximize_minorant
+from layerbounds.kernels.masks import descend_mask, relax_mask
+from layerbounds.search.frontier import Frontier, Incumbent
+
+Flags = npt.NDArray[np.int8]
+
+#: Moves of the relaxation at the root and at other nodes, per unit.
+ROOT_MOVES, MOVES = 200, 12
+#: Re-weightings of the root's diagonal.
+ROUNDS = 3
+
+
+@dataclass(eq=False)
+class MaskNode:
+    """A subproblem: what is fixed (1 kept, −1 dropped), what each group may still keep, and a warm start."""
+
+    status: Flags
+    free: Int
+    z: Float
+
+
+class MaskSearch:
+    """Expander for masks: with z_g = 1 for a kept unit, f = zᵀAz − 2βᵀz + wᵀHw with A_gh = Σ ω_i h_ij ω_j.
+
+    Parameters
+    ----------
+    task : PruningTask
+    control : Control
+    """
+
+    def __init__(self, task: PruningTask, control: Control) -> None:
+        self.task, self.control = task, control
+        gram, target = task.gram.astype(np.longdouble), task.target.astype(np.longdouble)
+        weights = task.original.astype(np.longdouble)
+        unit, units = task.structure.unit, len(task.structure.group)
+        member = np.zeros((units, len(unit)), dtype=np.longdouble)
+        member[unit, np.arange(len(unit))] = weights
+        product = gram @ target
+        self.a = np.ascontiguousarray((member @ gram @ member.T).astype(np.float64))
+        self.a = 0.5 * (self.a + self.a.T)
+        self.beta = (member @ product).astype(np.float64)
+        self.energy = max(float(target @ product), 0.0)
+        self.group, self.capacity = task.structure.group, task.structure.capacity
+        # Every term of the objective and of the bound is below this for z in [0, 1].
+        size = float(np.sum(np.sqrt(task.gram.diagonal()) * np.abs(task.original)))
+        magnitude = 1.01 * (self.energy + 4.0 * size**2 + 4.0 * float(np.abs(self.beta).sum()))
+        #: Rounding of A, β and the energy, and of a bound.
+        self.allowance = 4.0 * (units + 32) * UNIT * magnitude
+        reach = float(np.sum(np.sqrt(task.gram.diagonal()) * np.abs(task.target))) + size
+        self.allowance += 4.0 * (len(target) + 32) * float(np.finfo(np.longdouble).eps) * reach**2
+        self.incumbent = Incumbent(self.energy, np.zeros(units))
+        self.d = np.zeros(units)
+        self.root_bound = 0.0
+        self.root_dual: Float | None = None
+        self.h, self.saving, self.edge = np.zeros(units), np.zeros(units), np.zeros((len(self.capacity), 2))
+
+    def offer(self, kept: Bool) -> None:
+        """Local search from a mask; keep the result where it is the best one so far."""
+        value = self.energy + float(descend_mask(self.a, self.beta, self.group, self.capacity, kept))
+        if value < self.incumbent.value:
+            self.incumbent = Incumbent(max(value, 0.0), kept.astype(np.float64))
+
+    def first_incumbents(self) -> None:
+        """Nothing kept, magnitude, energy and the warm start, each with local search."""
+        task = self.task
+        units = len(self.group)
+        self.offer(np.zeros(units, dtype=bool))
+        for score in (np.abs(task.original), np.abs(task.original) * np.sqrt(np.diag(task.gram))):
+            total = np.bincount(task.structure.unit, weights=score**2, minlength=units)
+            mask = task.structure.keep_largest(total)
+            self.offer(task.structure.kept_units(mask[None].astype(np.float64))[0])
+        if task.warm_start is not None:
+            self.offer(task.structure.kept_units(task.warm_start[None])[0])
+
+    def relax(self, node: MaskNode, cut: float, moves: int) -> float:
+        """Proven bound of a node."""
+        return float(
+            relax_mask(
+                self.a, self.beta, self.energy, self.d, self.group, node.free, node.status, moves * len(self.beta), cut,
+                self.allowance, node.z, self.h, self.saving, self.edge,
+            )
+        )  # fmt: skip
+
+    def root(self) -> MaskNode:
+        """The whole problem; the diagonal is re-weighted with z(1 − z) of the relaxation."""
+        units = len(self.group)
+        status = np.zeros(units, dtype=np.int8)
+        # A unit whose weights are all zero changes nothing.
+        status[np.bincount(self.task.structure.unit, weights=np.abs(self.task.original), minlength=units) == 0] = -1
+        node = MaskNode(status, self.capacity.copy(), np.zeros(units))
+        self._settle(node)
+        free = np.flatnonzero(node.status == 0)
+        block = np.ascontiguousarray(self.a[np.ix_(free, free)])
+        weight = np.ones(len(free))
+        best = np.zeros(units)
+        for _ in range(ROUNDS if len(free) else 0):
+            self.d[free] = maximize_minorant(block, weight, self.d[free] if np.any(self.d) else None)
+            value = self.relax(node, np.inf, ROOT_MOVES)
+            if value > self.root_bound:
+                self.root_bound, best, self.root_dual = value, self.d.copy(), node.z.copy()
+            weight = 0.5 * weight / weight.sum() + 0.5 * (node.z * (1 - node.z) + 1e-3)[free] / len(free)
+        self.d = best
+        return node
+
+    def expand(self, node: MaskNode, bound: float, cut: float) -> tuple[float, list[MaskNode]]:
+        """Bound, fix, round, branch."""
+        value = max(bound, self.relax(node, cut, MOVES))
+        if value >= cut:
+            return value, []
+        free = node.status == 0
+        threshold = self.edge[self.group, 1]
+        inside = self._largest(node)
+        self.offer((node.status == 1) | inside)
+        if not np.any(free):
+            self._leaf(node)
+            return value, []
+        below = self.edge[self.group, 0]
+        keep = inside & (value + (self.saving - below) * (1.0 - 1e-12) >= cut + self.allowance)
+        positive = np.maximum(threshold, 0.0)
+        drop = free & ~inside & (value + (positive - self.saving) * (1.0 - 1e-12) >= cut + self.allowance)
+        node.status[keep] = 1
+        node.status[drop] = -1
+        np.subtract.at(node.free, self.group[keep], 1)
+        self._settle(node)
+        free = node.status == 0
+        if not np.any(free):
+            return value, [node]
+        cost = np.where(free, np.diag(self.a) * node.z * (1.0 - node.z), -1.0)
+        if cost.max() <= 0:
+            cost = np.where(free, np.abs(self.saving), -1.0)
+        branch = int(np.argmax(cost))
+        children = []
+        for choice in (-1, 1):
+            child = MaskNode(node.status.copy(), node.free.copy(), node.z.copy())
+            child.status[branch] = choice
+            if choice == 1:
+                child.free[self.group[branch]] -= 1
+            self._settle(child)
+            children.append(child)
+        return value, children
+
+    def _largest(self, node: MaskNode) -> Bool:
+        """The free units that the bound keeps: those of largest positive saving, ties broken by number."""
+        index = np.flatnonzero((node.status == 0) & (self.saving > 0))
+        order = index[np.lexsort((-self.saving[index], self.group[index]))]
+        first = np.searchsorted(self.group[order], self.group[order])
+        inside = np.zeros(len(self.group), dtype=bool)
+        inside[order[np.arange(len(order)) - first < node.free[self.group[order]]]] = True
+        return inside
+
+    def _leaf(self, node: MaskNode) -> None:
+        kept = node.status == 1
+        value = self.energy + float(kept @ self.a @ kept) - 2.0 * float(self.beta @ kept)
+        if value < self.incumbent.value:
+            self.incumbent = Incumbent(max(value, 0.0), kept.astype(np.float64))
+
+    def _settle(self, node: MaskNode) -> None:
+        """Drop the free units of groups without room; one with room for all does not keep them, as dropping may pay."""
+        node.status[(node.status == 0) & (node.free[self.group] <= 0)] = -1
+
+
+def search_mask(task: PruningTask, control: Control) -> RawSolve:
+    """Solve one channel of at least one live input."""
+    search = MaskSearch(task, control)
+    search.first_incumbents()
+    root = search.root()
+    frontier: Frontier[MaskNode] = Frontier(search, control, search.energy, root, search.root_bound, 1.0, task.constant)
+    termination = frontier.run()
+    kept = search.incumbent.weights[task.structure.unit] > 0
+    return RawSolve(
+        weights=np.where(kept, task.original, 0.0),
+        termination=termination,
+        proof=SearchProof(frontier.lower, 2.0 * search.allowance) if frontier.lower > 0 else None,
+        dual=_dual(task, search),
+        nodes=frontier.nodes,
+        trace=tuple(frontier.trace),
+    )
+
+
+def _dual(task: PruningTask, search: MaskSearch) -> BlockDual | None:
+    """The root's dual point in the space of the weights, where units are single inputs."""
+    n = len(task.target)
+    if search.root_dual is None or len(task.structure.group) != n:
+        return None
+    order = task.structure.unit
+    weights = task.original
+    d = np.divide(search.d[order], weights**2, out=np.zeros(n), where=weights != 0)
+    return BlockDual(search.root_dual[order] * weights, np.arange(n), np.diag(d))

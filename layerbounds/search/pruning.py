@@ -1,0 +1,406 @@
+"""Best subset selection of one channel by branch and bound with the diagonal perspective dual.
+
+The mathematics and the rounding are in docs/pruning-bounds.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import scipy.linalg
+
+from layerbounds.arrays import Bool, Float, Int
+from layerbounds.backends.base import BlockDual, Control, PruningTask, RawSolve, SearchProof
+from layerbounds.bounds.diagonal import (
+    UNIT,
+    certified_minorant,
+    cholesky,
+    interior_start,
+    is_minorant,
+    symmetric_inverse,
+)
+from layerbounds.bounds.perspective import centre, newton_step, schur_complement
+from layerbounds.kernels import sparsity, subset
+from layerbounds.search.frontier import Frontier, Incumbent
+
+Flags = npt.NDArray[np.int8]
+
+#: Levels of the tree between two improvements of the diagonal, and the least emphasis.
+EVERY, FLOOR = 3, 0.05
+#: Barrier weights: the last one at the root, and those of one improvement in the tree.
+MU, TREE_MU = 0.02, (0.2, 0.07, 0.03)
+#: Factors tried where a diagonal is too close to the boundary of the cone for its proof.
+SHRINKS = (1.0, 0.97, 0.8)
+#: Rounds of the active-set method at a node.
+ROUNDS = 8
+#: Relaxations and Newton steps at the root.
+ROOT_STEPS = 25
+#: Inputs whose exclusion cost is estimated before branching.
+CANDIDATES = 8
+
+
+@dataclass(eq=False)
+class Node:
+    """A subproblem.
+
+    Attributes
+    ----------
+    status : ndarray of int8, shape (n,)
+        1 kept, −1 dropped, 0 free.
+    state : ndarray of int8, shape (n,)
+        Active set of the parent's relaxation.
+    free : ndarray of int64, shape (groups,)
+        Inputs that may still be kept.
+    d : ndarray of shape (n,) or None
+        A proven minorant on the inputs that are not dropped; None where there is none.
+    age : int
+        Levels since ``d`` was computed.
+    """
+
+    status: Flags
+    state: Flags
+    free: Int
+    d: Float | None
+    age: int
+
+
+class SubsetSearch:
+    """Expander for patterns of single inputs with refit.
+
+    Parameters
+    ----------
+    task : PruningTask
+    control : Control
+    """
+
+    def __init__(self, task: PruningTask, control: Control) -> None:
+        self.task, self.control = task, control
+        self.gram = np.ascontiguousarray(task.gram)
+        wide, target = task.gram.astype(np.longdouble), task.target.astype(np.longdouble)
+        product = wide @ target
+        energy = max(float(target @ product), 0.0)
+        # A power of 4 brings the energy near 1 and rounds nothing.
+        exponent = -math.frexp(energy)[1] // 2 if energy > 0 else 0
+        self.factor = math.ldexp(1.0, exponent)
+        self.target = task.target * self.factor
+        self.b = product.astype(np.float64) * self.factor
+        self.energy = energy * self.factor**2
+        self.group = task.structure.group[task.structure.unit]
+        self.capacity = task.structure.capacity.copy()
+        n = len(self.b)
+        self.size = n
+        self.norm = np.sqrt(np.diag(self.gram)) * (1.0 + 1e-9) * self._skew()
+        # Hw and wᵀHw are rounded too: the energy is lowered, and charges begin with a reach (docs/pruning-bounds.md).
+        extended = float(np.finfo(np.longdouble).eps)
+        size = float(self.norm @ np.abs(self.target))
+        self.reach = 2.0 * extended / UNIT * size
+        self.low_energy = self.energy - 2.0 * (n + 8) * extended * size**2
+        self.random = np.array(
+            [np.random.SeedSequence([control.seed, task.channel]).generate_state(1, np.uint64)[0] | 1]
+        )
+        self.point, self.saving, self.work, self.other = np.zeros(n), np.zeros(n), np.empty((n, n)), np.empty((n, n))
+        self.edge = np.zeros((len(self.capacity), 2))
+        self.solution, self.scores, self.alpha, self.tuned = np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n)
+        self.index = np.zeros(n, dtype=np.int64)
+        self.out = np.zeros(2)
+        self.twins = self._twins()
+        self.root_bound = 0.0
+        self.root_dual: tuple[Float, Float] | None = None
+        self.incumbent = Incumbent(self.energy, np.zeros(n))
+        self.expanded = 0
+
+    def _skew(self) -> float:
+        """How far the stored matrix is from |h_ij| ≤ √(h_ii h_jj), which every positive semidefinite matrix obeys."""
+        norm = np.sqrt(np.diag(self.gram))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.abs(self.gram) / np.outer(norm, norm)
+        return math.sqrt(max(float(np.nanmax(ratio, initial=1.0)), 1.0))
+
+    def _twins(self) -> list[Int]:
+        """For each input the others with exactly the same row of the Gram matrix."""
+        rows: dict[bytes, list[int]] = {}
+        for i in range(self.size):
+            rows.setdefault(self.gram[i].tobytes(), []).append(i)
+        return [np.array([j for j in rows[self.gram[i].tobytes()] if j != i], dtype=np.int64) for i in range(self.size)]
+
+    def warm_up(self) -> None:
+        """Call what a small instance may not need."""
+        node = self.root()
+        if node.d is not None:
+            self.alpha[:] = 1.0
+            self._ascend(node, 1.0)
+            self._choose(node, 0.0, math.inf, np.flatnonzero(node.status == 0))
+
+    # Incumbents
+
+    def offer(self, chosen: Bool) -> None:
+        """Refit a set and keep it where it is the best one so far."""
+        weights = np.zeros(self.size)
+        s = np.flatnonzero(chosen)
+        if len(s) == self.size:
+            weights = self.target.copy()
+        elif len(s):
+            factor = cholesky(np.ascontiguousarray(self.gram[np.ix_(s, s)]))
+            if factor is None:
+                return
+            weights[s] = scipy.linalg.cho_solve((factor, True), self.b[s], check_finite=False)
+        deviation = weights - self.target
+        value = max(float(deviation @ (self.gram @ deviation)), 0.0)
+        if value < self.incumbent.value:
+            self.incumbent = Incumbent(value, weights)
+
+    def polish(self, chosen: Bool, kicks: int) -> None:
+        """Local search from a set."""
+        subset.improve(self.gram, self.b, self.group, self.capacity, chosen, kicks, self.random, 1e-12 * self.energy)
+        self.offer(chosen)
+
+    def first_incumbents(self) -> None:
+        """Backward greedy, magnitude and the warm start, each with local search; kicks for the best of them."""
+        n = self.size
+        a, r = np.empty((n, n)), np.empty(n)
+        kept, slack = np.zeros(n, dtype=bool), np.zeros(len(self.capacity), dtype=np.int64)
+        subset.eliminate(self.gram, self.b, self.group, self.capacity, a, r, kept, slack)
+        self.polish(kept.copy(), 0)
+        self.polish(self.task.structure.keep_largest(np.abs(self.target) * np.sqrt(np.diag(self.gram))), 0)
+        if self.task.warm_start is not None:
+            self.polish(self.task.warm_start != 0.0, 0)
+        self.polish(self.incumbent.weights != 0.0, 100 if n <= 80 else 400)
+
+    # Bounds
+
+    def root(self) -> Node:
+        """The whole problem, with a diagonal that was improved for it."""
+        status = np.zeros(self.size, dtype=np.int8)
+        free = self.capacity.copy()
+        for i in range(self.size):
+            # Of exact copies in one group, keeping one is as good as keeping several.
+            if status[i] == 0:
+                same = self.twins[i]
+                status[same[self.group[same] == self.group[i]]] = -1
+        sparsity.settle(self.group, free, status)
+        self._drop_twins(status, np.flatnonzero(status == 1))
+        state = np.where(self.target > 0, 1, -1).astype(np.int8)
+        node = Node(status, state, free, None, 0)
+        node.d = self.diagonal(node)
+        if node.d is not None:
+            self.root_bound = max(self.sharpen(node), 0.0)
+            if np.any(node.status == 0):
+                self.root_dual = (self.point.copy(), node.d.copy())
+        return node
+
+    def diagonal(self, node: Node) -> Float | None:
+        """Some proven positive minorant of a node, None where its Gram matrix is numerically singular."""
+        free, kept = np.flatnonzero(node.status == 0), np.flatnonzero(node.status == 1)
+        both = np.concatenate([kept, free])
+        block = np.ascontiguousarray(self.gram[np.ix_(both, both)])
+        start = centre(block) if node.age == 0 and len(free) else 0.5 * interior_start(block)
+        if not np.all(start > 0):
+            return None
+        d = np.ones(self.size)
+        d[both] = start
+        return d if self.proven(node, d) else None
+
+    def proven(self, node: Node, d: Float) -> bool:
+        """Prove that a diagonal is a minorant on the inputs of a node."""
+        free, kept = np.flatnonzero(node.status == 0), np.flatnonzero(node.status == 1)
+        index = np.concatenate([kept, free])
+        return bool(sparsity.prove(self.gram, node.status, d, index, len(index), len(kept), self.other))
+
+    def sharpen(self, node: Node) -> float:
+        """Improve the diagonal of the root by alternating relaxations and Newton steps; returns its bound."""
+        free, kept = np.flatnonzero(node.status == 0), np.flatnonzero(node.status == 1)
+        assert node.d is not None
+        d, best, mu = node.d.copy(), -math.inf, 0.3
+        reduced = schur_complement(self.gram, kept, free) if len(free) else None
+        state = node.state.copy()
+        for step in range(ROOT_STEPS + 1):
+            value = self.relax(node, d, state, math.inf, 30)
+            if value > best and (step == 0 or self.proven(node, d)):
+                best, node.d, node.state = value, d.copy(), state.copy()
+            if step == ROOT_STEPS or reduced is None or self.control.remaining() <= 0:
+                break
+            mean = sparsity.emphasis(
+                self.group, node.free, node.status, self.point, d, self.saving, self.edge, FLOOR, self.alpha
+            )
+            if mean <= 0:
+                break
+            d[free] = newton_step(reduced, d[free], self.alpha[free] / mean, mu)
+            mu = max(0.7 * mu, MU)
+        return self.relax(node, node.d, node.state, math.inf, 30)
+
+    def relax(self, node: Node, d: Float, state: Flags, cut: float, rounds: int = ROUNDS) -> float:
+        """Proven bound of a node with a given diagonal."""
+        return float(
+            sparsity.relax(
+                self.gram, self.norm, self.b, self.low_energy,
+                self.reach, d, self.group, node.free, node.status, state, rounds, cut,
+                self.point, self.saving, self.edge, self.work, self.solution, self.index, self.scores, self.out,
+            )
+        )  # fmt: skip
+
+    def retune(self, node: Node, value: float, cut: float) -> float:
+        """Improve the diagonal of a node; ``value`` is the bound with the present one."""
+        assert node.d is not None
+        for mu in TREE_MU:
+            mean = sparsity.emphasis(
+                self.group, node.free, node.status, self.point, node.d, self.saving, self.edge, FLOOR, self.alpha
+            )
+            if mean <= 0 or not self._ascend(node, mu * mean):
+                break
+            state = node.state.copy()
+            new = self.relax(node, self.tuned, state, cut)
+            if new <= value:
+                # The work arrays belong to the last relaxation: back to the better one.
+                self.relax(node, node.d, node.state, cut)
+                break
+            gain, value = new - value, new
+            node.d, node.state = self.tuned.copy(), state
+            if value >= cut or gain < 0.01 * cut:
+                break
+        return value
+
+    def _ascend(self, node: Node, mu: float) -> bool:
+        """A sweep of coordinate ascent on the diagonal, into ``tuned``; False where its proof fails."""
+        assert node.d is not None
+        free, kept = np.flatnonzero(node.status == 0), np.flatnonzero(node.status == 1)
+        both = np.concatenate([kept, free])
+        block = self.gram.take(both, 0).take(both, 1)
+        difference = block.copy()
+        inside = np.arange(len(kept), len(both))
+        difference[inside, inside] -= node.d[free]
+        factor = cholesky(difference)
+        if factor is None:
+            return False
+        # (H/kept − D)⁻¹ is the free block of the inverse.
+        inverse = symmetric_inverse(np.asfortranarray(factor[len(kept) :, len(kept) :]))
+        d = node.d[free]
+        sparsity.ascend(np.ascontiguousarray(inverse), self.alpha[free], mu, d)
+        if not np.all(d > 0):
+            return False
+        self.tuned[:] = node.d
+        for shrink in SHRINKS:
+            self.tuned[free] = shrink * d
+            if is_minorant(block, np.concatenate([1e-6 * node.d[kept], self.tuned[free]])):
+                return True
+        return False
+
+    def expand(self, node: Node, bound: float, cut: float) -> tuple[float, list[Node]]:
+        """Bound, fix, round, branch."""
+        self.expanded += 1
+        value = bound
+        if node.d is None:
+            node.d, node.age = self.diagonal(node), 0
+        if node.d is not None:
+            now = self.relax(node, node.d, node.state, cut)
+            if node.age >= EVERY and now < cut and np.any(node.status == 0):
+                now = self.retune(node, now, cut)
+                node.age = 0
+            value = max(value, now)
+            if value >= cut:
+                return value, []
+        free = np.flatnonzero(node.status == 0)
+        if not len(free):
+            self.offer(node.status == 1)
+            return max(value, set_bound(self.task.gram, self.target, node.status == 1)), []
+        branch = self._choose(node, value, cut, free)
+        free = np.flatnonzero(node.status == 0)
+        if not len(free):
+            # Everything else was fixed: the one set that is left becomes a child of its own.
+            return value, [Node(node.status, node.state, node.free, node.d, 0)]
+        if branch < 0:
+            branch = int(free[np.argmax(self.saving[free])] if node.d is not None else free[0])
+        return value, [self._child(node, branch, keep) for keep in (False, True)]
+
+    def _choose(self, node: Node, value: float, cut: float, free: Int) -> int:
+        """Fix what can be fixed, try the rounded set, and name an input to branch on (−1: none stands out)."""
+        if node.d is None:
+            return -1
+        if self.expanded % 64 == 1 or self.size <= 24:
+            chosen = (node.status == 1) | ((node.status == 0) & (self.saving >= self.edge[self.group, 1]))
+            self.polish(chosen, 0)
+        if self.expanded % 512 == 0:
+            self.polish(self.incumbent.weights != 0.0, 8)
+        before = node.status.copy()
+        active = int(self.out[0])
+        if sparsity.fix(value, cut, self.group, node.free, node.status, self.saving, self.edge):
+            sparsity.settle(self.group, node.free, node.status)
+            self._drop_twins(node.status, np.flatnonzero((node.status == 1) & (before != 1)))
+        return int(
+            sparsity.pick(
+                node.d, self.group, node.status, node.state, self.point, self.edge, self.work, active, self.index,
+                self.solution, CANDIDATES,
+            )
+        )  # fmt: skip
+
+    def _child(self, node: Node, branch: int, keep: bool) -> Node:
+        status, free = node.status.copy(), node.free.copy()
+        status[branch] = 1 if keep else -1
+        child = Node(status, node.state.copy(), free, node.d, node.age + 1)
+        if keep:
+            free[self.group[branch]] -= 1
+        sparsity.settle(self.group, free, status)
+        self._drop_twins(status, np.flatnonzero((status == 1) & (node.status != 1)))
+        return child
+
+    def _drop_twins(self, status: Flags, kept: Int) -> None:
+        """Beside a kept input its exact copies save nothing."""
+        for i in kept:
+            if status[i] == 1:
+                status[self.twins[i]] = -1
+
+
+def set_bound(gram: Float, target: Float, kept: Bool) -> float:
+    """Lower bound on (v − w)ᵀH(v − w) over the weights on one set, in extended precision; 0 if it is dependent.
+
+    For any v on S, the minimum is f(v) − rᵀ(H_SS)⁻¹r with r = (H(v − w))_S, and rᵀ(H_SS)⁻¹r ≤ Σ r_i²/δ_i for a diagonal
+    δ ⪯ H_SS.
+    """
+    wide, deviation = gram.astype(np.longdouble), -target.astype(np.longdouble)
+    s = np.flatnonzero(kept)
+    charge = 0.0
+    if len(s):
+        block = np.ascontiguousarray(gram[np.ix_(s, s)])
+        factor = cholesky(block)
+        if factor is None:
+            return 0.0
+        delta = certified_minorant(block, 0.5 * interior_start(block))
+        if not np.all(delta > 0):
+            return 0.0
+        for _ in range(3):
+            residual = (wide[s] @ deviation).astype(np.float64)
+            deviation[s] -= scipy.linalg.cho_solve((factor, True), residual, check_finite=False)
+        unit = float(np.finfo(np.longdouble).eps)
+        error = 2.0 * (len(gram) + 4) * unit * (np.abs(wide[s]) @ np.abs(deviation))
+        charge = float(np.sum((np.abs(wide[s] @ deviation) + error) ** 2 / delta)) * (1.0 + 1e-9)
+    size = np.abs(deviation)
+    rounding = 2.0 * (len(gram) + 4) * float(np.finfo(np.longdouble).eps) * float(size @ (np.abs(wide) @ size))
+    return (float(deviation @ (wide @ deviation)) - rounding - charge) * (1.0 - 4.0 * UNIT)
+
+
+def search_subset(task: PruningTask, control: Control) -> RawSolve:
+    """Solve one channel of at least one live input."""
+    search = SubsetSearch(task, control)
+    search.first_incumbents()
+    root = search.root()
+    frontier: Frontier[Node] = Frontier(
+        search, control, search.energy, root, search.root_bound, search.factor**-2, task.constant
+    )
+    termination = frontier.run()
+    lower = frontier.lower
+    # Every bound carries its own rounding; what is left are single additions of values below the energy.
+    proof = SearchProof(lower * search.factor**-2, 32 * UNIT * search.energy * search.factor**-2)
+    dual = None
+    if search.root_dual is not None:
+        z, d = search.root_dual
+        dual = BlockDual(z / search.factor, np.arange(search.size), np.diag(d))
+    return RawSolve(
+        weights=search.incumbent.weights / search.factor,
+        termination=termination,
+        proof=proof if lower > 0 else None,
+        dual=dual,
+        nodes=frontier.nodes,
+        trace=tuple(frontier.trace),
+    )

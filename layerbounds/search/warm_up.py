@@ -1,0 +1,45 @@
+"""Compile the kernels of the quantization search before the first clock runs."""
+
+from __future__ import annotations
+
+import functools
+import threading
+
+import numpy as np
+
+from layerbounds.backends.base import ChannelTask, Control
+from layerbounds.search.preparation import prepare
+from layerbounds.search.quantization import ChannelSearch
+
+_N = 6
+
+
+@functools.cache
+def compile_quantization() -> None:
+    """Run every kernel once on a small instance; later calls in the process do nothing."""
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(3 * _N, _N))
+    gram = inputs.T @ inputs
+    codes = np.arange(4.0)
+    task = ChannelTask(
+        channel=0,
+        gram=gram,
+        target=rng.uniform(0.0, 3.0, _N),
+        constant=0.0,
+        energy=1.0,
+        live=np.ones(_N, dtype=np.bool_),
+        levels=np.tile(codes, (_N, 1)),
+        codes=codes,
+        scale=np.ones(_N),
+        zero_point=np.zeros(_N),
+        uniform=True,
+        shared=None,
+        warm_start=None,
+    )
+    control = Control(60.0, 0.0, 1000, 0, 1, threading.Event())
+    search = ChannelSearch(task, prepare(gram, 1.0), control)
+    search.tree.steps[:] = 1
+    search.attempt(search.upper, 500, learn=True)
+    search.improve(1)
+    search.relax()
+    search.collect_leaves(0.0)
