@@ -77,11 +77,14 @@ def pruning_bound(
     Returns
     -------
     float
-        −inf where the minorant that could be proven is not positive definite on every block.
+        −inf where no minorant is proven, or with refit where it is not positive definite on every block.
     """
     n = len(target)
     matrix = np.where(block[:, None] == block[None, :], 0.5 * (matrix + matrix.T), 0.0)
     matrix = certified_block_minorant(gram, matrix)
+    if not np.any(matrix) and not is_block_minorant(gram, matrix):
+        # A singular matrix as stored may have negative eigenvalues of rounding size: nothing is proven about it.
+        return -np.inf
     wide = gram.astype(_LONG)
     deviation = z.astype(_LONG) - target.astype(_LONG)
     h = wide @ deviation

@@ -108,6 +108,8 @@ class MaskSearch:
         weight = np.ones(len(free))
         best = np.zeros(units)
         for _ in range(ROUNDS if len(free) else 0):
+            if self.root_bound > 0 and self.control.remaining() <= 0:
+                break
             self.d[free] = maximize_minorant(block, weight, self.d[free] if np.any(self.d) else None)
             value = self.relax(node, np.inf, ROOT_MOVES)
             if value > self.root_bound:

@@ -31,7 +31,7 @@ Flags = npt.NDArray[np.int8]
 #: Levels of the tree between two improvements of the diagonal, and the least emphasis.
 EVERY, FLOOR = 3, 0.05
 #: Barrier weights: the last one at the root, and those of one improvement in the tree.
-MU, TREE_MU = 0.02, (0.2, 0.07, 0.03)
+MU, TREE_MU = 0.02, (0.07, 0.03, 0.03)
 #: Factors tried where a diagonal is too close to the boundary of the cone for its proof.
 SHRINKS = (1.0, 0.97, 0.8)
 #: Rounds of the active-set method at a node.
