@@ -18,7 +18,7 @@ from layerbounds.solution import Status
 SMALL_ORDER, LARGE_ORDER = 1.0, 0.5
 LARGE = 100
 #: Gram matrices of at least this many inputs are prepared with all threads.
-MANY_INPUTS = 512
+MANY_INPUTS = 1024
 
 
 class NativeBackend:
