@@ -17,7 +17,7 @@ from layerbounds.search.tree import Tree
 from layerbounds.search.units import UnitProblem, make_units
 from layerbounds.solution import OPTIMAL_RELATIVE, Status, TracePoint
 
-#: Nodes between two looks at the clock.
+#: Nodes between two looks at the clock, for up to 64 variables; fewer for larger problems.
 CHUNK = 1 << 18
 #: Nodes of the pilot search from which weights are learned.
 PILOT = 30_000
@@ -71,6 +71,7 @@ class ChannelSearch:
         self.trace: list[TracePoint] = []
         self.tree = Tree(self.unit)
         n = self.unit.size
+        self.chunk = max(4096, CHUNK * 64 // max(n, 64))
         #: Depths between two learned minorants: each costs a barrier solve.
         self.stride = 1 if n <= 80 else 4 if n <= 160 else 24
         # A cut that nothing reaches drops no level: the bound holds for the whole grid.
@@ -116,7 +117,7 @@ class ChannelSearch:
         end = self.nodes + min(budget, self.nodes_left())
         done = False
         while not done and self.nodes < end and self.control.remaining() > 0:
-            done = self.tree.run(int(min(CHUNK, end - self.nodes)), learn)
+            done = self.tree.run(int(min(self.chunk, end - self.nodes)), learn)
         found = self.tree.found
         everything = target >= self.upper
         if found is not None and (value := self._objective(found)) < self.upper:
@@ -245,7 +246,7 @@ class ChannelSearch:
         leaves: list[Float] = []
         end = self.nodes + min(ATTEMPTS[0][1], self.nodes_left())
         while self.nodes < end and self.control.remaining() > 0:
-            done = tree.run(int(min(CHUNK, end - self.nodes)), collect=True)
+            done = tree.run(int(min(self.chunk, end - self.nodes)), collect=True)
             leaf = tree.take()
             if leaf is not None:
                 leaves.append(self.unit.weights_of(self.unit.levels[leaf, np.arange(self.unit.size)]))
