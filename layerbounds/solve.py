@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -148,45 +149,31 @@ def solve(
 
 def make_task(problem: Problem, channel: int, shared: object, warm_start: Float | None) -> Task:
     """Extract one channel of a problem, without its dead inputs."""
-    if isinstance(problem, PruningProblem):
-        return _pruning_task(problem, channel, shared, warm_start)
-    layer, grid = problem.layer, problem.grid
+    layer = problem.layer
     live = layer.live(layer.group_of(channel))
-    group = (np.arange(layer.in_features) // grid.group_size)[live]
     gram = layer.channel_gram(channel)
+    common: dict[str, Any] = {
+        "channel": channel,
+        "gram": gram if live.all() else np.ascontiguousarray(gram[np.ix_(live, live)]),
+        "target": layer.target[channel][live],
+        "constant": float(layer.constant[channel]),
+        "energy": float(layer.energy()[channel]),
+        "live": live,
+        "shared": shared,
+        "warm_start": None if warm_start is None else warm_start[live],
+    }
+    if isinstance(problem, PruningProblem):
+        structure = problem.structure().restrict(live)
+        return PruningTask(original=layer.matrix[channel][live], structure=structure, refit=problem.refit, **common)
+    grid = problem.grid
+    group = (np.arange(layer.in_features) // grid.group_size)[live]
     return ChannelTask(
-        channel=channel,
-        gram=gram if live.all() else np.ascontiguousarray(gram[np.ix_(live, live)]),
-        target=layer.target[channel][live],
-        constant=float(layer.constant[channel]),
-        energy=float(layer.energy()[channel]),
-        live=live,
         levels=grid.levels(channel)[live],
         codes=grid.codes,
         scale=grid.scale[channel][group],
         zero_point=grid.zero_point[channel][group],
         uniform=grid.uniform,
-        shared=shared,
-        warm_start=None if warm_start is None else warm_start[live],
-    )
-
-
-def _pruning_task(problem: PruningProblem, channel: int, shared: object, warm_start: Float | None) -> PruningTask:
-    layer = problem.layer
-    live = layer.live(layer.group_of(channel))
-    gram = layer.channel_gram(channel)
-    return PruningTask(
-        channel=channel,
-        gram=gram if live.all() else np.ascontiguousarray(gram[np.ix_(live, live)]),
-        target=layer.target[channel][live],
-        constant=float(layer.constant[channel]),
-        energy=float(layer.energy()[channel]),
-        live=live,
-        original=layer.matrix[channel][live],
-        structure=problem.structure().restrict(live),
-        refit=problem.refit,
-        shared=shared,
-        warm_start=None if warm_start is None else warm_start[live],
+        **common,
     )
 
 

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
-
-import numpy as np
 
 from layerbounds.arrays import Bool, Float, Int
 from layerbounds.patterns import Structure
@@ -231,11 +228,3 @@ class Backend(Protocol):
 
     def solve(self, task: Task, control: Control) -> RawSolve:
         """Solve one channel. Must return soon after ``control.remaining()`` is 0."""
-
-
-ProgressCallback = Callable[[int, int, float, float], None]
-
-
-def unit_target(task: ChannelTask) -> Float:
-    """The target in code units: the weight ``scale·(code − zero_point)`` has the coordinate ``code``."""
-    return np.asarray(task.target / task.scale + task.zero_point)

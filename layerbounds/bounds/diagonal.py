@@ -35,31 +35,42 @@ def symmetric_inverse(factor: Float) -> Float:
     return np.asarray(inverse + np.tril(inverse, -1).T)
 
 
-def is_minorant(gram: Float, d: Float) -> bool:
-    """Prove diag(d) ⪯ gram with one floating-point Cholesky factorization.
+def is_positive_semidefinite(matrix: Float) -> bool:
+    """Prove matrix ⪰ 0 with one floating-point Cholesky factorization; overwrites its diagonal.
 
     A completed factorization of A has a backward error of at most γ_{n+1}/(1−γ_{n+1})·√(a_ii a_jj) per entry (Higham,
     Accuracy and Stability, theorem 10.3), hence A ⪰ −n·γ_{n+1}/(1−γ_{n+1})·diag(A): A is shifted down by more than that
-    before it is factorized (Rump, BIT 46, 2006).
+    before it is factorized (Rump, BIT 46, 2006). The slack also covers one rounding of every entry.
     """
-    n = len(d)
-    matrix = gram.copy()
-    diagonal = np.diag(gram) - d
+    n = len(matrix)
+    diagonal = np.diag(matrix).copy()
     if np.any(diagonal < 0):
         return False
     matrix[np.diag_indices(n)] = diagonal * (1.0 - 1.25 * (n + 1) * gamma(n + 3))
     return cholesky(matrix) is not None
 
 
-def certified_minorant(gram: Float, d: Float) -> Float:
-    """Shrink a diagonal until it is a proven minorant; zeros in the worst case."""
+def is_minorant(gram: Float, d: Float) -> bool:
+    """Prove diag(d) ⪯ gram."""
+    matrix = gram.copy()
+    matrix[np.diag_indices(len(d))] -= d
+    return is_positive_semidefinite(matrix)
+
+
+def shrink_until(accepted: Callable[[Float], bool], minorant: Float) -> Float:
+    """The minorant times the first factor of a falling ladder that is accepted; zeros in the worst case."""
     factor = 1.0
     for step in range(60):
-        candidate = d * factor
-        if is_minorant(gram, candidate):
+        candidate = minorant * factor
+        if accepted(candidate):
             return candidate
         factor = 1.0 - 1e-12 * 4.0**step if step < 19 else factor * 0.5
-    return np.zeros_like(d)
+    return np.zeros_like(minorant)
+
+
+def certified_minorant(gram: Float, d: Float) -> Float:
+    """Shrink a diagonal until it is a proven minorant; zeros in the worst case."""
+    return shrink_until(lambda candidate: is_minorant(gram, candidate), d)
 
 
 def proven_minorant(gram: Float, d: Float) -> tuple[Float, Float] | None:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from layerbounds.arrays import Float, Int
-from layerbounds.bounds.diagonal import UNIT, cholesky, gamma
+from layerbounds.bounds.diagonal import UNIT, is_positive_semidefinite, shrink_until
 from layerbounds.patterns import Structure
 
 #: Extended precision, which type checkers have no name for.
@@ -28,28 +28,13 @@ _UNIT_LONG = float(np.finfo(_LONG).eps)
 
 
 def is_block_minorant(gram: Float, matrix: Float) -> bool:
-    """Prove matrix ⪯ gram with one floating-point Cholesky factorization; see `bounds.diagonal.is_minorant`.
-
-    The subtraction adds a relative rounding of one unit per entry, which is below the slack of the shift.
-    """
-    n = len(gram)
-    difference = gram - matrix
-    diagonal = np.diag(difference).copy()
-    if np.any(diagonal < 0):
-        return False
-    difference[np.diag_indices(n)] = diagonal * (1.0 - 1.25 * (n + 1) * gamma(n + 3))
-    return cholesky(difference) is not None
+    """Prove matrix ⪯ gram."""
+    return is_positive_semidefinite(gram - matrix)
 
 
 def certified_block_minorant(gram: Float, matrix: Float) -> Float:
     """Shrink a positive semidefinite matrix until it is a proven minorant; zeros in the worst case."""
-    factor = 1.0
-    for step in range(60):
-        candidate = matrix * factor
-        if is_block_minorant(gram, candidate):
-            return candidate
-        factor = 1.0 - 1e-12 * 4.0**step if step < 19 else factor * 0.5
-    return np.zeros_like(matrix)
+    return shrink_until(lambda candidate: is_block_minorant(gram, candidate), matrix)
 
 
 def pruning_bound(

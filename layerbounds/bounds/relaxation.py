@@ -84,7 +84,8 @@ def maximize_relaxation(
     for round_number in range(_ROUNDS):
         gradient = gram @ (z - origin)
         largest = descend(gram, levels, count, d, z, gradient, sweeps)
-        for candidate in (z, _newton(gram, origin, levels, count, d, z)):
+        polished = _newton(gram, origin, levels, count, d, z)
+        for candidate in (z, polished):
             if candidate is not None:
                 found = evaluate_relaxation(gram, origin, levels, candidate, d)
                 if found.value > best.value:
@@ -93,7 +94,6 @@ def maximize_relaxation(
             last_gain, reference = round_number, best.value
         if stop() or largest < 1e-9 or round_number - last_gain >= _PATIENCE:
             break
-        polished = _newton(gram, origin, levels, count, d, z)
         if polished is not None:
             z = polished
     return best

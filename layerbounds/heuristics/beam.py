@@ -6,7 +6,7 @@ import numpy as np
 
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError
-from layerbounds.heuristics.base import ChannelView
+from layerbounds.heuristics.base import ChannelView, chosen_levels
 from layerbounds.heuristics.gptq import factorize
 from layerbounds.kernels.rounding import beam as search
 from layerbounds.kernels.rounding import coordinate_descent as descend
@@ -39,4 +39,4 @@ def beam(view: ChannelView, width: int = 256, order_exponent: float = 0.0, polis
     unordered[order] = choice
     if polish:
         descend(view.gram, view.target, view.levels, view.count, unordered, True, 100 * len(choice))
-    return np.asarray(view.levels[np.arange(len(order)), unordered])
+    return chosen_levels(view, unordered)

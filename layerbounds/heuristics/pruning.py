@@ -10,6 +10,7 @@ import scipy.linalg
 from layerbounds.arrays import Bool, Float
 from layerbounds.bounds.diagonal import cholesky
 from layerbounds.exceptions import UnsupportedProblemError
+from layerbounds.heuristics.gptq import damped
 from layerbounds.patterns import Structure
 
 
@@ -72,9 +73,8 @@ def finish(view: PruningView, mask: Bool, refit: bool = True) -> Float:
 
 def damped_inverse(gram: Float, fraction: float) -> Float:
     """(H + λI)⁻¹ with λ a fraction of the mean diagonal, raised tenfold while the factorization breaks down."""
-    mean = float(np.mean(np.diag(gram)))
     while True:
-        factor = cholesky(gram + fraction * mean * np.eye(len(gram)))
+        factor = cholesky(damped(gram, fraction))
         if factor is not None:
             return np.asarray(scipy.linalg.cho_solve((factor, True), np.eye(len(gram)), check_finite=False))
         fraction = max(10.0 * fraction, 1e-10)
