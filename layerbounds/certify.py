@@ -15,8 +15,8 @@ import numpy as np
 
 from layerbounds.arrays import Float
 from layerbounds.backends.base import BlockDual, ChannelTask, DualPoint, PruningTask, RawSolve, Task
-from layerbounds.bounds.diagonal import proven_minorant
 from layerbounds.bounds.pruning_dual import pruning_bound
+from layerbounds.bounds.quantization_dual import Lattice, tangent_bound
 from layerbounds.exceptions import CertificationError
 from layerbounds.grids import nearest_levels
 from layerbounds.solution import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE, BoundKind, Status, TracePoint
@@ -213,34 +213,15 @@ def _pruning_dual_bound(task: PruningTask, dual: BlockDual) -> float:
 
 
 def _quantization_dual_bound(task: ChannelTask, dual: DualPoint) -> float:
-    """Lower bound on (q − w)ᵀH(q − w) over the grid, from any z and any diagonal.
-
-    f(q) ≥ f(z) + Σ_i min_v [2 h_i (v − z_i) + d_i (v − z_i)²] with h = H(z − w), after diag(d) ⪯ H + diag(e) is proven
-    for a shift e as small as possible, and Σ e_i max_v (v − z_i)² is charged: a singular stored Gram matrix has
-    eigenvalues of rounding size on both sides of zero. The rounding of h and of the sum is charged, too. Entries of d
-    may be negative: the minimum is taken over all levels.
-    """
     n = len(task.target)
-    z = np.asarray(dual.z, dtype=np.float64)
-    d = np.asarray(dual.d, dtype=np.float64)
-    if z.shape != (n,) or d.shape != (n,) or not (np.all(np.isfinite(z)) and np.all(np.isfinite(d))):
+    z, d = np.asarray(dual.z, dtype=np.float64), np.asarray(dual.d, dtype=np.float64)
+    valid = z.shape == (n,) and d.shape == (n,) and bool(np.all(np.isfinite(z)) and np.all(np.isfinite(d)))
+    split = dual.split
+    valid = valid and (split is None or (task.uniform and split.is_valid(n)))
+    if not valid:
         raise CertificationError(f"channel {task.channel}: the backend returned an invalid dual point.")
-    proven = proven_minorant(task.gram, d)
-    if proven is None:
-        return 0.0
-    d, shift = proven
-    matrix = task.gram.astype(_LONG)
-    deviation = z.astype(_LONG) - task.target.astype(_LONG)
-    h = matrix @ deviation
-    spread = np.abs(matrix) @ np.abs(deviation)
-    h_error = (n + 4) * _UNIT * spread
-    step = task.levels.astype(_LONG) - z.astype(_LONG)[:, None]
-    terms = 2 * h[:, None] * step + d[:, None] * step**2 - 2 * h_error[:, None] * np.abs(step)
-    terms -= shift[:, None].astype(_LONG) * (step**2).max(axis=1)[:, None] * (1 + 8 * _UNIT)
-    low = terms.min(axis=1)
-    value = deviation @ h + low.sum()
-    magnitude = np.abs(deviation) @ spread + np.abs(2 * h[:, None] * step).max(axis=1).sum() + np.abs(low).sum()
-    return _down(float(value - 2 * (n + 8) * _UNIT * magnitude))
+    lattice = Lattice(task.codes, task.scale, task.zero_point)
+    return tangent_bound(task.gram, task.target, task.levels, z, d, lattice, split)
 
 
 def _feasible_weights(task: Task, weights: Float | None) -> Float:

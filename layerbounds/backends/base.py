@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from layerbounds.arrays import Bool, Float, Int
+from layerbounds.bounds.quantization_dual import FormTerms
 from layerbounds.exceptions import InputError
 from layerbounds.patterns import Structure
 from layerbounds.problem import Problem
@@ -150,11 +151,17 @@ class DualPoint:
     """A point z of the real space and a diagonal d, from which certification derives a bound (docs/bounds.md).
 
     f(q) ≥ f(z) + Σ_i min_v [2 h_i (v − z_i) + d_i (v − z_i)²] with h = H(z − w), for every diagonal d ⪯ H, negative
-    entries included.
+    entries included. For uniform grids integer forms of the codes may join the single weights.
+
+    Attributes
+    ----------
+    z, d : ndarray of shape (n,)
+    split : FormTerms or None
     """
 
     z: Float
     d: Float
+    split: FormTerms | None = None
 
 
 @dataclass(frozen=True, eq=False)

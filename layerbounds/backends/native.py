@@ -7,15 +7,16 @@ from types import MappingProxyType
 
 import numba
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from layerbounds.backends.base import Availability, Capability, Control, Option, PruningTask, RawSolve, Task
 from layerbounds.problem import Problem
 from layerbounds.pruning_problem import PruningProblem
-from layerbounds.search.cut_tests import prepare_cuts
+from layerbounds.search.cut_tests import SMALLEST, prepare_cuts
 from layerbounds.search.preparation import Preparation, prepare
 from layerbounds.search.pruning_dispatch import compile_kernels, search_pruning
 from layerbounds.search.quantization import search_channel
+from layerbounds.search.split_forms import prepare_split
+from layerbounds.search.units import has_shared_forms
 from layerbounds.search.warm_up import compile_quantization
 from layerbounds.solution import Status
 
@@ -63,15 +64,13 @@ class NativeBackend:
         gram = np.ascontiguousarray(layer.gram[group][np.ix_(live, live)])
         exponent = LARGE_ORDER if len(gram) > LARGE else SMALL_ORDER
         # Several BLAS threads pay only for large matrices, and their rounding depends on their number.
-        preparation = prepare(gram, exponent, jobs if len(gram) >= MANY_INPUTS else 1)
-        if (
-            problem.grid.uniform
-            and len(problem.grid.codes) > 2
-            and bool(np.all(np.ptp(problem.grid.scale, axis=1) == 0))
-        ):
+        threads = jobs if len(gram) >= MANY_INPUTS else 1
+        preparation = prepare(gram, exponent, threads)
+        grid = problem.grid
+        if len(gram) >= SMALLEST and any(has_shared_forms(grid.uniform, grid.codes, scale) for scale in grid.scale):
             # Part of the preparation, not of a channel's time.
-            with threadpool_limits(limits=1):
-                prepare_cuts(preparation)
+            prepare_split(preparation, threads)
+            prepare_cuts(preparation)
         return preparation
 
     def solve(self, task: Task, control: Control) -> RawSolve:

@@ -11,18 +11,27 @@ its dual matrix X, and a form is worth adding where its expected squared distanc
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
+from scipy.linalg import lapack
+from scipy.sparse import csr_array
 
 from layerbounds.arrays import Float, Int
-from layerbounds.bounds.diagonal import UNIT, cholesky, gamma, is_positive_semidefinite, symmetric_inverse
+from layerbounds.bounds.diagonal import (
+    UNIT,
+    cholesky,
+    gamma,
+    is_positive_semidefinite,
+    shrink_until,
+    symmetric_inverse,
+)
 
 #: Expected squared distance of a number to the nearest integer, without knowledge of it.
 GENERIC = 1.0 / 12.0
-#: Share of the given weights at which the barrier method starts.
-START = 0.7
+#: Share of the given weights at which the barrier method starts, its first μ over Σ a_j d_j/n, and the factor of μ.
+START, FIRST_BARRIER, COOLING = 0.85, 0.5, 0.3
 #: Largest coefficient of a form.
 LARGEST_COEFFICIENT = 2
 #: A form is added where vᵀXv is below this share of its expected squared distance.
@@ -63,23 +72,27 @@ def make_cuts(forms: Float) -> tuple[CutSet, Int]:
 
 
 def is_cut_minorant(gram: Float, forms: Float, unit_weights: Float, weights: Float) -> bool:
-    """Prove diag(unit_weights) + V diag(weights) Vᵀ ⪯ gram for nonnegative weights."""
-    product = (forms * weights) @ forms.T
-    size = (np.abs(forms) * weights) @ np.abs(forms).sum(axis=0)
+    """Prove diag(unit_weights) + V diag(weights) Vᵀ ⪯ gram for nonnegative weights; the entries of V may be rounded."""
+    columns = csr_array(forms)
+    product = _weighted_square(columns, weights)
+    size = _weighted_square(abs(columns), weights).sum(axis=1)
     matrix = gram - product
     # The product's rounding is a matrix below γ·diag(row sums of |V| diag(d) |V|ᵀ).
-    slack = gamma(forms.shape[1] + 4) * size + 4 * UNIT * (np.diag(gram) + np.diag(product))
+    slack = gamma(forms.shape[1] + 8) * size + 4 * UNIT * (np.diag(gram) + np.diag(product))
     matrix[np.diag_indices(len(gram))] -= unit_weights + slack
     return is_positive_semidefinite(matrix)
 
 
+def _weighted_square(columns: csr_array, weights: Float) -> Float:
+    """V diag(weights) Vᵀ."""
+    return np.asarray((columns.multiply(weights[None, :]) @ columns.T).toarray())
+
+
 def certified_weights(gram: Float, forms: Float, unit_weights: Float, weights: Float) -> tuple[Float, Float]:
     """Shrink weights until they are a proven minorant; zeros in the worst case."""
-    for step in range(60):
-        factor = 1.0 if step == 0 else 1.0 - 1e-12 * 4.0 ** (step - 1) if step < 20 else 0.5 ** (step - 19)
-        if is_cut_minorant(gram, forms, unit_weights * factor, weights * factor):
-            return unit_weights * factor, weights * factor
-    return np.zeros_like(unit_weights), np.zeros_like(weights)
+    n = len(unit_weights)
+    both = shrink_until(lambda c: is_cut_minorant(gram, forms, c[:n], c[n:]), np.concatenate([unit_weights, weights]))
+    return both[:n], both[n:]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +112,7 @@ def maximize_weights(
     start: tuple[Float, Float],
     relative_gap: float = 0.2,
     max_steps: int = 40,
+    stop: Callable[[], bool] | None = None,
 ) -> Barrier | None:
     """Approximately maximise Σ a_j d_j over the weights with V diag(d) Vᵀ ⪯ gram, the units among the columns.
 
@@ -118,6 +132,8 @@ def maximize_weights(
     relative_gap : float
         Stop when the duality gap is below this share of the value.
     max_steps : int
+    stop : callable, optional
+        Asked before each Newton step whether to end with what there is.
 
     Returns
     -------
@@ -127,7 +143,7 @@ def maximize_weights(
     n, m = forms.shape
     scale = np.sqrt(np.diag(gram))
     matrix = gram / np.outer(scale, scale)
-    columns = np.hstack([np.eye(n), forms / scale[:, None]])
+    columns = csr_array(forms / scale[:, None])
     units_scale = scale**2
     a = np.concatenate([unit_objective * units_scale, objective])
     a = np.maximum(a, 1e-6 * float(a[:n].mean()) + np.finfo(np.float64).tiny)
@@ -145,48 +161,81 @@ def maximize_weights(
         d *= 0.8
     if inverse is None:
         return None
-    mu = float(a @ d) / n
+    mu = FIRST_BARRIER * float(a @ d) / n
     for _ in range(max_steps):
-        between = columns.T @ inverse @ columns
-        gradient = a - mu * np.diag(between) + mu / d
-        hessian = mu * between * between
-        hessian[np.diag_indices(n + m)] += mu / d**2
-        factor = cholesky(hessian)
-        if factor is None:
+        if stop is not None and stop():
             break
-        step = scipy.linalg.cho_solve((factor, True), gradient, check_finite=False)
+        between = _between(columns, inverse)
+        gradient = a - mu * np.diag(between) + mu / d
+        hessian = np.multiply(between, between, out=between)
+        hessian *= mu
+        hessian[np.diag_indices(n + m)] += mu / d**2
+        step = _newton_step(hessian, gradient)
+        if step is None:
+            break
         decrement = float(gradient @ step) / mu
-        length, full = 1.0, True
+        length = 1.0
         negative = step < 0
         if np.any(negative):
             length = min(1.0, 0.95 * float(np.min(-d[negative] / step[negative])))
-        moved = None
-        for _ in range(30):
-            moved = _inverse(matrix, columns, d + length * step)
-            if moved is not None:
-                break
+        while length > 1e-9 and _factor(matrix, columns, d + length * step) is None:
             length *= 0.5
-        if moved is None:
-            break
         full = length == 1.0
         if not full:
             length *= 0.9
-            moved = _inverse(matrix, columns, d + length * step)
-            if moved is None:
-                break
+        moved = _inverse(matrix, columns, d + length * step)
+        if moved is None:
+            break
         d = d + length * step
         inverse = moved
+        last = 0.5 * relative_gap * float(a @ d) / n
         if full and decrement < 1.0:
-            if 2 * n * mu <= relative_gap * float(a @ d):
+            if mu <= last:
                 break
-            mu *= 0.3
+            mu *= COOLING
+        # From a poor start the first μ is far too small.
+        mu = max(mu, COOLING * last)
     dual = (mu * top) * inverse / np.outer(scale, scale)
     return Barrier(d[:n] * units_scale, d[n:].copy(), dual)
 
 
-def _inverse(matrix: Float, columns: Float, d: Float) -> Float | None:
-    factor = cholesky(matrix - (columns * d) @ columns.T)
+def _newton_step(hessian: Float, gradient: Float) -> Float | None:
+    """Solve with a factorization in single precision, half the work of double: a direction need not be exact."""
+    scale = 1.0 / np.sqrt(np.diag(hessian))
+    hessian *= scale[:, None]
+    hessian *= scale
+    right = scale * gradient
+    factor, failed = lapack.spotrf(hessian.astype(np.float32), lower=1, clean=0, overwrite_a=1)
+    if not failed:
+        step, _ = lapack.spotrs(factor, right.astype(np.float32), lower=1)
+        step = scale * np.ravel(step)
+        if gradient @ step > 0:
+            return np.asarray(step, dtype=np.float64)
+    factor, failed = lapack.dpotrf(hessian, lower=1, clean=0)
+    return None if failed else scale * np.ravel(lapack.dpotrs(factor, right, lower=1)[0])
+
+
+def _factor(matrix: Float, columns: csr_array, d: Float) -> Float | None:
+    n = len(matrix)
+    difference = matrix - _weighted_square(columns, d[n:])
+    difference[np.diag_indices(n)] -= d[:n]
+    return cholesky(difference)
+
+
+def _inverse(matrix: Float, columns: csr_array, d: Float) -> Float | None:
+    factor = _factor(matrix, columns, d)
     return None if factor is None else symmetric_inverse(factor)
+
+
+def _between(columns: csr_array, middle: Float) -> Float:
+    """CᵀXC for the columns C of units and forms."""
+    n, m = columns.shape
+    result = np.empty((n + m, n + m))
+    result[:n, :n] = middle
+    result[n:, :n] = columns.T @ middle
+    result[:n, n:] = result[n:, :n].T
+    result[n:, n:] = result[n:, :n] @ columns
+    return result
 
 
 def separate(dual: Float, forms: Float, most: int) -> Float:
@@ -204,27 +253,62 @@ def separate(dual: Float, forms: Float, most: int) -> Float:
     -------
     ndarray of shape (n, new)
     """
-    n = len(dual)
-    pool = np.hstack([np.eye(n), forms])
-    between = pool.T @ dual @ pool
+    between = _between(csr_array(forms), dual)
     size = np.diag(between)
-    limit = VIOLATION * GENERIC
-    rows, columns, signs, values = [], [], [], []
+    found = []
     for sign in (1.0, -1.0):
         total = size[:, None] + size[None, :] + 2.0 * sign * between
-        i, j = np.nonzero(np.triu(total < limit, 1))
-        rows.append(i)
-        columns.append(j)
-        signs.append(np.full(len(i), sign))
-        values.append(total[i, j])
-    first, other, sign_of = np.concatenate(rows), np.concatenate(columns), np.concatenate(signs)
-    order = np.argsort(np.concatenate(values), kind="stable")
+        i, j = np.nonzero(np.triu(total < VIOLATION * GENERIC, 1))
+        found.append((total[i, j], i, j, np.full(len(i), sign)))
+    return _new_forms(forms, found, most)
+
+
+def separate_at(dual: Float, covariance: Float, forms: Float, z: Float, most: int) -> Float:
+    """New forms u ± w whose fractional product at z exceeds vᵀXv, largest excess over vᵀH⁻¹v first.
+
+    Parameters
+    ----------
+    dual, covariance : ndarray of shape (n, n)
+        X and H⁻¹.
+    forms : ndarray of shape (n, cuts)
+    z : ndarray of shape (n,)
+    most : int
+        Largest number of new forms.
+
+    Returns
+    -------
+    ndarray of shape (n, new)
+    """
+    columns = csr_array(forms)
+    between, norm = _between(columns, dual), _between(columns, covariance)
+    y = np.concatenate([z, columns.T @ z])
+    found = []
+    for sign in (1.0, -1.0):
+        excess = fractional_product(y[:, None] + sign * y[None, :])
+        excess -= np.diag(between)[:, None] + np.diag(between)[None, :] + 2.0 * sign * between
+        i, j = np.nonzero(np.triu(excess > 0.0, 1))
+        length = norm[i, i] + norm[j, j] + 2.0 * sign * norm[i, j]
+        found.append((-excess[i, j] / length, i, j, np.full(len(i), sign)))
+    return _new_forms(forms, found, most)
+
+
+def fractional_product(y: Float) -> Float:
+    """Fractional part times one minus it: the squared distance that the hull of two integers leaves."""
+    part = y - np.floor(y)
+    return np.asarray(part * (1.0 - part))
+
+
+def _new_forms(forms: Float, pairs: list[tuple[Float, Int, Int, Float]], most: int) -> Float:
+    """The forms of the pairs (rank, one, other, sign) of units and forms that are not there yet, best rank first."""
+    n = len(forms)
+    pool = np.hstack([np.eye(n), forms])
+    rank, first, other, sign = (np.concatenate(part) for part in zip(*pairs, strict=True))
     known = {_key(v) for v in pool.T}
     found: list[Float] = []
-    for index in order:
+    for index in np.argsort(rank, kind="stable"):
         if len(found) >= most:
             break
-        v = pool[:, first[index]] + sign_of[index] * pool[:, other[index]]
+        v = pool[:, first[index]] + sign[index] * pool[:, other[index]]
         key = _key(v)
         if np.abs(v).max() > LARGEST_COEFFICIENT or np.count_nonzero(v) < 2 or key in known:
             continue
@@ -239,7 +323,15 @@ def _key(v: Float) -> bytes:
     return min(small.tobytes(), (-small).tobytes())
 
 
-def generate_cuts(gram: Float, units: Float, rounds: int) -> tuple[CutSet, Float, Float] | None:
+def first_weights(point: Barrier, new: Float) -> Float:
+    """Small weights for new forms."""
+    reach = np.einsum("ij,ij->j", new, point.dual @ new)
+    return np.asarray(0.02 * float(np.mean(point.units * np.diag(point.dual))) / reach)
+
+
+def generate_cuts(
+    gram: Float, units: Float, rounds: int, stop: Callable[[], bool] | None = None
+) -> tuple[CutSet, Float, Float] | None:
     """Forms for a Gram matrix in grid units, from expected distances alone: they serve every channel.
 
     Parameters
@@ -249,6 +341,8 @@ def generate_cuts(gram: Float, units: Float, rounds: int) -> tuple[CutSet, Float
         A diagonal minorant to start from.
     rounds : int
         Rounds of separation; each adds up to n forms.
+    stop : callable, optional
+        Asked all the time whether to end with what there is.
 
     Returns
     -------
@@ -261,17 +355,16 @@ def generate_cuts(gram: Float, units: Float, rounds: int) -> tuple[CutSet, Float
     state: tuple[Float, Float] = (units, np.zeros(0))
     for round_number in range(rounds + 1):
         objective = np.full(forms.shape[1], GENERIC)
-        found = maximize_weights(gram, forms, np.full(n, GENERIC), objective, state)
+        found = maximize_weights(gram, forms, np.full(n, GENERIC), objective, state, stop=stop)
         if found is None:
             return None
         state = found.units, found.weights
-        new = separate(found.dual, forms, n) if round_number < rounds else np.zeros((n, 0))
+        last = round_number == rounds or (stop is not None and stop())
+        new = np.zeros((n, 0)) if last else separate(found.dual, forms, n)
         if new.shape[1] == 0:
             break
         forms = np.hstack([forms, new])
-        reach = np.einsum("ij,ik,kj->j", new, found.dual, new, optimize=True)
-        small = 0.02 * float(np.mean(found.units * np.diag(found.dual))) / reach
-        state = found.units, np.concatenate([found.weights, small])
+        state = found.units, np.concatenate([found.weights, first_weights(found, new)])
     if forms.shape[1] == 0:
         return None
     cuts, order = make_cuts(forms)

@@ -23,6 +23,11 @@ def gamma(n: int) -> float:
     return n * UNIT / (1 - n * UNIT)
 
 
+def reciprocals(minorants: Float) -> Float:
+    """Entrywise inverses, zeros left as they are."""
+    return np.divide(1.0, minorants, out=np.zeros_like(minorants), where=minorants > 0)
+
+
 def cholesky(matrix: Float) -> Float | None:
     """Lower Cholesky factor, or None where the factorization breaks down."""
     factor, info = lapack.dpotrf(matrix, lower=1, clean=1)
@@ -73,23 +78,28 @@ def certified_minorant(gram: Float, d: Float) -> Float:
     return shrink_until(lambda candidate: is_minorant(gram, candidate), d)
 
 
-def proven_minorant(gram: Float, d: Float) -> tuple[Float, Float] | None:
-    """A diagonal d' ≤ d and a shift e ≥ 0 with diag(d') ⪯ gram + diag(e) proven; None where nothing can be.
-
-    Positive definite matrices need no shift, at most a slightly smaller diagonal. For singular ones the smallest
-    multiple of the diagonal that makes the proof possible is taken.
-    """
-    n = len(d)
+def semidefinite_shift(gram: Float) -> tuple[Float, Float] | None:
+    """A matrix gram + diag(e) proven positive semidefinite, and e: zero or a small multiple of the diagonal."""
+    n = len(gram)
     if is_minorant(gram, np.zeros(n)):
-        return certified_minorant(gram, d), np.zeros(n)
+        return gram, np.zeros(n)
     diagonal = np.diag(gram)
     for exponent in range(2, 40, 2):
         shift = 2.0**exponent * n * UNIT * diagonal
         shifted = gram.copy()
         shifted[np.diag_indices(n)] = (diagonal + shift) * (1.0 - 2 * UNIT)
         if is_minorant(shifted, np.zeros(n)):
-            return certified_minorant(shifted, d), shift
+            return shifted, shift
     return None
+
+
+def proven_minorant(gram: Float, d: Float) -> tuple[Float, Float] | None:
+    """A diagonal d' ≤ d and a shift e ≥ 0 with diag(d') ⪯ gram + diag(e) proven; None where nothing can be.
+
+    Positive definite matrices need no shift, at most a slightly smaller diagonal.
+    """
+    shifted = semidefinite_shift(gram)
+    return None if shifted is None else (certified_minorant(shifted[0], d), shifted[1])
 
 
 def interior_start(gram: Float) -> Float:

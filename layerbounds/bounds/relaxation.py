@@ -18,10 +18,13 @@ import numpy as np
 from scipy.linalg import lapack
 
 from layerbounds.arrays import Float, Int
+from layerbounds.bounds.alternating import AlternatingDirections
 from layerbounds.bounds.diagonal import UNIT, maximize_minorant
 from layerbounds.kernels.relaxation import cells, descend
 
 _ROUNDS, _PATIENCE, _PROGRESS = 60, 6, 2e-4
+#: Iterations of alternating directions between two evaluations, and how often.
+_CYCLE, _CYCLES = 50, 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +63,10 @@ def evaluate_relaxation(gram: Float, origin: Float, levels: Float, z: Float, d: 
 def maximize_relaxation(
     gram: Float, origin: Float, levels: Float, count: Int, d: Float, start: Float, stop: Callable[[], bool]
 ) -> Relaxation:
-    """Best z for a fixed diagonal: coordinate descent, and Newton steps on the variables off the levels.
+    """Best z for a fixed diagonal: alternating directions, then coordinate descent and Newton steps off the levels.
+
+    Neither is always enough: coordinate descent crawls on ill-conditioned matrices, alternating directions where many
+    ends of the box are active.
 
     Parameters
     ----------
@@ -78,6 +84,16 @@ def maximize_relaxation(
     """
     z = np.clip(start, levels[0], levels[-1])
     best = evaluate_relaxation(gram, origin, levels, z, d)
+    method = AlternatingDirections(gram, origin, levels, d, z)
+    for _ in range(_CYCLES if method.usable else 0):
+        method.iterate(_CYCLE)
+        found = evaluate_relaxation(gram, origin, levels, method.z, d)
+        gain = found.value - best.value
+        if gain > 0:
+            best = found
+        if stop() or abs(gain) <= _PROGRESS * abs(best.value):
+            break
+    z = np.clip(best.z, levels[0], levels[-1])
     # Sweeps cost n² each: small ill-conditioned problems need, and can have, many.
     sweeps = int(np.clip(20_000 // len(d), 16, 200))
     last_gain, reference = 0, best.value

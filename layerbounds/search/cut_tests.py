@@ -7,10 +7,13 @@ import weakref
 from dataclasses import dataclass
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from layerbounds.arrays import Float, Int
-from layerbounds.bounds.cuts import GENERIC, CutSet, fold, generate_cuts, strongest, weight_schedule
+from layerbounds.bounds.cuts import GENERIC, CutSet, fold, make_cuts, weight_schedule
+from layerbounds.bounds.diagonal import reciprocals
 from layerbounds.search.preparation import Preparation
+from layerbounds.search.split_forms import prepare_split
 
 #: Sizes at which cuts pay: smaller problems are closed without, for larger ones nothing was gained in 10 s.
 SMALLEST, LARGEST = 72, 320
@@ -24,10 +27,6 @@ class Effort:
 
     Attributes
     ----------
-    rounds : int
-        Rounds of separation, n new forms each.
-    kept : float
-        Forms kept, as a multiple of n.
     stride : int
         Depths between two solves of the weights.
     deepest : float
@@ -36,8 +35,6 @@ class Effort:
         Depths whose weights are adapted to a channel.
     """
 
-    rounds: int
-    kept: float
     stride: int
     deepest: float
     learned: int
@@ -46,8 +43,8 @@ class Effort:
 def effort(n: int) -> Effort:
     """The effort for a number of variables."""
     if n <= 160:
-        return Effort(6, 1.5, 10, 0.5, 4)
-    return Effort(2, 1.5, 30, 0.6, 3)
+        return Effort(10, 0.5, 4)
+    return Effort(30, 0.6, 3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +74,8 @@ def prepare_cuts(prep: Preparation) -> CutPreparation | None:
     """Cuts for a preparation, computed once; None where they do not pay or none are found."""
     with _lock:
         if prep not in _prepared:
-            _prepared[prep] = _prepare_cuts(prep)
+            with threadpool_limits(limits=1):
+                _prepared[prep] = _prepare_cuts(prep)
         return _prepared[prep]
 
 
@@ -86,11 +84,12 @@ def _prepare_cuts(prep: Preparation) -> CutPreparation | None:
     # The shift of a singular Gram matrix is charged for the single variables alone.
     if not SMALLEST <= n <= LARGEST or np.any(prep.shift):
         return None
-    work = effort(n)
-    found = generate_cuts(prep.gram, prep.minorants[n], work.rounds)
-    if found is None:
+    split = prepare_split(prep)
+    if split is None:
         return None
-    cuts, units, weights = strongest(*found, int(work.kept * n))
+    work = effort(n)
+    cuts, order = make_cuts(split.forms)
+    units, weights = split.units, split.weights[order]
     deepest = max(int(work.deepest * n), 2)
     depths = list(range(n, deepest - 1, -work.stride))
     expected = np.full((n + 1, n), GENERIC), np.full((n + 1, cuts.size), GENERIC)
@@ -123,7 +122,7 @@ class CutTests:
         self.forms = prepared.cuts.forms
         self.moves = np.ascontiguousarray(shifts @ self.forms)
         self.units, self.weights = prepared.units.copy(), prepared.weights.copy()
-        self.inverses = _inverses(self.units)
+        self.inverses = reciprocals(self.units)
         self.values = np.zeros((n + 1, prepared.cuts.size))
         self.distance = np.zeros((n + 1, prepared.cuts.size))
         self.active[self.deepest :] = [prepared.cuts.active(k) for k in range(self.deepest, n + 1)]
@@ -144,9 +143,8 @@ class CutTests:
             return
         n = len(gram)
         known = np.flatnonzero((self.seen >= ENOUGH) & (seen >= ENOUGH) & (self.active > 0))
-        most = effort(n).learned
-        if len(known) and most:
-            depths = _spread(known, self.seen, most)
+        if len(known):
+            depths = _spread(known, self.seen, effort(n).learned)
             objectives = np.zeros((n + 1, n)), np.zeros((n + 1, self.cuts.size))
             for k in depths:
                 objectives[0][k, :k] = distance[k, :k] / seen[k]
@@ -155,7 +153,7 @@ class CutTests:
             units, weights = weight_schedule(gram, self.cuts, depths, objectives, start)
             span = slice(max(depths[-1] - effort(n).stride, self.deepest), depths[0] + 1)
             self.units[span], self.weights[span] = units[span], weights[span]
-            self.inverses = _inverses(self.units)
+            self.inverses = reciprocals(self.units)
         self.seen[:] = 0
         self.distance[:] = 0.0
 
@@ -167,7 +165,3 @@ def _spread(known: Int, seen: Int, most: int) -> list[int]:
     ends = [int(k) for k in known[::-1]]
     picks = {ends[0]} | {ends[min(int(np.searchsorted(share, i / most)), len(ends) - 1)] for i in range(most)}
     return sorted(picks, reverse=True)
-
-
-def _inverses(weights: Float) -> Float:
-    return np.divide(1.0, weights, out=np.zeros_like(weights), where=weights > 0)

@@ -8,12 +8,15 @@ import numpy as np
 
 from layerbounds.arrays import Float, Int
 from layerbounds.backends.base import ChannelTask, Control, DualPoint, RawSolve, SearchProof
+from layerbounds.bounds.quantization_dual import FormTerms
 from layerbounds.bounds.relaxation import Relaxation, refine
+from layerbounds.bounds.split_relaxation import SplitRelaxation, refine_split
 from layerbounds.search.allowance import rounding_allowance, shift_charge
 from layerbounds.search.companion import Companion
 from layerbounds.search.incumbents import first_incumbents
 from layerbounds.search.neighbourhoods import Neighbourhoods
 from layerbounds.search.preparation import Preparation
+from layerbounds.search.split_forms import find_split, prepare_split
 from layerbounds.search.tree import Tree
 from layerbounds.search.units import UnitProblem, make_units
 from layerbounds.solution import OPTIMAL_RELATIVE, Status, TracePoint
@@ -35,8 +38,10 @@ CLOSE_AT_ONCE = 70
 NODES_PER_CALL = 100_000
 #: Up to so many variables so many calls find what there is to find.
 SMALL, SMALL_CALLS = 100, 80
-#: Refits of the root's diagonal, and the share of the time limit that they may take.
-REFITS, RELAX_SHARE = 5, 0.2
+#: Refits of the root's weights: of the diagonal or under a node limit, and of split cuts while there is time.
+REFITS, MANY_REFITS = 5, 60
+#: Up to so many variables the tree gets further than any root; shares of the time limit that the root may take.
+TREE_DECIDES, SMALL_RELAX_SHARE, RELAX_SHARE = 160, 0.05, 0.5
 #: Logarithm of the nodes over the target's share of the upper bound: first guess, before it is measured.
 SLOPE = 45.0
 #: A search may cost at most so many times the last one, and is given up at so many times the estimate.
@@ -69,7 +74,7 @@ class ChannelSearch:
         self.proven = 0.0
         self.exhausted = False
         self.last_growth = 1.0
-        self.relaxation: Relaxation | None = None
+        self.relaxation: Relaxation | SplitRelaxation | None = None
         self.trace: list[TracePoint] = []
         self.tree = Tree(self.unit)
         n = self.unit.size
@@ -168,21 +173,33 @@ class ChannelSearch:
         return most if limit is None else min(most, 0.25 * limit / NODES_PER_CALL)
 
     def relax(self) -> None:
-        """Tangent relaxation with a diagonal of the channel's own: the best bound at the root."""
+        """The best bound at the root: the tangent relaxation with weights of the channel's own, and split cuts."""
         unit, tree = self.unit, self.tree
-        deadline = self.control.elapsed() + RELAX_SHARE * self.control.time_limit
+        n = unit.size
+        share = SMALL_RELAX_SHARE if n <= TREE_DECIDES else RELAX_SHARE
+        deadline = self.control.elapsed() + share * self.control.time_limit
+        timed = self.control.node_limit is None
 
         def stop() -> bool:
-            late = self.control.node_limit is None and self.control.elapsed() > deadline
-            return late or self.control.remaining() <= 0
+            return (timed and self.control.elapsed() > deadline) or self.control.remaining() <= 0
 
-        n = unit.size
+        splits = unit.uniform and len(unit.levels) > 2
         # A refit takes some thirty factorizations: they must fit into the share of the time.
-        refits = REFITS if self.control.node_limit is not None or 1e-9 * n**3 < deadline else 0
+        refits = 0 if splits or (timed and 1e-9 * n**3 > deadline) else REFITS
         found = refine(unit.gram, unit.origin, unit.levels, unit.count, unit.minorants[n], tree.z[n], refits, stop)
+        self._adopt_relaxation(found)
+        if not splits:
+            return
+        split = prepare_split(unit.prep) if unit.shared_forms else find_split(unit.gram, unit.minorants[n], stop)
+        if split is not None:
+            rounds = MANY_REFITS if timed else REFITS
+            better = refine_split(unit.gram, unit.covariance, unit.origin, unit.levels, split, found.z, rounds, stop)
+            self._adopt_relaxation(better)
+
+    def _adopt_relaxation(self, found: Relaxation | SplitRelaxation) -> None:
         if found.value > self.root:
             self.root = found.value
-            tree.relaxation = self.relaxation = found
+            self.tree.relaxation = self.relaxation = found
             self.record()
 
     def rise(self) -> None:
@@ -294,9 +311,7 @@ class ChannelSearch:
 
     def result(self) -> RawSolve:
         """What was found and what it proves, in the units of the Gram matrix."""
-        unit, tree = self.unit, self.tree
-        n = unit.size
-        m = unit.multiplier
+        unit, n, m = self.unit, self.unit.size, self.unit.multiplier
         proof = None
         if self.proven > 0:
             proof = SearchProof(self.proven * m, self.allowance(self.proven) * m)
@@ -307,10 +322,7 @@ class ChannelSearch:
                     cut, leaves = collected
                     proof = SearchProof(cut * m, self.allowance(cut) * m, leaves)
         points = unit.levels[self.choice, np.arange(n)]
-        z, d = tree.z[n], unit.minorants[n]
-        if self.relaxation is not None:
-            z, d = self.relaxation.z, self.relaxation.d
-        dual = DualPoint(unit.weights_of(z), self._in_layer_order(d * m / unit.scale**2))
+        dual = self._dual_point()
         return RawSolve(
             weights=unit.weights_of(points),
             termination=self._termination(),
@@ -319,6 +331,18 @@ class ChannelSearch:
             nodes=self.nodes,
             trace=tuple(self.trace),
         )
+
+    def _dual_point(self) -> DualPoint:
+        """The root's bound for certification, in the layer's units and order."""
+        unit, m, found = self.unit, self.unit.multiplier, self.relaxation
+        per_weight = m / unit.scale**2
+        if isinstance(found, SplitRelaxation):
+            terms = FormTerms(self._in_layer_order(found.split.forms), found.split.weights * m, found.multipliers * m)
+            return DualPoint(unit.weights_of(found.z), self._in_layer_order(found.split.units * per_weight), terms)
+        z, d = self.tree.z[unit.size], unit.minorants[unit.size]
+        if found is not None:
+            z, d = found.z, found.d
+        return DualPoint(unit.weights_of(z), self._in_layer_order(d * per_weight))
 
     def allowance(self, cut: float) -> float:
         """What rounding and the shift of a singular Gram matrix can have hidden below a cut, in grid units."""

@@ -6,8 +6,9 @@ import numpy as np
 
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.box import box_multipliers
-from layerbounds.bounds.diagonal import gamma, maximize_minorant
+from layerbounds.bounds.diagonal import gamma, maximize_minorant, reciprocals
 from layerbounds.bounds.relaxation import Relaxation
+from layerbounds.bounds.split_relaxation import SplitRelaxation
 from layerbounds.kernels.enumeration import enumerate_levels
 from layerbounds.search.cut_tests import CutTests
 from layerbounds.search.units import UnitProblem
@@ -32,7 +33,7 @@ class Tree:
         n = unit.size
         self.unit = unit
         self.minorants = unit.minorants.copy()
-        self.inverses = _inverses(self.minorants)
+        self.inverses = reciprocals(self.minorants)
         self.steps = np.zeros(n + 1, dtype=np.int64)
         self.z = np.zeros((n + 1, n))
         self.tilts = np.zeros((n + 1, n))
@@ -62,7 +63,7 @@ class Tree:
         self._sides = np.zeros(n, dtype=np.int64)
         self.cuts = CutTests(n, unit.shifts, unit.cuts)
         #: The root's dual point on the whole grid, where there is one.
-        self.relaxation: Relaxation | None = None
+        self.relaxation: Relaxation | SplitRelaxation | None = None
 
     def _tilt_root(self) -> None:
         """Price the active ends of the box at the root."""
@@ -216,14 +217,10 @@ class Tree:
             start = row
             self.minorants[k, :k] = row
             since = 1
-        self.inverses = _inverses(self.minorants)
+        self.inverses = reciprocals(self.minorants)
         self.cuts.learn(self.unit.gram, self._distance, self._seen)
         self._seen[:] = 0
         self._distance[:] = 0.0
-
-
-def _inverses(minorants: Float) -> Float:
-    return np.divide(1.0, minorants, out=np.zeros_like(minorants), where=minorants > 0)
 
 
 _NOTHING = np.zeros(0, dtype=np.int64)

@@ -33,6 +33,8 @@ class UnitProblem:
         Levels are 0, 1, …, high.
     cuts : CutPreparation or None
         For uniform grids with one scale.
+    shared_forms : bool
+        Whether the integer forms of the layer serve this channel.
     """
 
     prep: Preparation
@@ -53,6 +55,7 @@ class UnitProblem:
     scale: Float
     zero_point: Float
     cuts: CutPreparation | None
+    shared_forms: bool
 
     @property
     def size(self) -> int:
@@ -66,6 +69,14 @@ class UnitProblem:
         return result
 
 
+def has_shared_forms(uniform: bool, codes: Float, scale: Float) -> bool:
+    """Whether split cuts of the Gram matrix serve a channel as they are: one scale, more than two levels.
+
+    Two levels are the ends of the box: their multipliers do more than any form.
+    """
+    return uniform and len(codes) > 2 and bool(np.all(scale == scale[0]))
+
+
 def make_units(task: ChannelTask, prep: Preparation) -> UnitProblem:
     """Translate a channel into grid units."""
     order = prep.order
@@ -74,10 +85,10 @@ def make_units(task: ChannelTask, prep: Preparation) -> UnitProblem:
     codes = task.codes - offset
     n = len(order)
     levels = np.ascontiguousarray(np.repeat(codes[:, None], n, axis=1))
+    shared_forms = has_shared_forms(task.uniform, codes, scale)
     if np.all(scale == scale[0]):
         multiplier = float(scale[0] ** 2)
-        # Two levels are the ends of the box: their multipliers do more than any form.
-        cuts = prepare_cuts(prep) if task.uniform and len(codes) > 2 else None
+        cuts = prepare_cuts(prep) if shared_forms else None
         matrices = (prep.gram, prep.pivots, prep.shifts, prep.minorants, prep.covariance, prep.covariances)
     else:
         cuts = None
@@ -113,4 +124,5 @@ def make_units(task: ChannelTask, prep: Preparation) -> UnitProblem:
         scale=scale,
         zero_point=zero,
         cuts=cuts,
+        shared_forms=shared_forms,
     )

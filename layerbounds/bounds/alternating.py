@@ -1,0 +1,111 @@
+"""Alternating direction method of multipliers for the tangent relaxation, with split cuts or without.
+
+Minimises (z − w)ᵀM(z − w) + Σ_j d_j e_j(c_jᵀz), M = H − C diag(d) Cᵀ, C the columns of the units and, if any, the
+integer forms, and e_j the piecewise-linear interpolation of the squares of the numbers that c_jᵀq can be. With the
+splitting y = Cᵀz and the penalty κ·diag(d) every proximal step is one rounding (Boyd et al., Foundations and Trends in
+Machine Learning 3, 2011; docs/bounds.md).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from layerbounds.arrays import Float
+from layerbounds.bounds.diagonal import cholesky, symmetric_inverse
+
+#: κ, and over-relaxation.
+PENALTY, RELAXATION = 6.0, 1.6
+
+
+class AlternatingDirections:
+    """State of the method; `iterate` goes on, and any state gives a dual point.
+
+    Parameters
+    ----------
+    gram : ndarray of shape (n, n)
+        H.
+    origin : ndarray of shape (n,)
+        w.
+    levels : ndarray of shape (levels, n)
+        Sorted, padded with the last level.
+    units : ndarray of shape (n,)
+        Weights of the units.
+    start : ndarray of shape (n,)
+    forms : csr_array of shape (n, cuts), optional
+        Integer forms, where the levels are integers.
+    weights : ndarray of shape (cuts,), optional
+        Weights of the forms.
+
+    Attributes
+    ----------
+    z : ndarray of shape (n,)
+    multipliers : ndarray of shape (cuts,)
+        Of the forms.
+    usable : bool
+        False where the matrix of the smooth part cannot be factorized.
+    """
+
+    def __init__(
+        self,
+        gram: Float,
+        origin: Float,
+        levels: Float,
+        units: Float,
+        start: Float,
+        forms: csr_array | None = None,
+        weights: Float | None = None,
+    ) -> None:
+        n = len(origin)
+        self._levels, self._units = levels, units
+        self._forms = csr_array((n, 0)) if forms is None else forms
+        self._transposed = csr_array(self._forms.T)
+        self._weights = np.zeros(0) if weights is None else weights
+        matrix = gram.copy()
+        if self._weights.size:
+            square = self._forms.multiply(self._weights[None, :]) @ self._transposed
+            matrix += (PENALTY - 1.0) * square.toarray()
+        matrix[np.diag_indices(n)] += (PENALTY - 1.0) * units
+        factor = cholesky(matrix)
+        self.usable = factor is not None
+        self._inverse = np.zeros((0, 0)) if factor is None else symmetric_inverse(factor)
+        self._pull = gram @ origin
+        self.z = start
+        self._y, self._y_forms = start.copy(), self._transposed @ start
+        self._u, self._u_forms = np.zeros(n), np.zeros(self._weights.size)
+
+    def iterate(self, count: int) -> None:
+        """So many iterations."""
+        for _ in range(count):
+            right = self._units * (self._y - self._u)
+            right += self._forms @ (self._weights * (self._y_forms - self._u_forms))
+            self.z = self._inverse @ (self._pull + PENALTY * right)
+            moved = RELAXATION * self.z + (1.0 - RELAXATION) * self._y + self._u
+            self._y = _nearest_kink(moved, self._levels)
+            self._u = moved - self._y
+            if self._weights.size:
+                moved = RELAXATION * (self._transposed @ self.z) + (1.0 - RELAXATION) * self._y_forms + self._u_forms
+                self._y_forms = _nearest_integer_kink(moved)
+                self._u_forms = moved - self._y_forms
+
+    @property
+    def multipliers(self) -> Float:
+        """Of the forms, for the tangent bound at z."""
+        return np.asarray(self._weights * (self._transposed @ self.z - PENALTY * self._u_forms))
+
+
+def _nearest_kink(v: Float, levels: Float) -> Float:
+    """Minimiser over y in the hull of e(y) + κ(y − v)², e the interpolation of t² at the levels of each column."""
+    if len(levels) == 1:
+        return np.array(levels[0])
+    low, high = levels[:-1], levels[1:]
+    half = (low + high) / (2.0 * PENALTY)
+    cell = np.minimum((v > high + half).sum(axis=0), len(low) - 1)
+    column = np.arange(len(v))
+    return np.asarray(np.clip(v - half[cell, column], low[cell, column], high[cell, column]))
+
+
+def _nearest_integer_kink(v: Float) -> Float:
+    """The same for all integers."""
+    below = np.floor((v + 0.5 / PENALTY) / (1.0 + 1.0 / PENALTY))
+    return np.asarray(np.clip(v - (below + 0.5) / PENALTY, below, below + 1.0))

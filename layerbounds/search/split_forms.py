@@ -1,0 +1,66 @@
+"""Split cuts of a layer: forms and weights that serve every channel, found once (docs/bounds.md)."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from layerbounds.arrays import Float
+from layerbounds.bounds.cuts import certified_weights, generate_cuts, strongest
+from layerbounds.bounds.split_relaxation import SplitWeights
+from layerbounds.search.preparation import Preparation
+
+#: Above this size a barrier solve no longer fits into a channel's time.
+LARGEST = 2048
+
+_prepared: weakref.WeakKeyDictionary[Preparation, SplitWeights | None] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def rounds_and_share(n: int) -> tuple[int, float]:
+    """Rounds of separation, each adding up to n forms, and the number of forms kept as a multiple of n."""
+    if n <= 160:
+        return 6, 1.5
+    return (2, 1.5) if n <= 800 else (1, 0.5)
+
+
+def prepare_split(prep: Preparation, threads: int = 1) -> SplitWeights | None:
+    """Forms for a preparation, computed once; None where none are worth having.
+
+    Parameters
+    ----------
+    prep : Preparation
+    threads : int
+        BLAS threads: they change the last digits.
+    """
+    with _lock:
+        if prep not in _prepared:
+            with threadpool_limits(limits=threads):
+                _prepared[prep] = find_split(prep.gram, prep.minorants[prep.size])
+        return _prepared[prep]
+
+
+def find_split(gram: Float, units: Float, stop: Callable[[], bool] | None = None) -> SplitWeights | None:
+    """Forms and proven weights for a Gram matrix in grid units.
+
+    Parameters
+    ----------
+    gram : ndarray of shape (n, n)
+    units : ndarray of shape (n,)
+        A diagonal minorant to start from.
+    stop : callable, optional
+        Asked all the time whether to end with what there is.
+    """
+    n = len(gram)
+    if not 2 <= n <= LARGEST or not np.any(units):
+        return None
+    rounds, share = rounds_and_share(n)
+    found = generate_cuts(gram, units, rounds, stop)
+    if found is None:
+        return None
+    cuts, found_units, found_weights = strongest(*found, int(share * n))
+    return SplitWeights(cuts.forms, *certified_weights(gram, cuts.forms, found_units, found_weights))
