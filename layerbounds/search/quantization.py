@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from layerbounds.arrays import Float, Int
 from layerbounds.backends.base import ChannelTask, Control, DualPoint, RawSolve, SearchProof
 from layerbounds.bounds.quantization_dual import FormTerms
 from layerbounds.bounds.relaxation import Relaxation, refine
-from layerbounds.bounds.split_relaxation import SplitRelaxation, refine_split
+from layerbounds.bounds.split_relaxation import SplitRelaxation, SplitWeights, refine_split
 from layerbounds.search.allowance import rounding_allowance, shift_charge
 from layerbounds.search.companion import Companion
 from layerbounds.search.incumbents import first_incumbents
@@ -48,6 +49,8 @@ SLOPE = 45.0
 MOST_GROWTH, OVERRUN = 6.0, 3.0
 #: A search of so many nodes teaches the minorants; the first searches may cost so many at most.
 LEARN_FROM, FIRST_BUDGET = 3e5, 2e7
+#: The same where the root may be out of the tree's reach.
+SMALL_FIRST_BUDGET = 2e6
 #: Longest step of the target while searches are cheap, as a share of the upper bound.
 LONGEST_STEP = 0.05
 #: More points than this within the rounding allowance of the optimum are not collected.
@@ -176,9 +179,9 @@ class ChannelSearch:
         """The best bound at the root: the tangent relaxation with weights of the channel's own, and split cuts."""
         unit, tree = self.unit, self.tree
         n = unit.size
+        timed = self.control.node_limit is None
         share = SMALL_RELAX_SHARE if n <= TREE_DECIDES else RELAX_SHARE
         deadline = self.control.elapsed() + share * self.control.time_limit
-        timed = self.control.node_limit is None
 
         def stop() -> bool:
             return (timed and self.control.elapsed() > deadline) or self.control.remaining() <= 0
@@ -192,9 +195,18 @@ class ChannelSearch:
             return
         split = prepare_split(unit.prep) if unit.shared_forms else find_split(unit.gram, unit.minorants[n], stop)
         if split is not None:
-            rounds = MANY_REFITS if timed else REFITS
-            better = refine_split(unit.gram, unit.covariance, unit.origin, unit.levels, split, found.z, rounds, stop)
-            self._adopt_relaxation(better)
+            self._refine(split, found.z, MANY_REFITS if timed else REFITS, stop)
+
+    def _refine(self, split: SplitWeights, z: Float, rounds: int, stop: Callable[[], bool]) -> None:
+        unit = self.unit
+        found = refine_split(unit.gram, unit.covariance, unit.origin, unit.levels, split, z, rounds, stop)
+        self._adopt_relaxation(found)
+
+    def _refine_root(self) -> None:
+        """Go on with the root where the tree got no further, as long as that brings something."""
+        found = self.relaxation
+        if self.control.node_limit is None and isinstance(found, SplitRelaxation) and self.root > self.proven:
+            self._refine(found.split, found.z, MANY_REFITS, lambda: self.control.remaining() <= 0)
 
     def _adopt_relaxation(self, found: Relaxation | SplitRelaxation) -> None:
         if found.value > self.root:
@@ -219,12 +231,15 @@ class ChannelSearch:
             begin, started = self.nodes, self.control.elapsed()
             # Near the targets that matter the distances differ from the pilot's: learn once more.
             learn = bool(history) and not learned
-            budget = FIRST_BUDGET if not history else OVERRUN * history[-1][1] * self.last_growth
+            first = FIRST_BUDGET if self.unit.size <= TREE_DECIDES else SMALL_FIRST_BUDGET
+            budget = OVERRUN * history[-1][1] * self.last_growth if history else first
             done = self.attempt(self.upper * target, budget, learn)
             spent = float(max(self.nodes - begin, 1))
             if not done:
                 # Too expensive: aim between what is proven and what was tried.
                 step *= 0.5
+                if not history and self.unit.size > TREE_DECIDES:
+                    self._refine_root()
                 continue
             if learn and spent > LEARN_FROM:
                 self.tree.learn(self.stride)
