@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from layerbounds.arrays import Float
 from layerbounds.backends.base import BlockDual, ChannelTask, Control, DualPoint, Task
-from layerbounds.bounds.diagonal import cholesky, maximize_minorant
+from layerbounds.bounds.diagonal import cholesky, maximize_minorant, symmetric_inverse
+from layerbounds.bounds.quantization_dual import FormTerms
 from layerbounds.bounds.relaxation import refine
+from layerbounds.bounds.split_relaxation import refine_split
 from layerbounds.search.preparation import regularizations
 from layerbounds.search.pruning_dispatch import search_pruning
+from layerbounds.search.split_forms import find_split
 
-#: Refits of the diagonal.
+#: Refits of the weights.
 REFITS = 5
 
 
@@ -40,26 +44,35 @@ def root_dual(task: Task, weights: Float | None, seconds: float) -> DualPoint | 
 
 
 def _quantization_dual(task: ChannelTask, control: Control) -> DualPoint | None:
-    scale = task.scale
+    scale, first = task.scale, task.codes[0]
     gram = task.gram * np.outer(scale, scale)
     unit = float(np.mean(np.diag(gram)))
     gram = np.ascontiguousarray(gram / unit)
-    levels = np.ascontiguousarray((task.levels / scale[:, None]).T)
-    origin = task.target / scale
-    count = np.full(len(scale), levels.shape[0], dtype=np.int64)
-    # Certification charges what a singular matrix is shifted by, and proves the diagonal anew.
+    n = len(scale)
+    levels = np.ascontiguousarray(np.repeat((task.codes - first)[:, None], n, axis=1))
+    origin = task.target / scale + task.zero_point - first
+    count = np.full(n, len(levels), dtype=np.int64)
+    # Certification charges what a singular matrix is shifted by, and proves the weights anew.
     shifted = next((m for s in regularizations(gram) if cholesky(m := gram + np.diag(s)) is not None), None)
     if shifted is None:
         return None
 
-    def stop() -> bool:
-        return control.remaining() <= 0
-
-    def half() -> bool:
-        return control.remaining() <= 0.5 * control.time_limit
+    def later_than(share: float) -> Callable[[], bool]:
+        return lambda: control.remaining() <= (1.0 - share) * control.time_limit
 
     start = np.clip(origin, levels[0], levels[-1])
     distance = np.abs(levels - start).min(axis=0) ** 2
-    first = maximize_minorant(shifted, distance + 1 / 12, relative_gap=0.3, stop=half)
-    found = refine(shifted, origin, levels, count, first, start, REFITS, stop)
-    return DualPoint(found.z * scale, found.d * unit / scale**2)
+    diagonal = maximize_minorant(shifted, distance + 1 / 12, relative_gap=0.3, stop=later_than(0.5))
+    splits = task.uniform and len(levels) > 2
+    found = refine(shifted, origin, levels, count, diagonal, start, 0 if splits else REFITS, later_than(1.0))
+    z, d, terms = found.z, found.d, None
+    split = find_split(shifted, diagonal, later_than(0.5)) if splits else None
+    if split is not None:
+        factor = cholesky(shifted)
+        assert factor is not None
+        covariance = symmetric_inverse(factor)
+        better = refine_split(shifted, covariance, origin, levels, split, z, REFITS, later_than(1.0))
+        if better.value > found.value:
+            z, d = better.z, better.split.units
+            terms = FormTerms(better.split.forms, better.split.weights * unit, better.multipliers * unit)
+    return DualPoint(scale * (z + first - task.zero_point), d * unit / scale**2, terms)
