@@ -15,23 +15,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import lapack
 from scipy.sparse import csr_array
 
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.diagonal import (
+    COOLING,
     UNIT,
     cholesky,
     gamma,
     is_positive_semidefinite,
+    newton_step,
     shrink_until,
+    step_to_boundary,
     symmetric_inverse,
 )
 
 #: Expected squared distance of a number to the nearest integer, without knowledge of it.
 GENERIC = 1.0 / 12.0
-#: Share of the given weights at which the barrier method starts, its first μ over Σ a_j d_j/n, and the factor of μ.
-START, FIRST_BARRIER, COOLING = 0.85, 0.5, 0.3
+#: Share of the given weights at which the barrier method starts, and its first μ over Σ a_j d_j/n.
+START, FIRST_BARRIER = 0.85, 0.5
 #: Largest coefficient of a form.
 LARGEST_COEFFICIENT = 2
 #: A form is added where vᵀXv is below this share of its expected squared distance.
@@ -170,14 +172,11 @@ def maximize_weights(
         hessian = np.multiply(between, between, out=between)
         hessian *= mu
         hessian[np.diag_indices(n + m)] += mu / d**2
-        step = _newton_step(hessian, gradient)
+        step = newton_step(hessian, gradient)
         if step is None:
             break
         decrement = float(gradient @ step) / mu
-        length = 1.0
-        negative = step < 0
-        if np.any(negative):
-            length = min(1.0, 0.95 * float(np.min(-d[negative] / step[negative])))
+        length = step_to_boundary(d, step)
         while length > 1e-9 and _factor(matrix, columns, d + length * step) is None:
             length *= 0.5
         full = length == 1.0
@@ -197,22 +196,6 @@ def maximize_weights(
         mu = max(mu, COOLING * last)
     dual = (mu * top) * inverse / np.outer(scale, scale)
     return Barrier(d[:n] * units_scale, d[n:].copy(), dual)
-
-
-def _newton_step(hessian: Float, gradient: Float) -> Float | None:
-    """Solve with a factorization in single precision, half the work of double: a direction need not be exact."""
-    scale = 1.0 / np.sqrt(np.diag(hessian))
-    hessian *= scale[:, None]
-    hessian *= scale
-    right = scale * gradient
-    factor, failed = lapack.spotrf(hessian.astype(np.float32), lower=1, clean=0, overwrite_a=1)
-    if not failed:
-        step, _ = lapack.spotrs(factor, right.astype(np.float32), lower=1)
-        step = scale * np.ravel(step)
-        if gradient @ step > 0:
-            return np.asarray(step, dtype=np.float64)
-    factor, failed = lapack.dpotrf(hessian, lower=1, clean=0)
-    return None if failed else scale * np.ravel(lapack.dpotrs(factor, right, lower=1)[0])
 
 
 def _factor(matrix: Float, columns: csr_array, d: Float) -> Float | None:

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import scipy.linalg
 from scipy.linalg import lapack
 
 from layerbounds.arrays import Float
 
 UNIT = float(np.finfo(np.float64).eps) / 2
+#: First barrier parameter over Σ a_i d_i/n where the start is a small multiple of 1/diag(H⁻¹), and its later factors.
+FAR, COOLING = 30.0, 0.3
+#: Newton systems of this size and larger are solved in single precision.
+SINGLE_FROM = 200
 
 
 def gamma(n: int) -> float:
@@ -149,10 +152,10 @@ def maximize_minorant(
     a = np.maximum(objective * scale**2, 0.0)
     top = float(a.max(initial=0.0))
     a = np.ones(n) if top == 0.0 else a / top + 1e-6
-    d = _strictly_inside(matrix, None if start is None else start / scale**2)
+    d, poor = _strictly_inside(matrix, None if start is None else start / scale**2)
     if not np.all(d > 0):
         return np.zeros(n)
-    mu = float(a @ d) / n
+    mu = (FAR if poor else 1.0) * float(a @ d) / n
     for _ in range(max_steps):
         if stop is not None and stop():
             break
@@ -163,39 +166,60 @@ def maximize_minorant(
         gradient = a - mu * np.diag(inverse) + mu / d
         hessian = mu * inverse * inverse
         hessian[np.diag_indices(n)] += mu / d**2
-        hessian_factor = cholesky(hessian)
-        if hessian_factor is None:
+        step = newton_step(hessian, gradient)
+        if step is None:
             break
-        step = scipy.linalg.cho_solve((hessian_factor, True), gradient, check_finite=False)
         decrement = float(gradient @ step) / mu
-        moved, full = _damped(matrix, d, step)
-        if moved is None:
+        length = step_to_boundary(d, step)
+        while length > 1e-9 and cholesky(matrix - np.diag(d + length * step)) is None:
+            length *= 0.5
+        full = length == 1.0
+        moved = d + (length if full else 0.9 * length) * step
+        if length <= 1e-9 or not np.all(moved > 0):
             break
         d = moved
+        last = 0.5 * relative_gap * float(a @ d) / n
         if full and decrement < 1.0:
-            if 2 * n * mu <= relative_gap * float(a @ d):
+            if mu <= last:
                 break
-            mu *= 0.3
+            mu *= COOLING
+        # From a poor start the first μ is far too small.
+        mu = max(mu, COOLING * last)
     return certified_minorant(gram, d * scale**2)
 
 
-def _strictly_inside(matrix: Float, start: Float | None) -> Float:
+def newton_step(hessian: Float, gradient: Float) -> Float | None:
+    """Solve hessian·step = gradient, for large matrices in single precision: a direction need not be exact.
+
+    Overwrites the Hessian; None where it cannot be factorized.
+    """
+    scale = 1.0 / np.sqrt(np.diag(hessian))
+    hessian *= scale[:, None]
+    hessian *= scale
+    right = scale * gradient
+    if len(gradient) >= SINGLE_FROM:
+        factor, failed = lapack.spotrf(hessian.astype(np.float32), lower=1, clean=0, overwrite_a=1)
+        if not failed:
+            step = scale * np.ravel(lapack.spotrs(factor, right.astype(np.float32), lower=1)[0]).astype(np.float64)
+            if gradient @ step > 0:
+                return step
+    factor, failed = lapack.dpotrf(hessian, lower=1, clean=0)
+    return None if failed else scale * np.ravel(lapack.dpotrs(factor, right, lower=1)[0])
+
+
+def step_to_boundary(d: Float, step: Float) -> float:
+    """The full step 1, or the part of it that keeps d positive."""
+    negative = step < 0
+    return min(1.0, 0.95 * float(np.min(-d[negative] / step[negative]))) if np.any(negative) else 1.0
+
+
+def _strictly_inside(matrix: Float, start: Float | None) -> tuple[Float, bool]:
+    """A strictly feasible diagonal, and whether it may be far from a good one."""
     if start is not None:
         d = np.maximum(start, 0.0)
         floor = float(d.max(initial=0.0)) * 1e-6
         d = np.maximum(d, floor)
         for factor in (0.98, 0.9, 0.7, 0.4):
             if floor > 0 and cholesky(matrix - np.diag(d * factor)) is not None:
-                return np.asarray(d * factor)
-    return interior_start(matrix)
-
-
-def _damped(matrix: Float, d: Float, step: Float) -> tuple[Float | None, bool]:
-    """The full step if it stays inside the cone, else a part of it."""
-    length = 1.0
-    for _ in range(40):
-        candidate = d + length * step
-        if np.all(candidate > 0) and cholesky(matrix - np.diag(candidate)) is not None:
-            return (candidate, True) if length == 1.0 else (d + 0.9 * length * step, False)
-        length *= 0.5
-    return None, False
+                return np.asarray(d * factor), False
+    return interior_start(matrix), True

@@ -22,6 +22,8 @@ COVARIANCE_BYTES = 96 * 2**20
 _CACHE_SIZE = 8
 #: Larger matrices get the first-order diagonal: Newton steps take ten times as long.
 NEWTON_SIZE = 2048
+#: From this size on a few first-order steps precede Newton's method.
+FIRST_ORDER_START, FIRST_STEPS = 200, 15
 #: Residuals of larger matrices are not computed in extended precision.
 _LONG_SIZE = 160
 
@@ -198,6 +200,8 @@ def minorant_schedule(gram: Float, objective: Float, relative_gap: float = 0.2) 
         if depth > NEWTON_SIZE:
             d = ascend_minorant(block, objective[:depth])
         else:
+            if start is None and depth >= FIRST_ORDER_START:
+                start = ascend_minorant(block, objective[:depth], FIRST_STEPS)
             d = maximize_minorant(block, objective[:depth], start, relative_gap if n < 250 else 0.3)
         following = depths[position + 1] if position + 1 < len(depths) else 0
         for k in range(depth, following, -1):
