@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from operator import itemgetter
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from layerbounds.bounds.quantization_dual import FormTerms
 from layerbounds.bounds.relaxation import Relaxation, refine
 from layerbounds.bounds.split_relaxation import SplitRelaxation, SplitWeights, refine_split
 from layerbounds.search.allowance import rounding_allowance, shift_charge
+from layerbounds.search.box_tree import BoxTree
 from layerbounds.search.companion import Companion
 from layerbounds.search.incumbents import first_incumbents
 from layerbounds.search.neighbourhoods import Neighbourhoods
@@ -43,6 +45,10 @@ SMALL, SMALL_CALLS = 100, 80
 REFITS, MANY_REFITS = 5, 60
 #: Up to so many variables the tree gets further than any root; shares of the time limit that the root may take.
 TREE_DECIDES, SMALL_RELAX_SHARE, RELAX_SHARE = 160, 0.05, 0.5
+#: Up to so many variables a best-first tree of relaxations follows; above, a node costs too much.
+LARGEST_BOXES = 800
+#: Seconds between two points of its trace.
+RECORD_EVERY = 0.5
 #: Logarithm of the nodes over the target's share of the upper bound: first guess, before it is measured.
 SLOPE = 45.0
 #: A search may cost at most so many times the last one, and is given up at so many times the estimate.
@@ -76,6 +82,7 @@ class ChannelSearch:
         self.companion: Companion | None = None
         self.proven = 0.0
         self.exhausted = False
+        self._box_nodes = 0
         self.last_growth = 1.0
         self.relaxation: Relaxation | SplitRelaxation | None = None
         self.trace: list[TracePoint] = []
@@ -108,7 +115,7 @@ class ChannelSearch:
     @property
     def nodes(self) -> int:
         """Nodes so far."""
-        return int(self.tree.nodes[0])
+        return int(self.tree.nodes[0]) + self._box_nodes
 
     @property
     def goal(self) -> float:
@@ -202,6 +209,29 @@ class ChannelSearch:
         found = refine_split(unit.gram, unit.covariance, unit.origin, unit.levels, split, z, rounds, stop)
         self._adopt_relaxation(found)
 
+    def _branch_on_boxes(self) -> None:
+        """Best-first search from the root's relaxation."""
+        found = self.relaxation
+        if self.control.node_limit is not None or not isinstance(found, SplitRelaxation) or self.root < self.proven:
+            return
+        tree = BoxTree(self.unit, found)
+        record_at = 0.0
+
+        def pause() -> bool:
+            return self.control.remaining() <= 0 or self.control.elapsed() > record_at
+
+        while self.control.remaining() > 0 and not self.finished and not tree.full:
+            self._adopt()
+            record_at = self.control.elapsed() + RECORD_EVERY
+            self.proven = max(self.proven, tree.grow(self.goal, pause))
+            self._box_nodes = tree.nodes
+            if tree.point is not None:
+                choice = tree.point.astype(np.int64)
+                self.upper, self.choice = min(
+                    (self.upper, self.choice), (self._objective(choice), choice), key=itemgetter(0)
+                )
+            self.record()
+
     def _refine_root(self) -> None:
         """Go on with the root where the tree got no further, as long as that brings something."""
         found = self.relaxation
@@ -239,7 +269,7 @@ class ChannelSearch:
                 # Too expensive: aim between what is proven and what was tried.
                 step *= 0.5
                 if not history and self.unit.size > TREE_DECIDES:
-                    self._refine_root()
+                    self._branch_on_boxes() if self.unit.size <= LARGEST_BOXES else self._refine_root()
                 continue
             if learn and spent > LEARN_FROM:
                 self.tree.learn(self.stride)

@@ -8,6 +8,8 @@ import threading
 import numpy as np
 
 from layerbounds.backends.base import ChannelTask, Control
+from layerbounds.bounds.split_relaxation import SplitWeights, evaluate_split
+from layerbounds.search.box_tree import BoxTree
 from layerbounds.search.preparation import prepare
 from layerbounds.search.quantization import ChannelSearch
 
@@ -43,3 +45,7 @@ def compile_quantization() -> None:
     search.improve(1)
     search.relax()
     search.collect_leaves(0.0)
+    unit = search.unit
+    plain = SplitWeights(np.zeros((_N, 0)), unit.minorants[_N], np.zeros(0))
+    root = evaluate_split(unit.gram, unit.origin, unit.levels, plain, unit.origin, np.zeros(0))
+    BoxTree(unit, root).grow(np.inf, lambda: False)
