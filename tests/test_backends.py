@@ -179,7 +179,7 @@ def test_lies_are_caught(lie: str, known: tuple[Problem, float], register: Calla
 
 
 def test_an_honest_claim_is_recorded_as_a_claim(register: Callable[[Answer], None]) -> None:
-    case = next(case for case in zoo() if case.name == "plain, 2 bits")
+    case = next(case for case in zoo() if case.name == "unequal inputs, 2 bits")
     register(lambda t, c: RawSolve(good(t), lb.Status.OPTIMAL, claimed_lower_bound=error(t) * (1 + 1e-7)))
     solution = lb.solve(case.problem, "fake")
     assert solution.status == [lb.Status.CLAIMED]
@@ -191,7 +191,7 @@ def test_an_honest_claim_is_recorded_as_a_claim(register: Callable[[Answer], Non
 
 
 def test_a_claim_that_reaches_the_gap(register: Callable[[Answer], None]) -> None:
-    case = next(case for case in zoo() if case.name == "plain, 2 bits")
+    case = next(case for case in zoo() if case.name == "unequal inputs, 2 bits")
     register(lambda t, c: RawSolve(good(t), lb.Status.GAP_REACHED, claimed_lower_bound=0.99 * error(t)))
     assert lb.solve(case.problem, "fake", gap=0.011).status == [lb.Status.CLAIMED]
     assert lb.solve(case.problem, "fake", gap=0.009).status == [lb.Status.FAILED]
@@ -330,7 +330,7 @@ def usable(name: str) -> str:
     ],
 )
 def test_every_formulation_finds_the_optimum(name: str, option: dict[str, str]) -> None:
-    cases = ("plain, 2 bits", "three, fp4", "plain, keep two", "plain, blocks of 2", "plain, mask 2:4")
+    cases = ("unequal inputs, 2 bits", "three, fp4", "plain, keep two", "plain, blocks of 2", "plain, mask 2:4")
     for case in (case for case in zoo() if case.name in cases):
         solution = lb.solve(case.problem, usable(name), options=option, time_limit=60.0)
         assert solution.upper_bound[0] == pytest.approx(case.optimum, rel=1.01e-6)
@@ -356,7 +356,7 @@ def test_limits_and_warm_starts(name: str, reference_layer: lb.Layer) -> None:
 
 def test_sdp_bounds_lie_in_their_order() -> None:
     usable("sdp")
-    case = next(case for case in zoo() if case.name == "plain, 2 bits")
+    case = next(case for case in zoo() if case.name == "unequal inputs, 2 bits")
     box = lb.solve(case.problem, "sdp")
     plain = lb.solve(case.problem, "sdp", options={"relaxation": "park-boyd"})
     other = lb.solve(case.problem, "sdp", options={"solver": "scs"})
@@ -370,7 +370,7 @@ def test_sdp_bounds_lie_in_their_order() -> None:
 
 def test_sdp_on_chunks_is_labelled() -> None:
     usable("sdp")
-    case = next(case for case in zoo() if case.name == "plain, 2 bits")
+    case = next(case for case in zoo() if case.name == "unequal inputs, 2 bits")
     solution = lb.solve(case.problem, "sdp", options={"chunk": 2})
     assert "no bound of the layer" in solution.notes[0][0]
     assert solution.lower_bound[0] <= case.optimum
