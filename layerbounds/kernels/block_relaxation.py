@@ -68,7 +68,7 @@ def _enter(k, m, r, levels, inputs, count, centre, tilt, chosen, middle, left, r
 
 @njit(nogil=True, cache=True)
 def closest(r, m, levels, inputs, count, centre, tilt, radius, most, best, index, work, where):
-    """Depth-first search for the level point with the least ‖R(q − c)‖² + Σ [2 t_i (q_i − c_i) − its least], t the tilt.
+    """Depth-first search for the level point of least ‖R(q − c)‖² + Σ [2 t_i (q_i − c_i) − its least], t the tilt.
 
     All terms are nonnegative, and those of one input are convex in its level: siblings are visited on either side of
     the turning point until they reach the radius.
