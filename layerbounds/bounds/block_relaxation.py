@@ -25,14 +25,14 @@ from layerbounds.kernels.relaxation import cells
 
 #: Inputs of a block: larger ones cost more than they gain.
 SIZE = 9
-#: Refits of B, and the least relative gain of five of them.
-ROUNDS, PROGRESS = 16, 5e-3
+#: Refits of B.
+ROUNDS = 16
 #: Penalty of ADMM relative to B, and its over-relaxation.
 KAPPA, OVER = 3.0, 1.6
 #: Iterations of ADMM between two evaluations, and in all; the relative gap of its two sides that ends it.
-STRIDE, ITERATIONS, GAP = 20, 120, 2e-4
-#: Barrier weight of the first refit, its decline and its end.
-BARRIER, DECLINE, LEAST_BARRIER = 0.2, 0.8, 0.02
+STRIDE, ITERATIONS, GAP = 20, 40, 2e-4
+#: Barrier weights of the first refit and of the last: far from the boundary of the cone B moves quickly.
+FIRST_BARRIER, LAST_BARRIER = 0.5, 0.02
 #: Share of the diagonal to start from, and floor of the spreads relative to their mean.
 INSIDE, FLOOR = 0.98, 0.02
 #: Nodes that one search over a block's points may take, and those of one pass over all blocks.
@@ -66,8 +66,9 @@ class BlockRelaxation:
 
 @dataclass(frozen=True, eq=False)
 class _Packed:
-    """Blocks with at least one input and their factors, padded, as the kernels take them."""
+    """Blocks and their factors, padded, and the levels of each input in a row, as the kernels take them."""
 
+    levels: Float
     first: Int
     member: Int
     block: Float
@@ -120,22 +121,22 @@ def refine_blocks(
     minorant = _start(gram, members, d)
     if minorant is None:
         return None
+    rows = np.ascontiguousarray(levels.T)
     z = np.clip(start, levels[0], levels[-1])
     low, high = np.empty(n), np.empty(n)
     cells(levels, count, z, low, high)
     spreads = [np.diag(((z - low) * (high - z))[m]) for m in members]
     best: tuple[float, Float, BlockMinorant] | None = None
     state: _State | None = None
-    history: list[float] = []
     for number in range(rounds):
         if stop():
             break
-        barrier = max(BARRIER * DECLINE**number, LEAST_BARRIER)
+        barrier = FIRST_BARRIER * (LAST_BARRIER / FIRST_BARRIER) ** (number / max(rounds - 1, 1))
         following = improve_blocks(gram, members, minorant, _lifted(spreads), barrier)
         if following is None:
             break
         minorant = following
-        packed = _pack(members, minorant.matrix)
+        packed = _pack(rows, members, minorant.matrix)
         if packed is None:
             break
         if state is None:
@@ -143,8 +144,7 @@ def refine_blocks(
         value, z = _maximise(gram, origin, levels, count, packed, minorant, z, state, stop)
         if best is None or value > best[0]:
             best = value, z, minorant
-        history.append(best[0])
-        if not np.isfinite(value) or (len(history) > 5 and history[-1] <= history[-6] + PROGRESS * abs(history[-1])):
+        if not np.isfinite(value):
             break
         spreads = [0.5 * (old + new) for old, new in zip(spreads, state.spreads(levels, packed, z), strict=True)]
     if best is None:
@@ -165,7 +165,7 @@ def evaluate_blocks(
     matrix : ndarray of shape (n, n)
     """
     n = len(z)
-    packed = _pack(members, matrix)
+    packed = _pack(np.ascontiguousarray(levels.T), members, matrix)
     if packed is None:
         return None
     h = gram @ (z - origin)
@@ -179,17 +179,17 @@ def evaluate_blocks(
             order = np.concatenate([np.delete(np.arange(len(m)), p), [p]])
             place[i, : len(m)] = order
             block[i, : len(m), : len(m)] = packed.block[g][np.ix_(order, order)]
-    factor = _factors(block, np.array([len(members[g]) for g in label]))
+    factor = _factors(block, np.array([len(members[int(g)]) for g in label]))
     if factor is None:
         return None
-    costs = np.empty_like(levels)
+    costs = np.empty_like(packed.levels)
     fixed_costs(
-        packed.first, packed.member, place, block, factor, levels, count, z, h, MOST_NODES, 4 * BUDGET, costs
+        packed.first, packed.member, place, block, factor, packed.levels, count, z, h, MOST_NODES, 4 * BUDGET, costs
     )  # fmt: skip
     # What was too long to search says nothing about its input.
-    costs[:, np.isnan(costs).any(axis=0)] = 0.0
+    costs[np.isnan(costs).any(axis=1)] = 0.0
     # A least cost with and without a fixed level, and the two sums over the other blocks: four times what one rounds.
-    return BlockRelaxation(value - 4.0 * size, z.copy(), label, matrix, costs)
+    return BlockRelaxation(value - 4.0 * size, z.copy(), label, matrix, np.ascontiguousarray(costs.T))
 
 
 def _start(gram: Float, members: Sequence[Int], d: Float) -> BlockMinorant | None:
@@ -206,7 +206,7 @@ def _lifted(spreads: Sequence[Float]) -> list[Float]:
     return [a + (FLOOR * mean + np.finfo(np.float64).tiny) * np.eye(len(a)) for a in spreads]
 
 
-def _pack(members: Sequence[Int], matrix: Float) -> _Packed | None:
+def _pack(rows: Float, members: Sequence[Int], matrix: Float) -> _Packed | None:
     size = np.array([len(m) for m in members], dtype=np.int64)
     block = np.zeros((len(members), int(size.max()), int(size.max())))
     for g, m in enumerate(members):
@@ -215,7 +215,7 @@ def _pack(members: Sequence[Int], matrix: Float) -> _Packed | None:
     if factor is None:
         return None
     first = np.concatenate([[0], np.cumsum(size)]).astype(np.int64)
-    return _Packed(first, np.concatenate(members).astype(np.int64), block, factor)
+    return _Packed(rows, first, np.concatenate(members).astype(np.int64), block, factor)
 
 
 def _factors(block: Float, size: Int) -> Float | None:
@@ -237,8 +237,8 @@ def _bound(
     n = len(z)
     centre, tilt, least = np.empty(n), np.empty(n), np.empty(len(packed.first) - 1)
     least_costs(
-        packed.first, packed.member, packed.block, packed.factor, levels, count, z, h, MOST_NODES, BUDGET, centre,
-        tilt, least,
+        packed.first, packed.member, packed.block, packed.factor, packed.levels, count, z, h, MOST_NODES, BUDGET,
+        centre, tilt, least,
     )  # fmt: skip
     if np.isnan(least).any():
         return -np.inf, 0.0
@@ -247,7 +247,7 @@ def _bound(
     value = float(deviation @ h + least.sum() + np.sum(shift * (tilt + h) + 2.0 * ends))
     step = np.maximum(levels[-1] - centre, centre - levels[0])
     rows = packed.member
-    reach = np.zeros(packed.factor.shape[:2])
+    reach = np.zeros((len(packed.factor), packed.factor.shape[1]))
     inside = np.arange(reach.shape[1]) < np.diff(packed.first)[:, None]
     reach[inside] = (step + np.abs(centre))[rows]
     partial = np.einsum("gij,gj->gi", np.abs(packed.factor), reach)
@@ -260,7 +260,7 @@ class _State:
     """What ADMM keeps from one minorant to the next: the points of each block's corral and their weights."""
 
     def __init__(self, levels: Float, packed: _Packed, z: Float) -> None:
-        groups, widest = packed.factor.shape[:2]
+        groups, widest = len(packed.factor), packed.factor.shape[1]
         near = np.argmin(np.abs(levels - z), axis=0)
         self.y = levels[near, np.arange(len(z))]
         self.corral = np.zeros((groups, widest + 2, widest), dtype=np.int64)
@@ -310,7 +310,7 @@ def _maximise(
     for iteration in range(1, ITERATIONS + 1):
         point = inverse @ (fixed + KAPPA * right)
         envelope, nodes = proximal_sweep(
-            packed.first, packed.member, packed.block, packed.factor, levels, count, origin, KAPPA, OVER, point,
+            packed.first, packed.member, packed.block, packed.factor, packed.levels, count, origin, KAPPA, OVER, point,
             state.y, u, state.corral, state.weight, state.size, right, MOST_NODES,
         )  # fmt: skip
         ended = nodes > BUDGET or stop()

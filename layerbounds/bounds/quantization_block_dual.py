@@ -156,14 +156,14 @@ def _block_minima(
     sizes = np.array([len(m) for m in parts])
     first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     member = np.concatenate(parts).astype(np.int64)
-    scaled = np.ldexp(levels.astype(_LONG), -length[:, None]).T
+    scaled = np.ldexp(levels.astype(_LONG), -length[:, None])
     point = np.ldexp(z.astype(_LONG), -length)
     exponent = np.zeros(len(z), dtype=np.int64)
     exponent[member] = np.repeat(entry, sizes)
     slope = np.ldexp(h, -length - exponent)
     centre, tilt, least = np.zeros(len(z)), np.zeros(len(z)), np.empty(len(kept))
     narrow = np.ascontiguousarray(scaled.astype(np.float64))
-    full = np.full(len(z), len(narrow), dtype=np.int64)
+    full = np.full(len(z), narrow.shape[1], dtype=np.int64)
     least_costs(
         first, member, square.astype(np.float64), factor, narrow, full, point.astype(np.float64),
         slope.astype(np.float64), MOST_NODES, BUDGET, centre, tilt, least,
@@ -178,7 +178,7 @@ def _block_minima(
     wide_centre = centre.astype(_LONG)
     c, side, slopes = padded(wide_centre), padded(tilt.astype(_LONG)), padded(slope)
     move = c - padded(point)
-    below, above = padded(scaled.min(axis=0) - wide_centre), padded(scaled.max(axis=0) - wide_centre)
+    below, above = padded(scaled.min(axis=1) - wide_centre), padded(scaled.max(axis=1) - wide_centre)
     reach = np.maximum(np.abs(below), np.abs(above))
     weight = (np.abs(square) @ np.abs(move)[..., None])[..., 0] + np.abs(slopes)
     exact = (square @ move[..., None])[..., 0] + slopes

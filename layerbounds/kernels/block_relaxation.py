@@ -1,7 +1,8 @@
 """Blocks of levels: closest points, the convex envelope's proximal step, and least costs with one level fixed.
 
-Block g has the inputs ``member[first[g]:first[g + 1]]``; ``factor[g]`` is the upper triangular R with B_g = RᵀR, in
-their order. A point is a level of each input; its square length is (q − o)ᵀB_g(q − o) for the block's inputs.
+Block g has the inputs ``member[first[g]:first[g + 1]]``; in their order ``block[g]`` is its matrix B_g, positive
+definite, and ``factor[g]`` the upper triangular R with B_g = RᵀR, both padded. Row i of ``levels`` holds the
+``count[i]`` sorted levels of input i. A point is a level of each of a block's inputs.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ DEPENDENT = 1e-11
 def settle(block, m, levels, inputs, count, anchor, slope, centre, tilt):
     """Real minimiser of (q − anchor)ᵀB(q − anchor) + 2 slopeᵀ(q − anchor) over the hull, and half its gradient there.
 
-    Coordinate descent; where it ends early the search below is longer, but as exact.
+    Coordinate descent; where it ends early the search around its point is longer, but as exact.
     """
     for p in range(m):
         i = inputs[p]
-        centre[p] = min(max(anchor[p], levels[0, i]), levels[count[i] - 1, i])
+        centre[p] = min(max(anchor[p], levels[i, 0]), levels[i, count[i] - 1])
     for p in range(m):
         s = slope[p]
         for q in range(m):
@@ -37,8 +38,8 @@ def settle(block, m, levels, inputs, count, anchor, slope, centre, tilt):
         largest = 0.0
         for p in range(m):
             i = inputs[p]
-            low = levels[0, i]
-            high = levels[count[i] - 1, i]
+            low = levels[i, 0]
+            high = levels[i, count[i] - 1]
             new = min(max(centre[p] - tilt[p] / block[p, p], low), high)
             move = new - centre[p]
             if move != 0.0:
@@ -51,27 +52,22 @@ def settle(block, m, levels, inputs, count, anchor, slope, centre, tilt):
 
 
 @njit(nogil=True, cache=True)
-def _enter(k, m, r, levels, inputs, count, centre, tilt, chosen, middle, left, right):
-    """Begin a depth: the centre of its input given the levels above, where its cost is least, the levels around it."""
-    shift = 0.0
-    for j in range(k + 1, m):
-        shift += r[k, j] * (chosen[j] - centre[j])
-    middle[k] = centre[k] - shift / r[k, k]
-    c = middle[k] - tilt[k] / (r[k, k] * r[k, k])
-    i = inputs[k]
-    j = 0
-    while j < count[i] and levels[j, i] < c:
-        j += 1
-    left[k] = j - 1
-    right[k] = j
-
-
-@njit(nogil=True, cache=True)
 def closest(r, m, levels, inputs, count, centre, tilt, radius, most, best, index, work, where):
     """Depth-first search for the level point of least ‖R(q − c)‖² + Σ [2 t_i (q_i − c_i) − its least], t the tilt.
 
     All terms are nonnegative, and those of one input are convex in its level: siblings are visited on either side of
     the turning point until they reach the radius.
+
+    Parameters
+    ----------
+    radius : float
+        Only points below it are looked for.
+    most : int
+        Nodes that the search may take.
+    best : ndarray of int64, shape (m,)
+        Returns the level indices of the point found.
+    index, work, where
+        Scratch of shapes (m,), (6, m + 1) and (2, m).
 
     Returns
     -------
@@ -79,58 +75,86 @@ def closest(r, m, levels, inputs, count, centre, tilt, radius, most, best, index
         Least value, or ``radius`` where no point is below it; −1 after ``most`` nodes.
     nodes : int
     """
-    chosen, middle, distance, floor = work[0], work[1], work[2], work[3]
+    step, middle, distance, floor, below, above = work[0], work[1], work[2], work[3], work[4], work[5]
     left, right = where[0], where[1]
     for p in range(m):
         i = inputs[p]
-        floor[p] = min(
-            2.0 * tilt[p] * (levels[0, i] - centre[p]), 2.0 * tilt[p] * (levels[count[i] - 1, i] - centre[p])
-        )
+        end = levels[i, count[i] - 1]
+        floor[p] = min(2.0 * tilt[p] * (levels[i, 0] - centre[p]), 2.0 * tilt[p] * (end - centre[p]))
     nodes = 0
     k = m - 1
     distance[m] = 0.0
-    _enter(k, m, r, levels, inputs, count, centre, tilt, chosen, middle, left, right)
-    while k < m:
+    entering = True
+    while True:
         i = inputs[k]
-        if left[k] < 0 and right[k] >= count[i]:
-            k += 1
-            continue
-        below = np.inf
-        above = np.inf
-        if left[k] >= 0:
-            v = levels[left[k], i]
-            step = r[k, k] * (v - middle[k])
-            below = step * step + (2.0 * tilt[k] * (v - centre[k]) - floor[k])
-        if right[k] < count[i]:
-            v = levels[right[k], i]
-            step = r[k, k] * (v - middle[k])
-            above = step * step + (2.0 * tilt[k] * (v - centre[k]) - floor[k])
-        take_left = below <= above
-        value = distance[k + 1] + min(below, above)
+        if entering:
+            # The centre given the levels above, where the cost is least, and the levels on either side of that.
+            shift = 0.0
+            for j in range(k + 1, m):
+                shift += r[k, j] * step[j]
+            pivot = r[k, k]
+            middle[k] = centre[k] - shift / pivot
+            turn = middle[k] - tilt[k] / (pivot * pivot)
+            low = 0
+            high = count[i]
+            while low < high:
+                half = (low + high) >> 1
+                if levels[i, half] < turn:
+                    low = half + 1
+                else:
+                    high = half
+            left[k] = low - 1
+            right[k] = low
+            below[k] = (
+                _term(r[k, k], levels[i, low - 1], middle[k], tilt[k], centre[k], floor[k]) if low > 0 else np.inf
+            )
+            above[k] = (
+                _term(r[k, k], levels[i, low], middle[k], tilt[k], centre[k], floor[k]) if low < count[i] else np.inf
+            )
+        value = distance[k + 1] + min(below[k], above[k])
         if not value < radius:
             k += 1
+            if k == m:
+                return radius, nodes
+            entering = False
             continue
         nodes += 1
         if nodes > most:
             return -1.0, nodes
-        j = left[k] if take_left else right[k]
-        if take_left:
-            left[k] -= 1
+        if below[k] <= above[k]:
+            j = left[k]
+            left[k] = j - 1
+            below[k] = _term(r[k, k], levels[i, j - 1], middle[k], tilt[k], centre[k], floor[k]) if j > 0 else np.inf
         else:
-            right[k] += 1
+            j = right[k]
+            right[k] = j + 1
+            above[k] = (
+                _term(r[k, k], levels[i, j + 1], middle[k], tilt[k], centre[k], floor[k])
+                if j + 1 < count[i]
+                else np.inf
+            )
         index[k] = j
         if k == 0:
             radius = value
             for p in range(m):
                 best[p] = index[p]
-            # The siblings are farther.
+            # The siblings cost more.
             k = 1
+            if k == m:
+                return radius, nodes
+            entering = False
             continue
-        chosen[k] = levels[j, i]
+        step[k] = levels[i, j] - centre[k]
         distance[k] = value
         k -= 1
-        _enter(k, m, r, levels, inputs, count, centre, tilt, chosen, middle, left, right)
-    return radius, nodes
+        entering = True
+
+
+@njit(nogil=True, cache=True)
+def _term(pivot, v, middle, tilt, centre, floor):
+    """What one level adds."""
+    step = pivot * (v - middle)
+    return step * step + (2.0 * tilt * (v - centre) - floor)
 
 
 @njit(nogil=True, cache=True)
@@ -141,9 +165,9 @@ def _cost(r, m, levels, inputs, count, indices, centre, tilt):
         i = inputs[p]
         t = 0.0
         for q in range(p, m):
-            t += r[p, q] * (levels[indices[q], inputs[q]] - centre[q])
-        ends = min(levels[0, i] * tilt[p], levels[count[i] - 1, i] * tilt[p])
-        total += t * t + 2.0 * (tilt[p] * levels[indices[p], i] - ends)
+            t += r[p, q] * (levels[inputs[q], indices[q]] - centre[q])
+        ends = min(levels[i, 0] * tilt[p], levels[i, count[i] - 1] * tilt[p])
+        total += t * t + 2.0 * (tilt[p] * levels[i, indices[p]] - ends)
     return total
 
 
@@ -281,7 +305,7 @@ def proximal_sweep(
     slope = np.zeros(widest)
     best = np.empty(widest, np.int64)
     index = np.empty(widest, np.int64)
-    work = np.empty((4, widest + 1))
+    work = np.empty((6, widest + 1))
     where = np.empty((2, widest), np.int64)
     envelope = 0.0
     total = 0
@@ -308,7 +332,7 @@ def proximal_sweep(
             for p in range(m):
                 s = 0.0
                 for c in range(k):
-                    s += weight[c] * levels[indices[c, p], inputs[p]]
+                    s += weight[c] * levels[inputs[p], indices[c, p]]
                 mean[p] = s
                 # Gradient: least of ‖R(q − o)‖² − 2κ(v − y)ᵀB(q − o).
                 anchor[p] = origin[inputs[p]] + kappa * (target[p] - s)
@@ -349,7 +373,7 @@ def _place(r, m, levels, inputs, origin, indices, point):
     for p in range(m):
         s = 0.0
         for q in range(p, m):
-            s += r[p, q] * (levels[indices[q], inputs[q]] - origin[inputs[q]])
+            s += r[p, q] * (levels[inputs[q], indices[q]] - origin[inputs[q]])
         point[p] = s
         total += s * s
     return total
@@ -416,7 +440,7 @@ def least_costs(first, member, block, factor, levels, count, z, h, most, budget,
     widest = factor.shape[1]
     best = np.empty(widest, np.int64)
     index = np.empty(widest, np.int64)
-    work = np.empty((4, widest + 1))
+    work = np.empty((6, widest + 1))
     where = np.empty((2, widest), np.int64)
     anchor = np.empty(widest)
     slope = np.empty(widest)
@@ -462,12 +486,12 @@ def fixed_costs(first, member, place, block, factor, levels, count, z, h, most, 
     NaN as above.
     """
     widest = factor.shape[1]
-    local_levels = np.empty((levels.shape[0], widest))
+    local_levels = np.empty((widest, levels.shape[1]))
     local_count = np.empty(widest, np.int64)
     inputs = np.arange(widest)
     best = np.empty(widest, np.int64)
     index = np.empty(widest, np.int64)
-    work = np.empty((4, widest + 1))
+    work = np.empty((6, widest + 1))
     where = np.empty((2, widest), np.int64)
     anchor = np.empty(widest)
     slope = np.empty(widest)
@@ -484,11 +508,11 @@ def fixed_costs(first, member, place, block, factor, levels, count, z, h, most, 
                 anchor[p] = z[other]
                 slope[p] = h[other]
                 local_count[p] = count[other]
-                for j in range(levels.shape[0]):
-                    local_levels[j, p] = levels[j, other]
+                for j in range(levels.shape[1]):
+                    local_levels[p, j] = levels[other, j]
             local_count[m - 1] = 1
             for j in range(count[i]):
-                local_levels[0, m - 1] = levels[j, i]
+                local_levels[m - 1, 0] = levels[i, j]
                 settle(block[i], m, local_levels, inputs, local_count, anchor, slope, middle, side)
                 value, nodes = closest(
                     factor[i], m, local_levels, inputs, local_count, middle, side, np.inf, min(most, budget - total),
@@ -498,9 +522,9 @@ def fixed_costs(first, member, place, block, factor, levels, count, z, h, most, 
                 # (c − z)ᵀB(c − z) + 2hᵀ(c − z) with B(c − z) = t − h, and the least of the tilts' terms.
                 offset = 0.0
                 for p in range(m):
-                    low, high = local_levels[0, p] - middle[p], local_levels[local_count[p] - 1, p] - middle[p]
+                    low, high = local_levels[p, 0] - middle[p], local_levels[p, local_count[p] - 1] - middle[p]
                     offset += (middle[p] - anchor[p]) * (side[p] + slope[p]) + 2.0 * min(side[p] * low, side[p] * high)
-                costs[j, i] = value + offset if value >= 0.0 else np.nan
-            for j in range(count[i], levels.shape[0]):
-                costs[j, i] = costs[count[i] - 1, i]
+                costs[i, j] = value + offset if value >= 0.0 else np.nan
+            for j in range(count[i], levels.shape[1]):
+                costs[i, j] = costs[i, count[i] - 1]
     return total
