@@ -20,7 +20,7 @@ from layerbounds.bounds.quantization_block_dual import block_dual_bound, proven_
 from layerbounds.bounds.relaxation import refine
 from layerbounds.certify import objective_interval
 from layerbounds.codebooks import codebook
-from layerbounds.kernels.block_relaxation import closest, settle
+from layerbounds.kernels.block_relaxation import closest, proximal_sweep, settle
 
 CODES = {
     "uniform": np.arange(4.0) - 1.0,
@@ -112,31 +112,79 @@ def test_any_point_gives_the_exact_minimum_over_the_blocks(seed: int, kind: str)
     assert expected - 1e-10 * size <= bound <= expected + 1e-12 * size
 
 
-@given(seed=st.integers(0, 10**6), m=st.integers(1, 5), far=st.floats(0.0, 30.0))
-@settings(max_examples=60, deadline=None)
-def test_closest_point_is_that_of_all_points(seed: int, m: int, far: float) -> None:
-    rng = np.random.default_rng(seed)
-    matrix = correlated(rng, m)
-    factor = np.ascontiguousarray(np.linalg.cholesky(matrix).T)
-    levels = np.sort(rng.normal(size=(m, 4)), axis=1)
-    anchor, slope = far * rng.normal(size=m), far * rng.normal(size=m)
-    count, inputs = np.full(m, 4), np.arange(m)
-    centre, tilt = np.empty(m), np.empty(m)
-    settle(matrix, m, levels, inputs, count, anchor, slope, centre, tilt)
-    assert np.all((centre >= levels[:, 0]) & (centre <= levels[:, -1]))
-    best, index, work, where = np.empty(m, int), np.empty(m, int), np.empty((6, m + 1)), np.empty((2, m), int)
-    value, nodes = closest(factor, m, levels, inputs, count, centre, tilt, np.inf, 10**6, best, index, work, where)
-    step = points_of(levels) - anchor
-    cost = np.einsum("ki,ij,kj->k", step, matrix, step) + 2 * step @ slope
-    reached = levels[inputs, best] - anchor
-    assert reached @ matrix @ reached + 2 * slope @ reached == pytest.approx(
-        cost.min(), rel=1e-9, abs=1e-9 * (1 + far**2)
-    )
-    assert nodes >= m
-    # Nothing is found below the least value, and a search that may not go on says so.
-    again = closest(factor, m, levels, inputs, count, centre, tilt, value, 10**6, best, index, work, where)
-    assert again[0] == value
-    assert closest(factor, m, levels, inputs, count, centre, tilt, np.inf, 0, best, index, work, where)[0] == -1.0
+def test_closest_point_is_that_of_all_points() -> None:
+    for seed in range(600):
+        rng = np.random.default_rng(seed)
+        m, far = 1 + seed % 5, 30.0 * rng.random() ** 3
+        matrix = correlated(rng, m)
+        factor = np.ascontiguousarray(np.linalg.cholesky(matrix).T)
+        levels = np.sort(rng.normal(size=(m, 4)), axis=1)
+        anchor, slope = far * rng.normal(size=m), far * rng.normal(size=m)
+        count, inputs = np.full(m, 4), np.arange(m)
+        centre, tilt = np.empty(m), np.empty(m)
+        settle(matrix, m, levels, inputs, count, anchor, slope, centre, tilt)
+        assert np.all((centre >= levels[:, 0]) & (centre <= levels[:, -1]))
+        best, index, work, where = np.empty(m, int), np.empty(m, int), np.empty((6, m + 1)), np.empty((2, m), int)
+        value, nodes = closest(factor, m, levels, inputs, count, centre, tilt, np.inf, 10**6, best, index, work, where)
+        step = points_of(levels) - anchor
+        cost = np.einsum("ki,ij,kj->k", step, matrix, step) + 2 * step @ slope
+        reached = levels[inputs, best] - anchor
+        found = reached @ matrix @ reached + 2 * slope @ reached
+        assert found == pytest.approx(cost.min(), rel=1e-9, abs=1e-9 * (1 + far**2))
+        assert nodes >= m
+        # Nothing is found below the least value, and a search that may not go on says so.
+        again = closest(factor, m, levels, inputs, count, centre, tilt, value, 10**6, best, index, work, where)
+        assert again[0] == value
+        assert closest(factor, m, levels, inputs, count, centre, tilt, np.inf, 0, best, index, work, where)[0] == -1.0
+
+
+def test_search_with_a_tilt_inside_the_hull() -> None:
+    """Any centre and any tilt: the costs of one input then turn anywhere."""
+    for seed in range(600):
+        rng = np.random.default_rng(seed)
+        m = 2 + seed % 3
+        matrix = correlated(rng, m)
+        factor = np.ascontiguousarray(np.linalg.cholesky(matrix).T)
+        levels = np.sort(rng.normal(size=(m, 5)), axis=1)
+        centre, tilt = rng.uniform(levels[:, 0], levels[:, -1]), 3 * rng.normal(size=m)
+        best, index, work, where = np.empty(m, int), np.empty(m, int), np.empty((6, m + 1)), np.empty((2, m), int)
+        value, _ = closest(
+            factor, m, levels, np.arange(m), np.full(m, 5), centre, tilt, np.inf, 10**6, best, index, work, where
+        )
+        step = points_of(levels) - centre
+        cost = np.einsum("ki,ij,kj->k", step, matrix, step) + 2 * step @ tilt
+        ends = 2 * np.minimum(tilt * (levels[:, 0] - centre), tilt * (levels[:, -1] - centre)).sum()
+        assert value == pytest.approx(cost.min() - ends, rel=1e-9, abs=1e-9)
+
+
+def test_proximal_step_is_optimal() -> None:
+    """No point of the grid would lower the convex combination's objective, and y is that combination."""
+    kappa = 3.0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        m = 1 + seed % 4
+        matrix = correlated(rng, m)
+        levels, origin = np.sort(rng.normal(size=(m, 4)), axis=1), rng.normal(size=m)
+        aim = 2.0 * rng.normal(size=m)
+        y, u, right = rng.normal(size=m), np.zeros(m), np.empty(m)
+        corral, weight, size = np.zeros((1, m + 2, m), int), np.zeros((1, m + 2)), np.ones(1, int)
+        weight[0, 0] = 1.0
+        factor = np.ascontiguousarray(np.linalg.cholesky(matrix).T)[None]
+        envelope, _ = proximal_sweep(
+            np.array([0, m]), np.arange(m), matrix[None], factor, levels, np.full(m, 4), origin, kappa, 1.0, aim, y, u,
+            corral, weight, size, right, 10**6,
+        )  # fmt: skip
+        share, chosen = weight[0, : size[0]], levels[np.arange(m), corral[0, : size[0]]]
+        assert share.sum() == pytest.approx(1.0)
+        assert np.all(share >= 0)
+        np.testing.assert_allclose(y, share @ chosen, atol=1e-12)
+        np.testing.assert_allclose(u, aim - y, atol=1e-12)
+        np.testing.assert_allclose(right, matrix @ (y - u), atol=1e-9)
+        assert envelope == pytest.approx(share @ objective(matrix, origin, chosen))
+        slope = 2 * kappa * matrix @ (y - aim)
+        points = points_of(levels)
+        costs = objective(matrix, origin, points) + points @ slope
+        assert envelope + y @ slope <= costs.min() + 1e-7 * np.abs(costs).max()
 
 
 def test_one_block_of_everything_nearly_closes_the_gap() -> None:
@@ -258,6 +306,35 @@ def test_certified_bound_is_tight_where_the_block_is_everything() -> None:
         bound = block_dual_bound(gram, target, levels, target, np.zeros(4, dtype=np.int64), gram)
         assert float(exact) * (1 - 1e-6) <= bound
         assert Fraction(bound) <= exact
+
+
+def test_rounding_of_the_search_is_charged() -> None:
+    """At z = optimum the bound is the optimum where B is near enough to H: only rounding is left to be charged."""
+    tight = 0
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        gram = correlated(rng, 3, 10.0)
+        levels = np.sort(rng.normal(size=(3, 3)), axis=1)
+        target = rng.uniform(-1, 1, size=3)
+        points = points_of(levels)
+        z = points[objective(gram, target, points).argmin()]
+        exact = exact_minimum(gram, target, levels)
+        bound = block_dual_bound(gram, target, levels, z, np.zeros(3, dtype=np.int64), 0.999 * gram)
+        assert Fraction(bound) <= exact
+        tight += bound >= float(exact) * (1 - 1e-10)
+    assert tight >= 50
+
+
+def test_shift_of_a_singular_gram_is_charged() -> None:
+    gram = np.ones((2, 2))
+    proven = proven_block_minorant(gram, np.zeros((2, 2)))
+    assert proven is not None
+    shift = proven[1]
+    assert np.all(shift > 0)
+    levels = np.array([[0.0, 1.0], [-1.0, 0.0]])
+    target = np.array([0.5, -0.5])
+    # Both inputs are off the grid, but q = 0 has no error.
+    assert block_dual_bound(gram, target, levels, target, np.arange(2), np.diag(0.5 * shift)) <= 0.0
 
 
 def test_certified_bound_of_one_variable() -> None:
