@@ -35,8 +35,8 @@ STRIDE, ITERATIONS, GAP = 20, 40, 2e-4
 FIRST_BARRIER, LAST_BARRIER = 0.5, 0.02
 #: Share of the diagonal to start from, and floor of the spreads relative to their mean.
 INSIDE, FLOOR = 0.98, 0.02
-#: Nodes that one search over a block's points may take, and those of one pass over all blocks.
-MOST_NODES, BUDGET = 1 << 17, 1 << 22
+#: Nodes that one search over a block's points may take, those of a pass over all blocks, and of an iteration of ADMM.
+MOST_NODES, BUDGET, ITERATION_BUDGET = 1 << 17, 1 << 22, 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,8 @@ def refine_blocks(
     Returns
     -------
     BlockRelaxation or None
-        None where there is no positive definite minorant to start from, or it was stopped before the first bound.
+        None where there is no positive definite minorant to start from, or it was stopped before the first bound, or
+        the blocks' points are too many to search.
     """
     n = len(origin)
     if isinstance(members, int):
@@ -142,10 +143,8 @@ def refine_blocks(
         if state is None:
             state = _State(levels, packed, z)
         value, z = _maximise(gram, origin, levels, count, packed, minorant, z, state, stop)
-        if best is None or value > best[0]:
+        if value > (-np.inf if best is None else best[0]):
             best = value, z, minorant
-        if not np.isfinite(value):
-            break
         spreads = [0.5 * (old + new) for old, new in zip(spreads, state.spreads(levels, packed, z), strict=True)]
     if best is None:
         return None
@@ -313,7 +312,7 @@ def _maximise(
             packed.first, packed.member, packed.block, packed.factor, packed.levels, count, origin, KAPPA, OVER, point,
             state.y, u, state.corral, state.weight, state.size, right, MOST_NODES,
         )  # fmt: skip
-        ended = nodes > BUDGET or stop()
+        ended = nodes > ITERATION_BUDGET or stop()
         if iteration % STRIDE == 0 or ended:
             value = _bound(gram, origin, levels, count, packed, point, gram @ (point - origin))[0]
             if value > best[0]:
