@@ -15,8 +15,8 @@ from layerbounds.bounds.pruning_dual import certified_block_minorant, is_block_m
 
 #: Least weight of a direction, relative to the mean.
 SIDE = 0.05
-#: Blocks between two fresh inverses.
-REFRESH = 24
+#: Blocks whose changes of the inverse are applied together, and how many times that is done before a fresh inverse.
+TOGETHER, REFRESH = 24, 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,14 +97,20 @@ def improve_blocks(
     if factor is None:
         return None
     inverse = symmetric_inverse(factor)
+    # The inverse is that matrix plus left rightᵀ, over the first ``width`` columns.
+    left, right = np.empty((2, len(gram), TOGETHER * max(len(m) for m in members)))
+    width = 0
     for _ in range(sweeps):
         for count, (m, gradient) in enumerate(zip(members, gradients, strict=True)):
-            if count % REFRESH == REFRESH - 1:
+            if count % (TOGETHER * REFRESH) == TOGETHER * REFRESH - 1:
                 factor = cholesky(gram - matrix)
                 if factor is None:
                     return None
-                inverse = symmetric_inverse(factor)
-            local = inverse[np.ix_(m, m)]
+                inverse, width = symmetric_inverse(factor), 0
+            elif width + len(m) > left.shape[1]:
+                inverse, width = inverse + left[:, :width] @ right[:, :width].T, 0
+            columns = inverse[m].T + left[:, :width] @ right[m, :width].T
+            local = columns[m]
             local = 0.5 * (local + local.T)
             old = matrix[np.ix_(m, m)]
             most = np.linalg.inv(local) + old
@@ -120,7 +126,9 @@ def improve_blocks(
             new = 0.5 * (new + new.T)
             change = new - old
             # (M − E Δ Eᵀ)⁻¹ = M⁻¹ + M⁻¹E (I − Δ (M⁻¹)_gg)⁻¹ Δ EᵀM⁻¹
-            columns = inverse[:, m]
-            inverse += columns @ (np.linalg.solve(np.eye(len(m)) - change @ local, change) @ columns.T)
+            middle = np.linalg.solve(np.eye(len(m)) - change @ local, change)
+            left[:, width : width + len(m)] = columns @ middle
+            right[:, width : width + len(m)] = columns
+            width += len(m)
             matrix[np.ix_(m, m)] = new
     return make_minorant(gram, members, matrix)

@@ -1,0 +1,205 @@
+"""Lower bounds of quantization problems, derived from a point and a block-diagonal matrix (docs/block-relaxation.md).
+
+For any z and any block-diagonal B ⪯ H, with h = H(z − w),
+
+    f(q) ≥ f(z) + Σ_g min over the block's level points q_g of 2h_gᵀ(q − z)_g + (q − z)_gᵀB_g(q − z)_g.
+
+B ⪯ H is proven by a Cholesky factorization. Each block is searched in float64 around a point c of its hull; what the
+search may miss is bounded and charged. Everything else is extended precision with a-priori error bounds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from layerbounds.arrays import Bool, Float, Int
+from layerbounds.bounds.diagonal import UNIT, cholesky, gamma
+from layerbounds.bounds.pruning_dual import certified_block_minorant, is_block_minorant
+from layerbounds.kernels.block_relaxation import least_costs
+
+#: Larger blocks, those that are not positive definite, and those whose search takes more nodes get a diagonal each.
+MOST_MEMBERS, MOST_NODES, BUDGET = 32, 1 << 20, 1 << 26
+#: More than underflow can do to a block whose entries and levels are about 1.
+UNDERFLOW = 1e-290
+
+#: Extended precision, which type checkers have no name for.
+Wide = npt.NDArray[Any]
+
+_LONG = np.longdouble
+_UNIT_LONG = float(np.finfo(_LONG).eps)
+
+
+def proven_block_minorant(gram: Float, matrix: Float) -> tuple[Float, Float] | None:
+    """A multiple B' of B and a shift e ≥ 0 with B' ⪯ gram + diag(e) proven; None where nothing can be.
+
+    Positive definite matrices need no shift. For singular ones the smallest multiple of the diagonal that makes the
+    proof possible is taken.
+    """
+    n = len(gram)
+    nothing = np.zeros_like(gram)
+    if is_block_minorant(gram, nothing):
+        return certified_block_minorant(gram, matrix), np.zeros(n)
+    diagonal = np.diag(gram)
+    for exponent in range(2, 40, 2):
+        shift = 2.0**exponent * n * UNIT * diagonal
+        shifted = gram.copy()
+        shifted[np.diag_indices(n)] = (diagonal + shift) * (1.0 - 2 * UNIT)
+        if is_block_minorant(shifted, nothing):
+            return certified_block_minorant(shifted, matrix), shift
+    return None
+
+
+def block_dual_bound(gram: Float, target: Float, levels: Float, z: Float, block: Int, matrix: Float) -> float:
+    """Lower bound on (q − w)ᵀH(q − w) over the grid.
+
+    Parameters
+    ----------
+    gram : ndarray of shape (n, n)
+    target : ndarray of shape (n,)
+        w.
+    levels : ndarray of shape (n, levels)
+        Sorted.
+    z : ndarray of shape (n,)
+        Any finite point.
+    block : ndarray of int64, shape (n,)
+        The block of each input.
+    matrix : ndarray of shape (n, n)
+        Any finite matrix; entries between different blocks are ignored.
+
+    Returns
+    -------
+    float
+        0 where no minorant is proven.
+    """
+    n = len(target)
+    matrix = np.where(block[:, None] == block[None, :], 0.5 * matrix + 0.5 * matrix.T, 0.0)
+    proven = proven_block_minorant(gram, matrix)
+    if proven is None:
+        return 0.0
+    matrix, shift = proven
+    wide = gram.astype(_LONG)
+    deviation = z.astype(_LONG) - target.astype(_LONG)
+    h = wide @ deviation
+    spread = np.abs(wide) @ np.abs(deviation)
+    # What each input is charged whatever its level: the rounding of h, and the shift.
+    reach = np.abs(levels.astype(_LONG) - z.astype(_LONG)[:, None]).max(axis=1)
+    charge = 2 * (n + 4) * _UNIT_LONG * spread * reach + shift.astype(_LONG) * reach**2
+    value: Any = deviation @ h - charge.sum() * (1 + (n + 16) * _UNIT_LONG)
+    magnitude = np.abs(deviation) @ spread
+    members = [np.flatnonzero(block == g) for g in np.unique(block)]
+    several = [m for m in members if 1 < len(m) <= MOST_MEMBERS]
+    low, searched = _block_minima(levels, z, h, matrix, several)
+    single = np.ones(n, dtype=np.bool_)
+    for m, done in zip(several, searched, strict=True):
+        single[m] = not done
+    terms, size = _single_minima(levels, z, h, matrix, single)
+    value += low[searched].sum() + terms.sum()
+    magnitude += np.abs(low[searched]).sum() + size
+    bound = float(value - 4 * (n + 16) * _UNIT_LONG * magnitude)
+    return float(np.nextafter(bound, -np.inf)) if np.isfinite(bound) else 0.0
+
+
+def _single_minima(levels: Float, z: Float, h: Wide, matrix: Float, chosen: Bool) -> tuple[Wide, Any]:
+    """Least terms of inputs on their own, and the size of what was summed.
+
+    A block's matrix exceeds the diagonal that is left when the absolute values beside it are subtracted (Gershgorin).
+    """
+    rows = np.abs(matrix[chosen].astype(_LONG))
+    diagonal = np.diag(matrix)[chosen].astype(_LONG)
+    beside = rows.sum(axis=1) - np.abs(diagonal)
+    d = diagonal - beside - np.where(beside > 0, 2 * (len(z) + 8) * _UNIT_LONG * rows.sum(axis=1), 0)
+    step = levels[chosen].astype(_LONG) - z[chosen].astype(_LONG)[:, None]
+    linear, square = 2 * h[chosen, None] * step, d[:, None] * step**2
+    least = (linear + square).min(axis=1, initial=np.inf)
+    return least, (np.abs(linear) + np.abs(square)).max(axis=1, initial=0).sum()
+
+
+def _block_minima(
+    levels: Float, z: Float, h: Wide, matrix: Float, members: list[npt.NDArray[Any]]
+) -> tuple[Wide, npt.NDArray[np.bool_]]:
+    """Lower bounds of the blocks' least costs, and which blocks could be searched.
+
+    A block's cost is, with e = q − c and t = B(c − z) + h,
+
+        (c − z)ᵀ(t + h) + 2tᵀe + eᵀBe,
+
+    and ‖Re‖² + 2t'ᵀe is searched for a Cholesky factor RᵀR ≈ B and a rounded t'. The search is exact for what it
+    computes: it visits or prunes every point, prunes only by nonnegative terms, and returns the least of what it
+    computed. So its error is that of one computed cost, and that of the turning points by which siblings are put on
+    two sides. All is in units in which the block's entries and levels are about 1 (powers of two).
+    """
+    count, widest = len(members), max((len(m) for m in members), default=0)
+    low, searched = np.zeros(count, dtype=_LONG), np.zeros(count, dtype=np.bool_)
+    factor = np.zeros((count, widest, widest))
+    square = np.zeros((count, widest, widest), dtype=_LONG)
+    entry, length = np.zeros(count, dtype=np.int64), np.zeros(len(z), dtype=np.int64)
+    for g, m in enumerate(members):
+        b = matrix[np.ix_(m, m)]
+        top = float(np.diag(b).max())
+        if not top > 0:
+            continue
+        entry[g] = np.frexp(top)[1]
+        length[m] = np.frexp(float(np.abs(levels[m]).max()))[1]
+        square[g, : len(m), : len(m)] = np.ldexp(b.astype(_LONG), -entry[g])
+        found = cholesky(np.asfortranarray(square[g, : len(m), : len(m)].astype(np.float64)))
+        if found is not None:
+            factor[g, : len(m), : len(m)] = found.T
+            searched[g] = True
+    kept = np.flatnonzero(searched)
+    if kept.size == 0:
+        return low, searched
+    parts = [members[g] for g in kept]
+    square, factor, entry = square[kept], factor[kept], entry[kept]
+    sizes = np.array([len(m) for m in parts])
+    first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    member = np.concatenate(parts).astype(np.int64)
+    scaled = np.ldexp(levels.astype(_LONG), -length[:, None])
+    point = np.ldexp(z.astype(_LONG), -length)
+    exponent = np.zeros(len(z), dtype=np.int64)
+    exponent[member] = np.repeat(entry, sizes)
+    slope = np.ldexp(h, -length - exponent)
+    centre, tilt, least = np.zeros(len(z)), np.zeros(len(z)), np.empty(len(kept))
+    narrow = np.ascontiguousarray(scaled.astype(np.float64))
+    full = np.full(len(z), narrow.shape[1], dtype=np.int64)
+    least_costs(
+        first, member, square.astype(np.float64), factor, narrow, full, point.astype(np.float64),
+        slope.astype(np.float64), MOST_NODES, BUDGET, centre, tilt, least,
+    )  # fmt: skip
+    inside = np.arange(widest) < sizes[:, None]
+
+    def padded(values: Wide) -> Wide:
+        result = np.zeros(inside.shape, dtype=_LONG)
+        result[inside] = values[member]
+        return result
+
+    wide_centre = centre.astype(_LONG)
+    c, side, slopes = padded(wide_centre), padded(tilt.astype(_LONG)), padded(slope)
+    move = c - padded(point)
+    below, above = padded(scaled.min(axis=1) - wide_centre), padded(scaled.max(axis=1) - wide_centre)
+    reach = np.maximum(np.abs(below), np.abs(above))
+    weight = (np.abs(square) @ np.abs(move)[..., None])[..., 0] + np.abs(slopes)
+    exact = (square @ move[..., None])[..., 0] + slopes
+    unit = 4 * (widest + 8) * _UNIT_LONG
+    constant = (move * (exact + slopes)).sum(axis=1)
+    charge = unit * (2 * np.abs(move) * (weight + np.abs(slopes))).sum(axis=1)
+    charge += (2 * (np.abs(exact - side) + unit * weight) * reach).sum(axis=1)
+    transposed = factor.transpose(0, 2, 1).astype(_LONG)
+    product = transposed @ factor.astype(_LONG)
+    away = np.abs(square - product) + unit * (np.abs(transposed) @ np.abs(factor).astype(_LONG))
+    charge += (reach * (away @ reach[..., None])[..., 0]).sum(axis=1)
+    ends = 2 * np.minimum(side * below, side * above)
+    pivot = np.where(inside, np.einsum("gii->gi", factor), 1.0).astype(_LONG)
+    partial = (np.abs(factor).astype(_LONG) @ reach[..., None])[..., 0] + pivot * (reach + np.abs(c))
+    turn = gamma(2 * widest + 32) * (partial + np.abs(side) / pivot)
+    rounding = gamma(4 * widest + 64) * (partial**2 + 8 * np.abs(side) * (reach + np.abs(c)))
+    charge += 2 * np.where(inside, rounding + turn**2, 0).sum(axis=1)
+    charge += UNDERFLOW * (1 + (np.abs(side) * inside).sum(axis=1))
+    with np.errstate(invalid="ignore"):
+        found_low = least.astype(_LONG) + constant + ends.sum(axis=1) - charge * (1 + 1e-6)
+        found_low -= unit * (np.abs(constant) + np.abs(least) + np.abs(ends).sum(axis=1))
+    low[kept] = np.ldexp(found_low, entry + 2 * length[member[first[:-1]]])
+    searched[kept] = np.isfinite(low[kept])
+    return low, searched
