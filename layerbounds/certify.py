@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from layerbounds.arrays import Float
+from layerbounds.arrays import Float, Int
 from layerbounds.backends.base import BlockDual, ChannelTask, DualPoint, PruningTask, RawSolve, Task
 from layerbounds.bounds.pruning_dual import pruning_bound
+from layerbounds.bounds.quantization_block_dual import block_dual_bound
 from layerbounds.bounds.quantization_dual import Lattice, tangent_bound
 from layerbounds.exceptions import CertificationError
 from layerbounds.grids import nearest_levels
@@ -199,15 +200,22 @@ def dual_bound(task: Task, dual: DualPoint | BlockDual) -> float:
         return _pruning_dual_bound(task, dual)
     if isinstance(task, ChannelTask) and isinstance(dual, DualPoint):
         return _quantization_dual_bound(task, dual)
+    if isinstance(task, ChannelTask) and isinstance(dual, BlockDual):
+        return block_dual_bound(task.gram, task.target, task.levels, *_checked_blocks(task, dual))
     raise CertificationError(f"channel {task.channel}: the backend returned a dual point of another kind of problem.")
 
 
-def _pruning_dual_bound(task: PruningTask, dual: BlockDual) -> float:
+def _checked_blocks(task: Task, dual: BlockDual) -> tuple[Float, Int, Float]:
     n = len(task.target)
     z, block, matrix = np.asarray(dual.z, dtype=np.float64), np.asarray(dual.block), np.asarray(dual.matrix, np.float64)
     shapes = z.shape == (n,) and block.shape == (n,) and matrix.shape == (n, n)
     if not shapes or not (np.all(np.isfinite(z)) and np.all(np.isfinite(matrix))):
         raise CertificationError(f"channel {task.channel}: the backend returned an invalid dual point.")
+    return z, block, matrix
+
+
+def _pruning_dual_bound(task: PruningTask, dual: BlockDual) -> float:
+    z, block, matrix = _checked_blocks(task, dual)
     original = None if task.refit else task.original
     return pruning_bound(task.gram, task.target, original, task.structure, z, block, matrix)
 

@@ -166,7 +166,7 @@ class DualPoint:
 
 @dataclass(frozen=True, eq=False)
 class BlockDual:
-    """A point z and a block-diagonal matrix, for pruning problems (docs/pruning-bounds.md).
+    """A point z and a block-diagonal matrix (docs/pruning-bounds.md, docs/block-relaxation.md).
 
     f(v) ≥ f(z) + min over allowed v of 2hᵀ(v − z) + (v − z)ᵀB(v − z) with h = H(z − w), for every B ⪯ H.
 
@@ -174,7 +174,7 @@ class BlockDual:
     ----------
     z : ndarray of shape (n,)
     block : ndarray of int64, shape (n,)
-        The block of each input. Units of the pattern lie within blocks, blocks within groups.
+        The block of each input. Units of a pattern lie within blocks, blocks within groups.
     matrix : ndarray of shape (n, n)
         Entries between different blocks are ignored.
     """

@@ -14,10 +14,10 @@ from layerbounds.pruning_problem import PruningProblem
 from layerbounds.search.cut_tests import SMALLEST, prepare_cuts
 from layerbounds.search.preparation import Preparation, prepare
 from layerbounds.search.pruning_dispatch import compile_kernels, search_pruning
-from layerbounds.search.quantization import search_channel
+from layerbounds.search.quantization import CLOSE_AT_ONCE, search_channel
 from layerbounds.search.split_forms import prepare_split
 from layerbounds.search.units import has_shared_forms
-from layerbounds.search.warm_up import compile_quantization
+from layerbounds.search.warm_up import compile_blocks, compile_quantization
 from layerbounds.solution import Status
 
 #: Order exponents λ of small and of large layers; docs/quantization-engine.md says what others cost.
@@ -62,6 +62,8 @@ class NativeBackend:
         if not live.any():
             return None
         gram = np.ascontiguousarray(layer.gram[group][np.ix_(live, live)])
+        if len(gram) > CLOSE_AT_ONCE:
+            compile_blocks()
         exponent = LARGE_ORDER if len(gram) > LARGE else SMALL_ORDER
         # Several BLAS threads pay only for large matrices, and their rounding depends on their number.
         threads = jobs if len(gram) >= MANY_INPUTS else 1

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from layerbounds.arrays import Bool, Float, Int
-from layerbounds.bounds.diagonal import UNIT, cholesky, gamma
-from layerbounds.bounds.pruning_dual import certified_block_minorant, is_block_minorant
+from layerbounds.bounds.diagonal import cholesky, gamma, semidefinite_shift
+from layerbounds.bounds.pruning_dual import certified_block_minorant
 from layerbounds.kernels.block_relaxation import least_costs
 
 #: Larger blocks, those that are not positive definite, and those whose search takes more nodes get a diagonal each.
@@ -35,21 +35,10 @@ _UNIT_LONG = float(np.finfo(_LONG).eps)
 def proven_block_minorant(gram: Float, matrix: Float) -> tuple[Float, Float] | None:
     """A multiple B' of B and a shift e ≥ 0 with B' ⪯ gram + diag(e) proven; None where nothing can be.
 
-    Positive definite matrices need no shift. For singular ones the smallest multiple of the diagonal that makes the
-    proof possible is taken.
+    Positive definite matrices need no shift, at most a slightly smaller matrix.
     """
-    n = len(gram)
-    nothing = np.zeros_like(gram)
-    if is_block_minorant(gram, nothing):
-        return certified_block_minorant(gram, matrix), np.zeros(n)
-    diagonal = np.diag(gram)
-    for exponent in range(2, 40, 2):
-        shift = 2.0**exponent * n * UNIT * diagonal
-        shifted = gram.copy()
-        shifted[np.diag_indices(n)] = (diagonal + shift) * (1.0 - 2 * UNIT)
-        if is_block_minorant(shifted, nothing):
-            return certified_block_minorant(shifted, matrix), shift
-    return None
+    shifted = semidefinite_shift(gram)
+    return None if shifted is None else (certified_block_minorant(shifted[0], matrix), shifted[1])
 
 
 def block_dual_bound(gram: Float, target: Float, levels: Float, z: Float, block: Int, matrix: Float) -> float:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from operator import itemgetter
 
 import numpy as np
 
 from layerbounds.arrays import Float, Int
-from layerbounds.backends.base import ChannelTask, Control, DualPoint, RawSolve, SearchProof
+from layerbounds.backends.base import BlockDual, ChannelTask, Control, DualPoint, RawSolve, SearchProof
+from layerbounds.bounds.block_relaxation import ROUNDS, BlockRelaxation, refine_blocks
 from layerbounds.bounds.quantization_dual import FormTerms
-from layerbounds.bounds.relaxation import Relaxation, refine
-from layerbounds.bounds.split_relaxation import SplitRelaxation, SplitWeights, refine_split
+from layerbounds.bounds.relaxation import refine
+from layerbounds.bounds.split_relaxation import SplitRelaxation, refine_split
 from layerbounds.search.allowance import rounding_allowance, shift_charge
 from layerbounds.search.box_tree import BoxTree
 from layerbounds.search.companion import Companion
 from layerbounds.search.incumbents import first_incumbents
 from layerbounds.search.neighbourhoods import Neighbourhoods
 from layerbounds.search.preparation import Preparation
-from layerbounds.search.split_forms import find_split, prepare_split
-from layerbounds.search.tree import Tree
+from layerbounds.search.split_forms import LARGEST, find_split, prepare_split
+from layerbounds.search.tree import Root, Tree
 from layerbounds.search.units import UnitProblem, make_units
 from layerbounds.solution import OPTIMAL_RELATIVE, Status, TracePoint
 
@@ -43,10 +43,10 @@ NODES_PER_CALL = 100_000
 SMALL, SMALL_CALLS = 100, 80
 #: Refits of the root's weights: of the diagonal or under a node limit, and of split cuts while there is time.
 REFITS, MANY_REFITS = 5, 60
+#: Fewest refits of a block-diagonal minorant that are worth having.
+FEWEST_ROUNDS = 3
 #: Up to so many variables the tree gets further than any root; shares of the time limit that the root may take.
 TREE_DECIDES, SMALL_RELAX_SHARE, RELAX_SHARE = 160, 0.05, 0.5
-#: Up to so many variables a best-first tree of relaxations follows; above, a node costs too much.
-LARGEST_BOXES = 800
 #: Seconds between two points of its trace.
 RECORD_EVERY = 0.5
 #: Logarithm of the nodes over the target's share of the upper bound: first guess, before it is measured.
@@ -84,7 +84,8 @@ class ChannelSearch:
         self.exhausted = False
         self._box_nodes = 0
         self.last_growth = 1.0
-        self.relaxation: Relaxation | SplitRelaxation | None = None
+        self.relaxation: Root | None = None
+        self.split: SplitRelaxation | None = None
         self.trace: list[TracePoint] = []
         self.tree = Tree(self.unit)
         n = self.unit.size
@@ -183,9 +184,8 @@ class ChannelSearch:
         return most if limit is None else min(most, 0.25 * limit / NODES_PER_CALL)
 
     def relax(self) -> None:
-        """The best bound at the root: the tangent relaxation with weights of the channel's own, and split cuts."""
-        unit, tree = self.unit, self.tree
-        n = unit.size
+        """The best bound at the root: the tangent relaxation with a diagonal, with blocks, and with split cuts."""
+        unit, n = self.unit, self.unit.size
         timed = self.control.node_limit is None
         share = SMALL_RELAX_SHARE if n <= TREE_DECIDES else RELAX_SHARE
         deadline = self.control.elapsed() + share * self.control.time_limit
@@ -193,26 +193,38 @@ class ChannelSearch:
         def stop() -> bool:
             return (timed and self.control.elapsed() > deadline) or self.control.remaining() <= 0
 
-        splits = unit.uniform and len(unit.levels) > 2
-        # A refit takes some thirty factorizations: they must fit into the share of the time.
-        refits = 0 if splits or (timed and 1e-9 * n**3 > deadline) else REFITS
-        found = refine(unit.gram, unit.origin, unit.levels, unit.count, unit.minorants[n], tree.z[n], refits, stop)
-        self._adopt_relaxation(found)
-        if not splits:
-            return
-        split = prepare_split(unit.prep) if unit.shared_forms else find_split(unit.gram, unit.minorants[n], stop)
+        problem = unit.gram, unit.origin, unit.levels
+        blocks = n > CLOSE_AT_ONCE
+        splits = unit.uniform and len(unit.levels) > 2 and (not blocks or TREE_DECIDES < n <= LARGEST)
+        refits = 0 if blocks or splits else REFITS
+        start = self.tree.z[n]
+        plain = refine(*problem, unit.count, unit.minorants[n], start, refits, stop)
+        self._adopt_relaxation(plain)
+        if blocks:
+            rounds = block_rounds(n, deadline - self.control.elapsed()) if timed else ROUNDS
+            self._adopt_relaxation(
+                refine_blocks(*problem, unit.count, unit.minorants[n], start, rounds=rounds, stop=stop)
+            )
+        split = None
+        if splits:
+            split = prepare_split(unit.prep) if unit.shared_forms else find_split(unit.gram, unit.minorants[n], stop)
         if split is not None:
-            self._refine(split, found.z, MANY_REFITS if timed else REFITS, stop)
+            rounds = MANY_REFITS if timed else REFITS
+            self.split = refine_split(unit.gram, unit.covariance, *problem[1:], split, plain.z, rounds, stop)
+            self._adopt_relaxation(self.split)
 
-    def _refine(self, split: SplitWeights, z: Float, rounds: int, stop: Callable[[], bool]) -> None:
-        unit = self.unit
-        found = refine_split(unit.gram, unit.covariance, unit.origin, unit.levels, split, z, rounds, stop)
-        self._adopt_relaxation(found)
+    def _adopt_relaxation(self, found: Root | None) -> None:
+        if found is None:
+            return
+        self.tree.relaxations.append(found)
+        if found.value > self.root:
+            self.root, self.relaxation = found.value, found
+            self.record()
 
     def _branch_on_boxes(self) -> None:
-        """Best-first search from the root's relaxation."""
-        found = self.relaxation
-        if self.control.node_limit is not None or not isinstance(found, SplitRelaxation) or self.root < self.proven:
+        """Best-first search from the root's relaxation with split cuts."""
+        found = self.split
+        if self.control.node_limit is not None or found is None or not self.unit.shared_forms:
             return
         tree = BoxTree(self.unit, found)
         record_at = 0.0
@@ -230,18 +242,6 @@ class ChannelSearch:
                 self.upper, self.choice = min(
                     (self.upper, self.choice), (self._objective(choice), choice), key=itemgetter(0)
                 )
-            self.record()
-
-    def _refine_root(self) -> None:
-        """Go on with the root where the tree got no further, as long as that brings something."""
-        found = self.relaxation
-        if self.control.node_limit is None and isinstance(found, SplitRelaxation) and self.root > self.proven:
-            self._refine(found.split, found.z, MANY_REFITS, lambda: self.control.remaining() <= 0)
-
-    def _adopt_relaxation(self, found: Relaxation | SplitRelaxation) -> None:
-        if found.value > self.root:
-            self.root = found.value
-            self.tree.relaxation = self.relaxation = found
             self.record()
 
     def rise(self) -> None:
@@ -269,7 +269,7 @@ class ChannelSearch:
                 # Too expensive: aim between what is proven and what was tried.
                 step *= 0.5
                 if not history and self.unit.size > TREE_DECIDES:
-                    self._branch_on_boxes() if self.unit.size <= LARGEST_BOXES else self._refine_root()
+                    self._branch_on_boxes()
                 continue
             if learn and spent > LEARN_FROM:
                 self.tree.learn(self.stride)
@@ -377,10 +377,16 @@ class ChannelSearch:
             trace=tuple(self.trace),
         )
 
-    def _dual_point(self) -> DualPoint:
+    def _dual_point(self) -> DualPoint | BlockDual:
         """The root's bound for certification, in the layer's units and order."""
         unit, m, found = self.unit, self.unit.multiplier, self.relaxation
         per_weight = m / unit.scale**2
+        if isinstance(found, BlockRelaxation):
+            per_weight = unit.multiplier / np.outer(unit.scale, unit.scale)
+            matrix = self._in_layer_order(self._in_layer_order(found.matrix * per_weight).T)
+            block = np.empty_like(found.block)
+            block[unit.prep.order] = found.block
+            return BlockDual(unit.weights_of(found.z), block, matrix)
         if isinstance(found, SplitRelaxation):
             terms = FormTerms(self._in_layer_order(found.split.forms), found.split.weights * m, found.multipliers * m)
             return DualPoint(unit.weights_of(found.z), self._in_layer_order(found.split.units * per_weight), terms)
@@ -406,6 +412,11 @@ class ChannelSearch:
         if self.control.cancel.is_set():
             return Status.INTERRUPTED
         return Status.NODE_LIMIT if self.nodes_left() <= 0 else Status.TIME_LIMIT
+
+
+def block_rounds(n: int, seconds: float) -> int:
+    """Refits of a block-diagonal minorant that fit into some seconds, by what they cost on one core of 2 to 3 GHz."""
+    return int(np.clip(seconds / (6e-10 * n**3 + 3e-4 * n), FEWEST_ROUNDS, ROUNDS))
 
 
 def search_channel(task: ChannelTask, prep: Preparation, control: Control) -> RawSolve:

@@ -14,8 +14,8 @@ from layerbounds.bounds.cuts import certified_weights, generate_cuts, strongest
 from layerbounds.bounds.split_relaxation import SplitWeights
 from layerbounds.search.preparation import Preparation
 
-#: Above this size a barrier solve no longer fits into a channel's time.
-LARGEST = 2048
+#: Above this size blocks of inputs bound the root better in the same time.
+LARGEST = 400
 
 _prepared: weakref.WeakKeyDictionary[Preparation, SplitWeights | None] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
@@ -23,9 +23,7 @@ _lock = threading.Lock()
 
 def rounds_and_share(n: int) -> tuple[int, float]:
     """Rounds of separation, each adding up to n forms, and the number of forms kept as a multiple of n."""
-    if n <= 160:
-        return 6, 1.5
-    return (2, 1.5) if n <= 800 else (1, 0.5)
+    return (6 if n <= 160 else 2), 1.5
 
 
 def prepare_split(prep: Preparation, threads: int = 1) -> SplitWeights | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from layerbounds.arrays import Float, Int
+from layerbounds.arrays import Bool, Float, Int
+from layerbounds.bounds.block_relaxation import BlockRelaxation
 from layerbounds.bounds.box import box_multipliers
 from layerbounds.bounds.diagonal import gamma, maximize_minorant, reciprocals
 from layerbounds.bounds.relaxation import Relaxation
@@ -12,6 +13,9 @@ from layerbounds.bounds.split_relaxation import SplitRelaxation
 from layerbounds.kernels.enumeration import enumerate_levels
 from layerbounds.search.cut_tests import CutTests
 from layerbounds.search.units import UnitProblem
+
+#: What bounds the root.
+Root = Relaxation | SplitRelaxation | BlockRelaxation
 
 #: A depth's minorant is learned anew only from so many nodes.
 _ENOUGH = 50
@@ -62,8 +66,8 @@ class Tree:
         self._first = np.zeros(n, dtype=np.int64)
         self._sides = np.zeros(n, dtype=np.int64)
         self.cuts = CutTests(n, unit.shifts, unit.cuts)
-        #: The root's dual point on the whole grid, where there is one.
-        self.relaxation: Relaxation | SplitRelaxation | None = None
+        #: The root's relaxations on the whole grid.
+        self.relaxations: list[Root] = []
 
     def _tilt_root(self) -> None:
         """Price the active ends of the box at the root."""
@@ -127,8 +131,8 @@ class Tree:
         self.low, self.high = unit.low.copy(), unit.high.copy()
         self._first = np.zeros(n, dtype=np.int64)
         bound = -np.inf
-        if self.relaxation is not None:
-            self._tighten(self.relaxation.value, self.relaxation.terms, cut)
+        if self.relaxations:
+            self._tighten(np.all([_below(found.value, found.terms, cut) for found in self.relaxations], axis=0))
         for _ in range(TIGHTENINGS):
             self._tilt_root()
             terms = self._root_terms()
@@ -137,13 +141,12 @@ class Tree:
             if bound >= cut:
                 self._position[0] = n + 1
                 break
-            if not self._tighten(bound, terms, cut):
+            if not self._tighten(_below(bound, terms, cut)):
                 break
         return bound
 
-    def _tighten(self, bound: float, terms: Float, cut: float) -> bool:
-        """Drop the end levels at which the bound reaches the cut; True when there were any."""
-        keep = bound + (terms - terms.min(axis=0)) < cut
+    def _tighten(self, keep: Bool) -> bool:
+        """Drop the end levels that need not be kept; True when there were any."""
         first = np.argmax(keep, axis=0)
         last = np.minimum(len(keep) - 1 - np.argmax(keep[::-1], axis=0), self.count - 1)
         if np.all(first == 0) and np.all(last == self.count - 1):
@@ -221,6 +224,11 @@ class Tree:
         self.cuts.learn(self.unit.gram, self._distance, self._seen)
         self._seen[:] = 0
         self._distance[:] = 0.0
+
+
+def _below(bound: float, terms: Float, cut: float) -> Bool:
+    """The levels at which a bound stays below the cut."""
+    return np.asarray(bound + (terms - terms.min(axis=0)) < cut)
 
 
 _NOTHING = np.zeros(0, dtype=np.int64)

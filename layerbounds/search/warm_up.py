@@ -8,12 +8,25 @@ import threading
 import numpy as np
 
 from layerbounds.backends.base import ChannelTask, Control
+from layerbounds.bounds.block_relaxation import refine_blocks
+from layerbounds.bounds.diagonal import maximize_minorant
 from layerbounds.bounds.split_relaxation import SplitWeights, evaluate_split
 from layerbounds.search.box_tree import BoxTree
 from layerbounds.search.preparation import prepare
 from layerbounds.search.quantization import ChannelSearch
 
 _N = 6
+
+
+@functools.cache
+def compile_blocks() -> None:
+    """The same for the block relaxation of larger instances."""
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(3 * _N, _N))
+    gram = inputs.T @ inputs
+    levels = np.ascontiguousarray(np.tile(np.arange(4.0)[:, None], _N))
+    origin = rng.uniform(0.0, 3.0, _N)
+    refine_blocks(gram, origin, levels, np.full(_N, 4), maximize_minorant(gram, np.ones(_N)), origin, rounds=2)
 
 
 @functools.cache
