@@ -11,6 +11,7 @@ import numpy as np
 from layerbounds.backends.base import Availability, Capability, Control, Option, PruningTask, RawSolve, Task
 from layerbounds.problem import Problem
 from layerbounds.pruning_problem import PruningProblem
+from layerbounds.search.block_members import block_members
 from layerbounds.search.cut_tests import SMALLEST, prepare_cuts
 from layerbounds.search.preparation import Preparation, prepare
 from layerbounds.search.pruning_dispatch import compile_kernels, search_pruning
@@ -62,15 +63,16 @@ class NativeBackend:
         if not live.any():
             return None
         gram = np.ascontiguousarray(layer.gram[group][np.ix_(live, live)])
-        if len(gram) > CLOSE_AT_ONCE:
-            compile_blocks()
         exponent = LARGE_ORDER if len(gram) > LARGE else SMALL_ORDER
         # Several BLAS threads pay only for large matrices, and their rounding depends on their number.
         threads = jobs if len(gram) >= MANY_INPUTS else 1
         preparation = prepare(gram, exponent, threads)
+        # What follows is part of the preparation, not of a channel's time.
+        if len(gram) > CLOSE_AT_ONCE:
+            compile_blocks()
+            block_members(preparation)
         grid = problem.grid
         if len(gram) >= SMALLEST and any(has_shared_forms(grid.uniform, grid.codes, scale) for scale in grid.scale):
-            # Part of the preparation, not of a channel's time.
             prepare_split(preparation, threads)
             prepare_cuts(preparation)
         return preparation

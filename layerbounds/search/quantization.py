@@ -14,6 +14,7 @@ from layerbounds.bounds.quantization_dual import FormTerms
 from layerbounds.bounds.relaxation import refine
 from layerbounds.bounds.split_relaxation import SplitRelaxation, refine_split
 from layerbounds.search.allowance import rounding_allowance, shift_charge
+from layerbounds.search.block_members import block_members
 from layerbounds.search.box_tree import BoxTree
 from layerbounds.search.companion import Companion
 from layerbounds.search.incumbents import first_incumbents
@@ -200,11 +201,10 @@ class ChannelSearch:
         start = self.tree.z[n]
         plain = refine(*problem, unit.count, unit.minorants[n], start, refits, stop)
         self._adopt_relaxation(plain)
-        if blocks:
+        members = block_members(unit.prep) if blocks else None
+        if members is not None:
             rounds = block_rounds(n, deadline - self.control.elapsed()) if timed else ROUNDS
-            self._adopt_relaxation(
-                refine_blocks(*problem, unit.count, unit.minorants[n], start, rounds=rounds, stop=stop)
-            )
+            self._adopt_relaxation(refine_blocks(*problem, unit.count, unit.minorants[n], start, members, rounds, stop))
         split = None
         if splits:
             split = prepare_split(unit.prep) if unit.shared_forms else find_split(unit.gram, unit.minorants[n], stop)

@@ -10,13 +10,16 @@ import numpy as np
 
 from layerbounds.arrays import Float
 from layerbounds.backends.base import BlockDual, ChannelTask, Control, DualPoint, Task
+from layerbounds.bounds.block_relaxation import refine_blocks
 from layerbounds.bounds.diagonal import cholesky, maximize_minorant, symmetric_inverse
 from layerbounds.bounds.quantization_dual import FormTerms
 from layerbounds.bounds.relaxation import refine
 from layerbounds.bounds.split_relaxation import refine_split
 from layerbounds.search.preparation import regularizations
 from layerbounds.search.pruning_dispatch import search_pruning
+from layerbounds.search.quantization import CLOSE_AT_ONCE, block_rounds
 from layerbounds.search.split_forms import find_split
+from layerbounds.search.warm_up import compile_blocks
 
 #: Refits of the weights.
 REFITS = 5
@@ -33,9 +36,11 @@ def root_dual(task: Task, weights: Float | None, seconds: float) -> DualPoint | 
     seconds : float
         Time for improving the dual point; the first one is always finished.
     """
-    control = Control(seconds, 0.0, 1, 0, 1, threading.Event())
     if len(task.target) == 0:
         return None
+    if isinstance(task, ChannelTask) and len(task.target) > CLOSE_AT_ONCE:
+        compile_blocks()
+    control = Control(seconds, 0.0, 1, 0, 1, threading.Event())
     if isinstance(task, ChannelTask):
         return _quantization_dual(task, control)
     found = search_pruning(replace(task, warm_start=weights), control)
@@ -43,7 +48,7 @@ def root_dual(task: Task, weights: Float | None, seconds: float) -> DualPoint | 
     return found.dual
 
 
-def _quantization_dual(task: ChannelTask, control: Control) -> DualPoint | None:
+def _quantization_dual(task: ChannelTask, control: Control) -> DualPoint | BlockDual | None:
     scale, first = task.scale, task.codes[0]
     gram = task.gram * np.outer(scale, scale)
     unit = float(np.mean(np.diag(gram)))
@@ -63,9 +68,17 @@ def _quantization_dual(task: ChannelTask, control: Control) -> DualPoint | None:
     start = np.clip(origin, levels[0], levels[-1])
     distance = np.abs(levels - start).min(axis=0) ** 2
     diagonal = maximize_minorant(shifted, distance + 1 / 12, relative_gap=0.3, stop=later_than(0.5))
-    splits = task.uniform and len(levels) > 2
-    found = refine(shifted, origin, levels, count, diagonal, start, 0 if splits else REFITS, later_than(1.0))
+    large = n > CLOSE_AT_ONCE
+    splits = task.uniform and len(levels) > 2 and not large
+    refits = 0 if splits or large else REFITS
+    found = refine(shifted, origin, levels, count, diagonal, start, refits, later_than(1.0))
     z, d, terms = found.z, found.d, None
+    if large:
+        rounds = block_rounds(n, control.remaining())
+        blocks = refine_blocks(shifted, origin, levels, count, diagonal, start, rounds=rounds, stop=later_than(1.0))
+        if blocks is not None and blocks.value > found.value:
+            real = scale * (blocks.z + first - task.zero_point)
+            return BlockDual(real, blocks.block, blocks.matrix * unit / np.outer(scale, scale))
     split = find_split(shifted, diagonal, later_than(0.5)) if splits else None
     if split is not None:
         factor = cholesky(shifted)
