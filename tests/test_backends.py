@@ -202,7 +202,7 @@ def test_claims_in_tables_and_records(register: Callable[[Answer], None], capsys
     command = [
         "solve",
         "--layer",
-        "conv1",
+        "conv3",
         "--bits",
         "3",
         "--channels",
