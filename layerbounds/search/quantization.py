@@ -202,8 +202,8 @@ class ChannelSearch:
         plain = refine(*problem, unit.count, unit.minorants[n], start, refits, stop)
         self._adopt_relaxation(plain)
         members = block_members(unit.prep) if blocks else None
-        if members is not None:
-            rounds = block_rounds(n, deadline - self.control.elapsed()) if timed else ROUNDS
+        rounds = block_rounds(n, deadline - self.control.elapsed()) if timed else ROUNDS
+        if members is not None and rounds:
             self._adopt_relaxation(refine_blocks(*problem, unit.count, unit.minorants[n], start, members, rounds, stop))
         split = None
         if splits:
@@ -416,7 +416,8 @@ class ChannelSearch:
 
 def block_rounds(n: int, seconds: float) -> int:
     """Refits of a block-diagonal minorant that fit into some seconds, by what they cost on one core of 2 to 3 GHz."""
-    return int(np.clip(seconds / (6e-10 * n**3 + 3e-4 * n), FEWEST_ROUNDS, ROUNDS))
+    fit = seconds / (6e-10 * n**3 + 3e-4 * n)
+    return 0 if fit < 1.0 else int(np.clip(fit, FEWEST_ROUNDS, ROUNDS))
 
 
 def search_channel(task: ChannelTask, prep: Preparation, control: Control) -> RawSolve:

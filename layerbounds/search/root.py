@@ -17,7 +17,7 @@ from layerbounds.bounds.relaxation import refine
 from layerbounds.bounds.split_relaxation import refine_split
 from layerbounds.search.preparation import regularizations
 from layerbounds.search.pruning_dispatch import search_pruning
-from layerbounds.search.quantization import CLOSE_AT_ONCE, block_rounds
+from layerbounds.search.quantization import CLOSE_AT_ONCE, FEWEST_ROUNDS, block_rounds
 from layerbounds.search.split_forms import find_split
 from layerbounds.search.warm_up import compile_blocks
 
@@ -74,7 +74,7 @@ def _quantization_dual(task: ChannelTask, control: Control) -> DualPoint | Block
     found = refine(shifted, origin, levels, count, diagonal, start, refits, later_than(1.0))
     z, d, terms = found.z, found.d, None
     if large:
-        rounds = block_rounds(n, control.remaining())
+        rounds = max(block_rounds(n, control.remaining()), FEWEST_ROUNDS)
         blocks = refine_blocks(shifted, origin, levels, count, diagonal, start, rounds=rounds, stop=later_than(1.0))
         if blocks is not None and blocks.value > found.value:
             real = scale * (blocks.z + first - task.zero_point)
