@@ -164,6 +164,9 @@ def test_any_dual_point_gives_a_bound(
         block = np.arange(n) if rng.random() < 0.5 else (task.structure.unit if "k" in options else np.arange(n) // 4)
         if "pattern" not in options:
             block = np.arange(n) // rng.integers(1, 4)
+        elif options["pattern"] == "2:4" and rng.random() < 0.3:
+            # Whole groups in one block.
+            block = np.arange(n) // 8
         root = rng.normal(size=(n, n))
         matrix = np.where(block[:, None] == block[None], root @ root.T, 0.0)
         matrix *= smallest * rng.uniform(0.2, 3.0) / np.linalg.eigvalsh(matrix)[-1]
@@ -204,10 +207,11 @@ def test_minorants_are_proven_not_believed(layer: lb.Layer) -> None:
     assert not is_block_minorant(gram, gram)
 
 
-def test_the_block_dual_is_exact_for_one_block(layer: lb.Layer) -> None:
+@pytest.mark.parametrize("options", [{"k": 3}, {"pattern": "2:4"}])
+def test_the_block_dual_is_exact_for_one_block(layer: lb.Layer, options: dict[str, object]) -> None:
     """With B just below H and one block, the bound is the optimum up to the shrinking of B."""
-    task = task_of(layer, k=3)
-    v = lb.solve(lb.pruning_problem(layer, k=3), channels=[0], jobs=1)
+    task = task_of(layer, **options)
+    v = lb.solve(lb.pruning_problem(layer, **options), channels=[0], jobs=1)  # type: ignore[arg-type]
     gram = task.gram
     bound = pruning_bound(
         gram, task.target, None, task.structure, np.zeros(12), np.zeros(12, dtype=np.int64), gram * (1 - 1e-9)

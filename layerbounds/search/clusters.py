@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from layerbounds.arrays import Float, Int
-from layerbounds.backends.base import Control, PruningTask, RawSolve, SearchProof
+from layerbounds.backends.base import BlockDual, Control, PruningTask, RawSolve, SearchProof
 from layerbounds.bounds.clusters import ClusterMinorant, make_clusters, prove_clusters, start_clusters
 from layerbounds.bounds.diagonal import UNIT, cholesky, symmetric_inverse
 from layerbounds.kernels import cluster_minorant, cluster_tree, clusters, sparsity
@@ -196,6 +196,15 @@ class ClusterSearch(SubsetSearch):
         self.root_bound = max(best, 0.0)
         return node
 
+    def certifiable(self, root: ClusterNode) -> BlockDual | None:
+        """What certification can derive the root's bound from; None where inputs were dropped from the start."""
+        m = root.minorant
+        if np.any(root.status < 0):
+            return None
+        block = np.zeros(self.size, dtype=np.int64)
+        block[m.member] = np.repeat(np.arange(len(m.block)), np.diff(m.first))
+        return BlockDual(root.point / self.factor, block, m.matrix(np.arange(self.size), self.size))
+
     # The tree
 
     def expand_clusters(self, node: ClusterNode, bound: float, cut: float) -> tuple[float, list[ClusterNode]]:
@@ -321,6 +330,8 @@ def search_clusters(task: PruningTask, control: Control, most: int, steps: int) 
         # Without time to improve the blocks a diagonal proves more.
         return run_subset(search, search.root())
     unit = search.factor**-2
+    # The root's node changes as soon as it is expanded.
+    dual = search.certifiable(root)
     frontier: Frontier[ClusterNode] = Frontier(
         _Adapter(search), control, search.energy, root, search.root_bound, unit, task.constant
     )
@@ -331,6 +342,7 @@ def search_clusters(task: PruningTask, control: Control, most: int, steps: int) 
         weights=search.incumbent.weights / search.factor,
         termination=termination,
         proof=SearchProof(lower * unit, 32 * UNIT * search.energy * unit) if lower > 0 else None,
+        dual=dual,
         nodes=frontier.nodes,
         trace=tuple(frontier.trace),
     )

@@ -258,7 +258,8 @@ class SubsetSearch:
         if node.d is not None:
             self.root_bound = max(self.sharpen(node), 0.0)
             if np.any(node.status == 0):
-                self.root_dual = (self.point.copy(), node.d.copy())
+                # Kept inputs count with a millionth of their entry, here as in the proof.
+                self.root_dual = (self.point.copy(), np.where(node.status == 1, 1e-6 * node.d, node.d))
         return node
 
     def diagonal(self, node: Node) -> Float | None:
