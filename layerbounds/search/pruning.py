@@ -361,7 +361,7 @@ class SubsetSearch:
     def expand(self, node: Node, bound: float, cut: float) -> tuple[float, list[Node]]:
         """Bound, fix, round, branch."""
         self.expanded += 1
-        value = bound
+        value, now = bound, -math.inf
         if np.any(node.status == 0):
             closed = self.enumerate(node.status, node.free, cut)
             if closed is not None:
@@ -380,7 +380,7 @@ class SubsetSearch:
         if not len(free):
             self.offer(node.status == 1)
             return max(value, set_bound(self.task.gram, self.target, node.status == 1)), []
-        branch = self._choose(node, value, cut, free)
+        branch = self._choose(node, now, cut, free)
         free = np.flatnonzero(node.status == 0)
         if not len(free):
             # Everything else was fixed: the one set that is left becomes a child of its own.
@@ -390,7 +390,10 @@ class SubsetSearch:
         return value, [self._child(node, branch, keep) for keep in (False, True)]
 
     def _choose(self, node: Node, value: float, cut: float, free: Int) -> int:
-        """Fix what can be fixed, try the rounded set, and name an input to branch on (−1: none stands out)."""
+        """Fix what can be fixed, try the rounded set, and name an input to branch on (−1: none stands out).
+
+        ``value`` is the bound that belongs to the savings; one inherited from the parent may exceed it.
+        """
         if node.d is None:
             return -1
         if self.expanded % 64 == 1 or self.size <= 24:
