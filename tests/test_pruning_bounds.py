@@ -290,7 +290,9 @@ def test_fixing_uses_the_bound_of_its_savings(
             root = search.root()
             m = search.minorant
             part = 10.0 ** rng.uniform(-2, 0, 6)
-            blocks, inverses = ([f * b for f, b in zip(x, y)] for x, y in ((part, m.blocks), (1 / part, m.inverses)))
+            blocks, inverses = (
+                [f * b for f, b in zip(x, y, strict=True)] for x, y in ((part, m.blocks), (1 / part, m.inverses))
+            )
             matrix = m.matrix * np.repeat(part, 2)
             search.minorant = BlockMinorant(matrix, blocks, inverses, part * m.smallest)
         else:

@@ -15,9 +15,9 @@ from layerbounds.arrays import Float, Int
 from layerbounds.backends.base import BlockDual, Control, PruningTask, RawSolve, SearchProof
 from layerbounds.bounds.clusters import ClusterMinorant, make_clusters, prove_clusters, start_clusters
 from layerbounds.bounds.diagonal import UNIT, cholesky, symmetric_inverse
-from layerbounds.kernels import cluster_minorant, cluster_tree, clusters, sparsity
+from layerbounds.kernels import cluster_minorant, cluster_tree, clusters, subset_tree
 from layerbounds.search.frontier import Frontier, Incumbent
-from layerbounds.search.pruning import ENUMERATED, Flags, SubsetSearch, run_subset, set_bound
+from layerbounds.search.pruning import ENUMERATED, EXACT, Flags, SubsetSearch, run_subset, set_bound
 
 #: Width of the smoothed maximum, relative to the incumbent: times the number of inputs in the tree and at the end of
 #: the root, and at most.
@@ -38,6 +38,11 @@ CANDIDATES, POWER = 16, 3.0
 
 #: Where the time is out at the root, a block bound below this share of the incumbent is not kept.
 LATE = 0.5
+
+
+#: Multiplications that the enumeration of a node may take.
+MOST_WORK = 10**7
+MOST_SETS = 10**6
 
 
 @dataclass(eq=False)
@@ -220,6 +225,9 @@ class ClusterSearch(SubsetSearch):
         value = max(bound, self.bound(node, bound, cut))
         if value >= cut:
             return value, []
+        closed = self.enumerate_near(node, cut)
+        if closed is not None:
+            return max(value, closed), []
         m = node.minorant
         if self.expanded % 16 == 1:
             chosen = np.zeros(self.size, dtype=bool)
@@ -245,7 +253,7 @@ class ClusterSearch(SubsetSearch):
             if np.any(node.free < 0):
                 # More inputs than the pattern allows would have to be kept: every other choice reaches the cut.
                 return max(value, cut), []
-            sparsity.settle(self.group, node.free, node.status)
+            subset_tree.settle(self.group, node.free, node.status)
             self._drop_twins(node.status, np.flatnonzero((node.status == 1) & (before != 1)))
         free = np.flatnonzero(node.status == 0)
         if not len(free):
@@ -272,6 +280,48 @@ class ClusterSearch(SubsetSearch):
         # The work arrays belong to the last relaxation: back to the better one.
         return max(value, self.relax_clusters(node, tau, 0, cut, gain))
 
+    def enumerate_near(self, node: ClusterNode, cut: float) -> float | None:
+        """Proven bound of a node by trying the sets whose savings leave the bound below the cut; None if too many."""
+        bound = float(self.result[3])
+        kept = np.flatnonzero(node.status == 1)
+        room = int(node.free[0])
+        margin = 2.0 * self.saving_error(len(kept) + room)
+        if not self.shared or not math.isfinite(bound) or not margin < 0.1 * cut:
+            return None
+        gap = (cut - bound) * (1.0 + 1e-12)
+        if subset_tree.estimate(self.base, self.free_in, self.codes, node.price, gap) > MOST_SETS:
+            return None
+        m = node.minorant
+        groups = len(m.block)
+        root, order = np.empty(groups, np.int64), np.empty(groups, np.int64)
+        tree = np.empty(2 * int(np.sum(1 << self.free_in)))
+        subset_tree.prefix_values(self.base, self.free_in, self.codes, node.price, gap, tree, root, order)
+        free = np.concatenate(
+            [
+                m.member[
+                    m.first[g]
+                    + self.place[m.first[g] + self.kept_in[g] : m.first[g] + self.kept_in[g] + self.free_in[g]]
+                ]
+                for g in order
+            ]
+        )
+        width = len(free)
+        a, r = np.empty((width, width)), np.empty(width)
+        base = subset_tree.eliminate(self.gram, self.b, kept, free, a, r)
+        found = np.empty((EXACT, room), np.int64)
+        count = subset_tree.near_sets(
+            a, r, room, tree, root, order, self.free_in, gap, self.low_energy - base - cut - margin, MOST_WORK, found
+        )
+        if count < 0 or math.isnan(base):
+            return None
+        value = cut
+        for positions in found[:count]:
+            chosen = node.status == 1
+            chosen[free[positions]] = True
+            self.offer(chosen)
+            value = min(value, set_bound(self.task.gram, self.target, chosen))
+        return value
+
     def _branch(self, node: ClusterNode, branch: int, free: Int) -> list[ClusterNode]:
         estimated = branch >= 0
         if not estimated:
@@ -284,7 +334,7 @@ class ClusterSearch(SubsetSearch):
                 room[self.group[branch]] -= 1
             elif estimated:
                 point -= point[branch] * self.column
-            sparsity.settle(self.group, room, status)
+            subset_tree.settle(self.group, room, status)
             self._drop_twins(status, np.flatnonzero((status == 1) & (node.status != 1)))
             children.append(ClusterNode(status, room, point, node.price, node.minorant))
         return children

@@ -24,7 +24,7 @@ from layerbounds.bounds.diagonal import (
     symmetric_inverse,
 )
 from layerbounds.bounds.perspective import centre, newton_step, schur_complement
-from layerbounds.kernels import sparsity, subset
+from layerbounds.kernels import subset, subset_tree
 from layerbounds.kernels.cluster_tree import best_sets
 from layerbounds.search.frontier import Frontier, Incumbent
 
@@ -195,7 +195,7 @@ class SubsetSearch:
         if len(self.capacity) > 1 or math.comb(len(free), room) > self.enumerated or len(free) > 60:
             return None
         kept = np.flatnonzero(status == 1)
-        margin = self._saving_error(len(kept) + room)
+        margin = self.saving_error(len(kept) + room)
         if not margin < 0.1 * cut:
             return None
         a, r = np.ascontiguousarray(self.gram[np.ix_(free, free)]), self.b[free]
@@ -225,7 +225,7 @@ class SubsetSearch:
             value = min(value, set_bound(self.task.gram, self.target, chosen))
         return value
 
-    def _saving_error(self, size: int) -> float:
+    def saving_error(self, size: int) -> float:
         """How far the computed saving of a set of so many inputs can lie below the exact one (docs)."""
         if self.smallest <= 0.0:
             return math.inf
@@ -245,7 +245,7 @@ class SubsetSearch:
             if status[i] == 0:
                 same = self.twins[i]
                 status[same[self.group[same] == self.group[i]]] = -1
-        sparsity.settle(self.group, free, status)
+        subset_tree.settle(self.group, free, status)
         self._drop_twins(status, np.flatnonzero(status == 1))
         return status, free
 
@@ -278,7 +278,7 @@ class SubsetSearch:
         """Prove that a diagonal is a minorant on the inputs of a node."""
         free, kept = np.flatnonzero(node.status == 0), np.flatnonzero(node.status == 1)
         index = np.concatenate([kept, free])
-        return bool(sparsity.prove(self.gram, node.status, d, index, len(index), len(kept), self.other))
+        return bool(subset_tree.prove(self.gram, node.status, d, index, len(index), len(kept), self.other))
 
     def sharpen(self, node: Node) -> float:
         """Improve the diagonal of the root by alternating relaxations and Newton steps; returns its bound."""
@@ -293,7 +293,7 @@ class SubsetSearch:
                 best, node.d, node.state = value, d.copy(), state.copy()
             if step == ROOT_STEPS or reduced is None or self.control.remaining() <= 0:
                 break
-            mean = sparsity.emphasis(
+            mean = subset_tree.emphasis(
                 self.group, node.free, node.status, self.point, d, self.saving, self.edge, FLOOR, self.alpha
             )
             if mean <= 0:
@@ -305,7 +305,7 @@ class SubsetSearch:
     def relax(self, node: Node, d: Float, state: Flags, cut: float, rounds: int = ROUNDS) -> float:
         """Proven bound of a node with a given diagonal."""
         return float(
-            sparsity.relax(
+            subset_tree.relax(
                 self.gram, self.norm, self.b, self.low_energy,
                 self.reach, d, self.group, node.free, node.status, state, rounds, cut,
                 self.point, self.saving, self.edge, self.work, self.solution, self.index, self.scores, self.out,
@@ -316,7 +316,7 @@ class SubsetSearch:
         """Improve the diagonal of a node; ``value`` is the bound with the present one."""
         assert node.d is not None
         for mu in TREE_MU:
-            mean = sparsity.emphasis(
+            mean = subset_tree.emphasis(
                 self.group, node.free, node.status, self.point, node.d, self.saving, self.edge, FLOOR, self.alpha
             )
             if mean <= 0 or not self._ascend(node, mu * mean):
@@ -348,7 +348,7 @@ class SubsetSearch:
         # (H/kept − D)⁻¹ is the free block of the inverse.
         inverse = symmetric_inverse(np.asfortranarray(factor[len(kept) :, len(kept) :]))
         d = node.d[free]
-        sparsity.ascend(np.ascontiguousarray(inverse), self.alpha[free], mu, d)
+        subset_tree.ascend(np.ascontiguousarray(inverse), self.alpha[free], mu, d)
         if not np.all(d > 0):
             return False
         self.tuned[:] = node.d
@@ -403,11 +403,11 @@ class SubsetSearch:
             self.polish(self.incumbent.weights != 0.0, 8)
         before = node.status.copy()
         active = int(self.out[0])
-        if sparsity.fix(value, cut, self.group, node.free, node.status, self.saving, self.edge):
-            sparsity.settle(self.group, node.free, node.status)
+        if subset_tree.fix(value, cut, self.group, node.free, node.status, self.saving, self.edge):
+            subset_tree.settle(self.group, node.free, node.status)
             self._drop_twins(node.status, np.flatnonzero((node.status == 1) & (before != 1)))
         return int(
-            sparsity.pick(
+            subset_tree.pick(
                 node.d, self.group, node.status, node.state, self.point, self.edge, self.work, active, self.index,
                 self.solution, CANDIDATES,
             )
@@ -419,7 +419,7 @@ class SubsetSearch:
         child = Node(status, node.state.copy(), free, node.d, node.age + 1)
         if keep:
             free[self.group[branch]] -= 1
-        sparsity.settle(self.group, free, status)
+        subset_tree.settle(self.group, free, status)
         self._drop_twins(status, np.flatnonzero((status == 1) & (node.status != 1)))
         return child
 
@@ -467,10 +467,15 @@ def search_subset(task: PruningTask, control: Control) -> RawSolve:
 
 def run_subset(search: SubsetSearch, root: Node) -> RawSolve:
     """Branch and bound from a root."""
+    # Imported here, as it builds on this module.
+    from layerbounds.search.compiled_tree import CompiledTree
+
     task, control = search.task, search.control
-    frontier: Frontier[Node] = Frontier(
-        search, control, search.energy, root, search.root_bound, search.factor**-2, task.constant
-    )
+    frontier: Frontier[Node]
+    if CompiledTree.applies(search, root):
+        frontier = CompiledTree(search, root)
+    else:
+        frontier = Frontier(search, control, search.energy, root, search.root_bound, search.factor**-2, task.constant)
     termination = frontier.run()
     lower = frontier.lower
     # Every bound carries its own rounding; what is left are single additions of values below the energy.
