@@ -40,9 +40,9 @@ CANDIDATES, POWER = 16, 3.0
 LATE = 0.5
 
 
-#: Multiplications that the enumeration of a node may take.
-MOST_WORK = 10**7
-MOST_SETS = 10**6
+#: Nodes with about so many sets within the gap are enumerated, before and after their minorant is improved, and how many
+#: multiplications that may take.
+EARLY_SETS, MOST_SETS, MOST_WORK = 2e4, 1e5, 10**7
 
 
 @dataclass(eq=False)
@@ -179,7 +179,7 @@ class ClusterSearch(SubsetSearch):
         for _ in range(self.steps):
             if value > best:
                 best, keep = value, (node.minorant, node.point.copy(), node.price)
-                if best >= upper:
+                if best >= upper or self.near(node, upper) <= EARLY_SETS:
                     break
             elif value < best - BACK * upper:
                 # The ascent overshot: back to the best one, with a wider smoothing.
@@ -222,12 +222,18 @@ class ClusterSearch(SubsetSearch):
         closed = self.enumerate(node.status, node.free, cut)
         if closed is not None:
             return max(bound, closed), []
-        value = max(bound, self.bound(node, bound, cut))
-        if value >= cut:
-            return value, []
-        closed = self.enumerate_near(node, cut)
+        upper = self.incumbent.value
+        tau, gain = TAU / self.size * upper, GAIN * upper
+        now = self.relax_clusters(node, tau, ROUNDS, cut, gain, bound)
+        closed = self.enumerate_near(node, cut, EARLY_SETS) if now < cut else cut
+        if closed is None:
+            now = self.improve(node, now, cut)
+            closed = self.enumerate_near(node, cut, MOST_SETS) if now < cut else cut
+        value = max(bound, now)
         if closed is not None:
             return max(value, closed), []
+        if value >= cut:
+            return value, []
         m = node.minorant
         if self.expanded % 16 == 1:
             chosen = np.zeros(self.size, dtype=bool)
@@ -262,13 +268,10 @@ class ClusterSearch(SubsetSearch):
             branch = -1
         return value, self._branch(node, branch, free)
 
-    def bound(self, node: ClusterNode, bound: float, cut: float) -> float:
-        """Relax a node, improve its minorant, relax it again; the codes are those of the better minorant."""
+    def improve(self, node: ClusterNode, value: float, cut: float) -> float:
+        """Improve the minorant of a relaxed node and relax it again; the codes are those of the better minorant."""
         upper = self.incumbent.value
         tau, gain = TAU / self.size * upper, GAIN * upper
-        value = self.relax_clusters(node, tau, ROUNDS, cut, gain, bound)
-        if value >= cut:
-            return value
         improved = self.ascend(node, MU_TREE)
         if improved is None:
             return value
@@ -280,17 +283,23 @@ class ClusterSearch(SubsetSearch):
         # The work arrays belong to the last relaxation: back to the better one.
         return max(value, self.relax_clusters(node, tau, 0, cut, gain))
 
-    def enumerate_near(self, node: ClusterNode, cut: float) -> float | None:
+    def near(self, node: ClusterNode, cut: float) -> float:
+        """About how many sets of a relaxed node have a bound below the cut; infinite where that is unknown."""
+        bound = float(self.result[3])
+        if not self.shared or not bound < cut:
+            return math.inf
+        gap = (cut - bound) * (1.0 + 1e-12)
+        return float(subset_tree.estimate(self.base, self.free_in, self.codes, node.price, gap))
+
+    def enumerate_near(self, node: ClusterNode, cut: float, most: float) -> float | None:
         """Proven bound of a node by trying the sets whose savings leave the bound below the cut; None if too many."""
         bound = float(self.result[3])
         kept = np.flatnonzero(node.status == 1)
         room = int(node.free[0])
         margin = 2.0 * self.saving_error(len(kept) + room)
-        if not self.shared or not math.isfinite(bound) or not margin < 0.1 * cut:
+        if not margin < 0.1 * cut or not self.near(node, cut) <= most:
             return None
         gap = (cut - bound) * (1.0 + 1e-12)
-        if subset_tree.estimate(self.base, self.free_in, self.codes, node.price, gap) > MOST_SETS:
-            return None
         m = node.minorant
         groups = len(m.block)
         root, order = np.empty(groups, np.int64), np.empty(groups, np.int64)
@@ -370,8 +379,8 @@ def search_clusters(task: PruningTask, control: Control, most: int, steps: int) 
     search.first_incumbents()
     if search.shared and search.size <= SMALL:
         # Where a diagonal alone gives a fair bound, its cheaper nodes win.
-        single = search.root()
         fair = FAIR[0] + FAIR[1] * float(search.capacity[0]) / search.size
+        single = search.root(0.8 * fair * search.incumbent.value)
         if search.root_bound >= fair * search.incumbent.value:
             return run_subset(search, single)
     root = search.cluster_root()

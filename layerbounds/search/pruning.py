@@ -38,8 +38,8 @@ MU, TREE_MU = 0.02, (0.07, 0.03, 0.03)
 SHRINKS = (1.0, 0.97, 0.8)
 #: Rounds of the active-set method at a node.
 ROUNDS = 8
-#: Relaxations and Newton steps at the root.
-ROOT_STEPS = 25
+#: Relaxations and Newton steps at the root, and after how many the diagonal may be given up.
+ROOT_STEPS, FEW_STEPS = 25, 8
 #: Inputs whose exclusion cost is estimated before branching.
 CANDIDATES = 8
 #: Nodes with at most so many sets are enumerated, unless more of them than this come near the cut.
@@ -249,14 +249,17 @@ class SubsetSearch:
         self._drop_twins(status, np.flatnonzero(status == 1))
         return status, free
 
-    def root(self) -> Node:
-        """The whole problem, with a diagonal that was improved for it."""
+    def root(self, least: float = 0.0) -> Node:
+        """The whole problem, with a diagonal that was improved for it.
+
+        Below the bound ``least`` the improvement ends after a few steps.
+        """
         status, free = self.root_status()
         state = np.where(self.target > 0, 1, -1).astype(np.int8)
         node = Node(status, state, free, None, 0)
         node.d = self.diagonal(node)
         if node.d is not None:
-            self.root_bound = max(self.sharpen(node), 0.0)
+            self.root_bound = max(self.sharpen(node, least), 0.0)
             if np.any(node.status == 0):
                 # Kept inputs count with a millionth of their entry, here as in the proof.
                 self.root_dual = (self.point.copy(), np.where(node.status == 1, 1e-6 * node.d, node.d))
@@ -280,7 +283,7 @@ class SubsetSearch:
         index = np.concatenate([kept, free])
         return bool(subset_tree.prove(self.gram, node.status, d, index, len(index), len(kept), self.other))
 
-    def sharpen(self, node: Node) -> float:
+    def sharpen(self, node: Node, least: float) -> float:
         """Improve the diagonal of the root by alternating relaxations and Newton steps; returns its bound."""
         free, kept = np.flatnonzero(node.status == 0), np.flatnonzero(node.status == 1)
         assert node.d is not None
@@ -292,6 +295,8 @@ class SubsetSearch:
             if value > best and (step == 0 or self.proven(node, d)):
                 best, node.d, node.state = value, d.copy(), state.copy()
             if step == ROOT_STEPS or reduced is None or self.control.remaining() <= 0:
+                break
+            if step == FEW_STEPS and best < least:
                 break
             mean = subset_tree.emphasis(
                 self.group, node.free, node.status, self.point, d, self.saving, self.edge, FLOOR, self.alpha
