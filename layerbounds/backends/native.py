@@ -10,11 +10,13 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from layerbounds.backends.base import Availability, Capability, Control, Option, PruningTask, RawSolve, Task
+from layerbounds.bounds.clusters import ClusterMinorant
 from layerbounds.problem import Problem
 from layerbounds.pruning_problem import PruningProblem
 from layerbounds.search.cut_tests import prepare_cuts
 from layerbounds.search.preparation import Preparation, prepare
 from layerbounds.search.pruning_dispatch import compile_kernels, search_pruning
+from layerbounds.search.pruning_preparation import prepare_pruning
 from layerbounds.search.quantization import search_channel
 from layerbounds.search.warm_up import compile_quantization
 from layerbounds.solution import Status
@@ -50,11 +52,11 @@ class NativeBackend:
         """Always there."""
         return Availability(True, f"numba {numba.__version__}")
 
-    def prepare(self, problem: Problem, group: int, jobs: int) -> Preparation | None:
+    def prepare(self, problem: Problem, group: int, jobs: int) -> Preparation | ClusterMinorant | None:
         """Order, factorize and bound the Gram matrix of a group, once for all its channels."""
         if isinstance(problem, PruningProblem):
             compile_kernels()
-            return None
+            return prepare_pruning(problem, group)
         compile_quantization()
         layer = problem.layer
         live = layer.live(group)

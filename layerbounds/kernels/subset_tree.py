@@ -556,6 +556,17 @@ def eliminate(gram, b, kept, free, a, r):
     return saving
 
 
+@njit(nogil=True, cache=True)
+def rank(key, order):
+    """Indices by ascending key; numba's own sort takes seconds to compile."""
+    for i in range(len(key)):
+        at = i
+        while at > 0 and key[order[at - 1]] > key[i]:
+            order[at] = order[at - 1]
+            at -= 1
+        order[at] = i
+
+
 @njit(nogil=True, cache=True, error_model="numpy")
 def prefix_values(base, free, s, price, gap, tree, root, order):
     """For every beginning of a cluster's code the best value Σ saving − price of a code that continues it.
@@ -596,7 +607,7 @@ def prefix_values(base, free, s, price, gap, tree, root, order):
                 choices[g] += 1.0
         choices[g] /= 1.0 + free[g]
         start += 2 * codes
-    order[:] = np.argsort(choices)
+    rank(choices, order)
     return total
 
 
@@ -923,7 +934,8 @@ def close_by_sets(gram, b, status, room, save, edge, value, cut, energy, margin,
     key = np.empty(m)
     for p in range(m):
         key[p] = -abs(save[index[p]] - price)
-    order = np.argsort(key)
+    order = np.empty(m, np.int64)
+    rank(key, order)
     free = np.empty(m, np.int64)
     tree = np.empty(4 * m)
     root = np.empty(m, np.int64)

@@ -26,6 +26,10 @@ TAU, ROOT_TAU, WIDE = 0.5, 0.25, 0.1
 ROUNDS, ROOT_ROUNDS, GAIN = 8, 8, 0.002
 #: Barrier weights of the minorant's ascent: first, factor, last.
 MU_FIRST, MU_FACTOR, MU_LAST = 0.5, 0.7, 0.03
+#: Width of the smoothing for the first point, and its narrowing at each improvement.
+WIDEST, NARROWING = 3.0, 0.75
+#: Where the minorant was improved for another channel: narrowing, barrier weight and the share of the improvements.
+NARROWING_STARTED, MU_STARTED, STARTED_SHARE = 0.3, 0.1, 0.25
 #: The same in the tree.
 MU_TREE = 0.02
 #: A fall of the root's bound, relative to the incumbent, after which the ascent goes back.
@@ -40,7 +44,7 @@ CANDIDATES, POWER = 16, 3.0
 LATE = 0.5
 
 
-#: Nodes with about so many sets within the gap are enumerated, before and after their minorant is improved, and how many
+#: Nodes with about so many sets within the gap are enumerated, before and after their minorant is improved; how many
 #: multiplications that may take.
 EARLY_SETS, MOST_SETS, MOST_WORK = 2e4, 1e5, 10**7
 
@@ -81,10 +85,20 @@ class ClusterSearch(SubsetSearch):
         Largest number of inputs in a cluster.
     steps : int
         Most improvements of the minorant at the root.
+    start : ClusterMinorant, optional
+        Of all inputs, improved for another channel: few improvements remain.
     """
 
-    def __init__(self, task: PruningTask, control: Control, most: int = 3, steps: int = 2) -> None:
+    def __init__(
+        self,
+        task: PruningTask,
+        control: Control,
+        most: int = 3,
+        steps: int = 2,
+        start: ClusterMinorant | None = None,
+    ) -> None:
         super().__init__(task, control)
+        self.start = start
         #: Whether all inputs share one capacity, which a price splits over the clusters.
         self.shared = len(self.capacity) == 1
         self.most, self.steps = most, steps
@@ -159,9 +173,14 @@ class ClusterSearch(SubsetSearch):
         active = np.flatnonzero(status >= 0)
         if not np.any(status == 0):
             return None
-        parts = make_clusters(self.gram, self.most, self.group, active)
-        small = parts is not None and max(len(p) for p in parts) <= clusters.MOST
-        minorant = start_clusters(self.gram, parts, active) if parts is not None and small else None
+        minorant = self.start if len(active) == self.size else None
+        mu, narrowing, steps = MU_FIRST, NARROWING, self.steps
+        if minorant is not None:
+            mu, narrowing, steps = MU_STARTED, NARROWING_STARTED, int(self.steps * STARTED_SHARE)
+        else:
+            parts = make_clusters(self.gram, self.most, self.group, active)
+            small = parts is not None and max(len(p) for p in parts) <= clusters.MOST
+            minorant = start_clusters(self.gram, parts, active) if parts is not None and small else None
         if minorant is None:
             return None
         share = free.sum() / max(np.count_nonzero(status == 0), 1)
@@ -169,14 +188,14 @@ class ClusterSearch(SubsetSearch):
         node = ClusterNode(status, free, point, 0.0, minorant)
         upper = self.incumbent.value
         gain = 1e-4 * upper
-        tau = 3.0 * upper
-        while tau > WIDE * upper:
+        tau = WIDEST * upper
+        while tau > WIDE * upper and self.control.remaining() > 0:
             self.relax_clusters(node, tau, ROOT_ROUNDS, math.inf, 100.0 * gain)
             tau *= 0.3
-        mu, tau, best = MU_FIRST, WIDE * upper, -math.inf
+        tau, best = WIDE * upper, -math.inf
         value = self.relax_clusters(node, tau, ROOT_ROUNDS, upper, gain)
         keep = (node.minorant, node.point.copy(), node.price)
-        for _ in range(self.steps):
+        for _ in range(steps):
             if value > best:
                 best, keep = value, (node.minorant, node.point.copy(), node.price)
                 if best >= upper or self.near(node, upper) <= EARLY_SETS:
@@ -189,7 +208,7 @@ class ClusterSearch(SubsetSearch):
             if self.control.remaining() <= 0:
                 break
             improved = self.ascend(node, mu)
-            mu, tau = max(MU_FACTOR * mu, MU_LAST), max(0.75 * tau, ROOT_TAU / self.size * upper)
+            mu, tau = max(MU_FACTOR * mu, MU_LAST), max(narrowing * tau, ROOT_TAU / self.size * upper)
             if improved is None:
                 value = -math.inf
                 continue
@@ -365,17 +384,19 @@ class _Adapter:
         return self.search.expand_clusters(node, bound, cut)
 
 
-def search_clusters(task: PruningTask, control: Control, most: int, steps: int) -> RawSolve:
+def search_clusters(
+    task: PruningTask, control: Control, most: int, steps: int, start: ClusterMinorant | None = None
+) -> RawSolve:
     """Solve one channel of at least one live input.
 
     Parameters
     ----------
     task : PruningTask
     control : Control
-    most, steps : int
+    most, steps, start
         See `ClusterSearch`.
     """
-    search = ClusterSearch(task, control, most, steps)
+    search = ClusterSearch(task, control, most, steps, start)
     search.first_incumbents()
     if search.shared and search.size <= SMALL:
         # Where a diagonal alone gives a fair bound, its cheaper nodes win.
@@ -389,8 +410,8 @@ def search_clusters(task: PruningTask, control: Control, most: int, steps: int) 
         # Without time to improve the blocks a diagonal proves more.
         return run_subset(search, search.root())
     unit = search.factor**-2
-    # The root's node changes as soon as it is expanded.
-    dual = search.certifiable(root)
+    # Certifying the root's dual point takes longer than many nodes: it is for those who ask for no nodes.
+    dual = search.certifiable(root) if control.node_limit == 0 else None
     frontier: Frontier[ClusterNode] = Frontier(
         _Adapter(search), control, search.energy, root, search.root_bound, unit, task.constant
     )

@@ -40,6 +40,8 @@ SHRINKS = (1.0, 0.97, 0.8)
 ROUNDS = 8
 #: Relaxations and Newton steps at the root, and after how many the diagonal may be given up.
 ROOT_STEPS, FEW_STEPS = 25, 8
+#: Share of the time limit in which the first incumbents are kicked.
+FIRST = 0.25
 #: Inputs whose exclusion cost is estimated before branching.
 CANDIDATES = 8
 #: Nodes with at most so many sets are enumerated, unless more of them than this come near the cut.
@@ -167,7 +169,7 @@ class SubsetSearch:
         subset.improve(self.gram, self.b, self.group, self.capacity, chosen, kicks, self.random, 1e-12 * self.energy)
         self.offer(chosen)
 
-    def first_incumbents(self) -> None:
+    def first_incumbents(self, kicks: bool = True) -> None:
         """Backward greedy, magnitude and the warm start, each with local search; kicks for the best of them."""
         n = self.size
         a, r = np.empty((n, n)), np.empty(n)
@@ -178,8 +180,8 @@ class SubsetSearch:
             self.polish(self.task.structure.keep_largest(np.abs(self.target) * np.sqrt(np.diag(self.gram))), 0)
         if self.task.warm_start is not None:
             self.polish(self.task.warm_start != 0.0, 0)
-        for _ in range(4 if n <= 80 else 16):
-            if self.control.remaining() <= 0:
+        for _ in range((4 if n <= 80 else 16) if kicks else 0):
+            if self.control.remaining() <= (1.0 - FIRST) * self.control.time_limit:
                 break
             self.polish(self.incumbent.weights != 0.0, 25)
 

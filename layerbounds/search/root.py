@@ -29,7 +29,7 @@ def root_dual(task: Task, weights: Float | None, seconds: float) -> DualPoint | 
     seconds : float
         Time for improving the dual point; the first one is always finished.
     """
-    control = Control(seconds, 0.0, 1, 0, 1, threading.Event())
+    control = Control(seconds, 0.0, 0, 0, 1, threading.Event())
     if len(task.target) == 0:
         return None
     if isinstance(task, ChannelTask):
