@@ -25,8 +25,8 @@ TREE_MU = (0.07, 0.03, 0.03)
 ROUNDS, CANDIDATES = 8, 8
 #: Nodes between two trials of the rounded set.
 TRIALS = 8
-#: Nodes with about so many sets within the gap are enumerated, with so much work at most.
-MOST_SETS, MOST_WORK = 30000.0, 3000000
+#: Multiplications that the enumeration of a node may take.
+MOST_WORK = 3000000
 #: Open nodes up to which the one of smallest bound comes first.
 MOST_OPEN = 400000
 
@@ -881,13 +881,13 @@ def climb(gram, status, d, alpha, mu, tuned, index, work, inverse):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def near_count(save, index, m, room, price, gap):
+def near_count(save, index, m, room, price, gap, most):
     """About how many sets of ``room`` single inputs lie within a gap, by steps of the gap's 24th part."""
     steps = 24
     raw = 1.0
     for j in range(room):
         raw *= (m - j) / (j + 1.0)
-    if raw <= MOST_SETS:
+    if raw <= most:
         return raw
     number = np.zeros((room + 1, steps + 1))
     number[0, 0] = 1.0
@@ -909,7 +909,7 @@ def near_count(save, index, m, room, price, gap):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def close_by_sets(gram, b, status, room, save, edge, value, cut, energy, margin, found):
+def close_by_sets(gram, b, status, room, save, edge, value, cut, energy, margin, most, found):
     """Enumerate the sets of a node of one group whose bound stays below the cut.
 
     ``value`` is the bound that belongs to the savings ``save``. Returns the number of sets in ``found`` (rows of flags)
@@ -929,7 +929,7 @@ def close_by_sets(gram, b, status, room, save, edge, value, cut, energy, margin,
             kept_count += 1
     price = 0.5 * (edge[0] + edge[1])
     gap = (cut - value) * (1.0 + 1e-12)
-    if not near_count(save, index, m, room, price, gap) <= MOST_SETS:
+    if not near_count(save, index, m, room, price, gap, most) <= most:
         return -2
     key = np.empty(m)
     for p in range(m):
@@ -990,7 +990,7 @@ def release(node, row, uses, spare, spare_rows, counts):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def run(
-    gram, norm, b, energy, reach, group, upper, cut, margin, budget, last,
+    gram, norm, b, energy, reach, group, upper, cut, margin, most, budget, last,
     status, state, room, bound, turn, row, age, spare, d, uses, spare_rows, heap, counts, closed, found,
 ):  # fmt: skip
     """Best-first branch and bound with the diagonal dual, until something has to be done outside.
@@ -1001,6 +1001,8 @@ def run(
         As in `relax`.
     upper, cut, margin
         Error of the incumbent, the bound that closes a node, and the rounding of a set's computed error.
+    most
+        Nodes of one group with about so many sets within the gap are enumerated.
     budget, last
         Work of this call, in nodes; number of nodes at which to stop.
     status, state, room, bound, turn, row, age
@@ -1107,7 +1109,7 @@ def run(
             release(node, row, uses, spare, spare_rows, counts)
             continue
         if groups == 1:
-            count = close_by_sets(gram, b, st, rm[0], save, edge[0], now, cut, energy, margin, found)
+            count = close_by_sets(gram, b, st, rm[0], save, edge[0], now, cut, energy, margin, most, found)
             if count >= 0:
                 budget -= 4
                 closed[0] = min(closed[0], cut)

@@ -17,7 +17,7 @@ from layerbounds.bounds.clusters import ClusterMinorant, make_clusters, prove_cl
 from layerbounds.bounds.diagonal import UNIT, cholesky, symmetric_inverse
 from layerbounds.kernels import cluster_minorant, cluster_tree, clusters, subset_tree
 from layerbounds.search.frontier import Frontier, Incumbent
-from layerbounds.search.pruning import ENUMERATED, EXACT, Flags, SubsetSearch, run_subset, set_bound
+from layerbounds.search.pruning import ENUMERATED, EXACT, MOST_WORK, Flags, SubsetSearch, run_subset, set_bound
 
 #: Width of the smoothed maximum, relative to the incumbent: times the number of inputs in the tree and at the end of
 #: the root, and at most.
@@ -44,9 +44,8 @@ CANDIDATES, POWER = 16, 3.0
 LATE = 0.5
 
 
-#: Nodes with about so many sets within the gap are enumerated, before and after their minorant is improved; how many
-#: multiplications that may take.
-EARLY_SETS, MOST_SETS, MOST_WORK = 2e4, 1e5, 10**7
+#: Nodes with about so many sets within the gap are enumerated, before and after their minorant is improved.
+EARLY_SETS, MOST_SETS = 2e4, 1e5
 
 
 @dataclass(eq=False)
@@ -342,13 +341,7 @@ class ClusterSearch(SubsetSearch):
         )
         if count < 0 or math.isnan(base):
             return None
-        value = cut
-        for positions in found[:count]:
-            chosen = node.status == 1
-            chosen[free[positions]] = True
-            self.offer(chosen)
-            value = min(value, set_bound(self.task.gram, self.target, chosen))
-        return value
+        return self.evaluate(node.status, free, found[:count], cut)
 
     def _branch(self, node: ClusterNode, branch: int, free: Int) -> list[ClusterNode]:
         estimated = branch >= 0

@@ -11,6 +11,8 @@ from layerbounds.solution import Status
 
 #: Work between two looks at the clock, in nodes.
 BUDGET = 400
+#: Nodes with about so many sets within the gap are enumerated.
+MOST_SETS = 30000.0
 #: Nodes for which there is room at first.
 NODES = 1024
 
@@ -69,9 +71,9 @@ class CompiledTree(Frontier[Node]):
                 return self._stop(Status.INTERRUPTED if control.cancel.is_set() else Status.TIME_LIMIT)
             event = subset_tree.run(
                 search.gram, search.norm, search.b, search.low_energy, search.reach, search.group,
-                search.incumbent.value, self.cut, self.margin, BUDGET, last, self.status, self.state, self.room,
-                self.bound, self.turn, self.row, self.age, self.spare, self.d, self.uses, self.spare_rows, self.open,
-                self.counts, self.nearest, self.found,
+                search.incumbent.value, self.cut, self.margin, MOST_SETS, BUDGET, last,
+                self.status, self.state, self.room, self.bound, self.turn, self.row, self.age, self.spare,
+                self.d, self.uses, self.spare_rows, self.open, self.counts, self.nearest, self.found,
             )  # fmt: skip
             self.nodes = int(self.counts[4])
             if event == subset_tree.DONE:

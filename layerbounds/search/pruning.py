@@ -25,7 +25,6 @@ from layerbounds.bounds.diagonal import (
 )
 from layerbounds.bounds.perspective import centre, newton_step, schur_complement
 from layerbounds.kernels import subset, subset_tree
-from layerbounds.kernels.cluster_tree import best_sets
 from layerbounds.search.frontier import Frontier, Incumbent
 
 Flags = npt.NDArray[np.int8]
@@ -46,6 +45,8 @@ FIRST = 0.25
 CANDIDATES = 8
 #: Nodes with at most so many sets are enumerated, unless more of them than this come near the cut.
 ENUMERATED, EXACT = 20000, 64
+#: Multiplications that the enumeration of a node may take.
+MOST_WORK = 10**7
 
 
 @dataclass(eq=False)
@@ -194,35 +195,31 @@ class SubsetSearch:
         """
         free = np.flatnonzero(status == 0)
         room = min(int(room_left[0]), len(free))
-        if len(self.capacity) > 1 or math.comb(len(free), room) > self.enumerated or len(free) > 60:
+        if len(self.capacity) > 1 or math.comb(len(free), room) > self.enumerated:
             return None
         kept = np.flatnonzero(status == 1)
-        margin = self.saving_error(len(kept) + room)
+        margin = 2.0 * self.saving_error(len(kept) + room)
         if not margin < 0.1 * cut:
             return None
-        a, r = np.ascontiguousarray(self.gram[np.ix_(free, free)]), self.b[free]
-        base = 0.0
-        if len(kept):
-            factor = cholesky(np.ascontiguousarray(self.gram[np.ix_(kept, kept)]))
-            if factor is None:
-                return None
-            right = np.column_stack([self.gram[np.ix_(kept, free)], self.b[kept]])
-            half = scipy.linalg.solve_triangular(factor, right, lower=True, check_finite=False)
-            a -= half[:, :-1].T @ half[:, :-1]
-            r = r - half[:, :-1].T @ half[:, -1]
-            base = float(half[:, -1] @ half[:, -1])
         width = len(free)
-        found = np.empty(EXACT, np.int64)
-        count = best_sets(
-            a, r, width, room, self.low_energy - base - cut - margin, found,
-            np.empty((room + 1, width, width)), np.empty((room + 1, width + 1)), np.empty(width + 1, np.int64),
+        a, r = np.empty((width, width)), np.empty(width)
+        base = subset_tree.eliminate(self.gram, self.b, kept, free, a, r)
+        # Every input is a cluster of its own whose choices cost nothing.
+        every, found = np.arange(width), np.empty((EXACT, room), np.int64)
+        count = subset_tree.near_sets(
+            a, r, room, np.zeros(4 * width), 4 * every, every, np.ones(width, np.int64), 0.0,
+            self.low_energy - base - cut - margin, MOST_WORK, found,
         )  # fmt: skip
-        if count < 0:
+        if math.isnan(base) or count < 0:
             return None
+        return self.evaluate(status, free, found[:count], cut)
+
+    def evaluate(self, status: Flags, free: Int, found: Int, cut: float) -> float:
+        """Proven bound of a node whose other sets reach the cut, from those at the positions ``found`` in ``free``."""
         value = cut
-        for code in found[:count]:
+        for positions in found:
             chosen = status == 1
-            chosen[free] = [bool((int(code) >> (width - 1 - p)) & 1) for p in range(width)]
+            chosen[free[positions]] = True
             self.offer(chosen)
             value = min(value, set_bound(self.task.gram, self.target, chosen))
         return value
