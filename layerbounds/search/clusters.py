@@ -317,7 +317,8 @@ class ClusterSearch(SubsetSearch):
         margin = 2.0 * self.saving_error(len(kept) + room)
         if not margin < 0.1 * cut or not self.near(node, cut) <= most:
             return None
-        gap = (cut - bound) * (1.0 + 1e-12)
+        # Costs are differences of savings, each of them rounded.
+        gap = (cut - bound) * (1.0 + 1e-12) + 32.0 * UNIT * self.energy
         m = node.minorant
         groups = len(m.block)
         root, order = np.empty(groups, np.int64), np.empty(groups, np.int64)

@@ -9,7 +9,7 @@ from layerbounds.search.frontier import Frontier
 from layerbounds.search.pruning import EXACT, Node, SubsetSearch, set_bound
 from layerbounds.solution import Status
 
-#: Work between two looks at the clock, in nodes.
+#: Work between two looks at the clock, in nodes of 64 inputs: their work grows with the cube.
 BUDGET = 400
 #: Nodes with about so many sets within the gap are enumerated.
 MOST_SETS = 30000.0
@@ -65,13 +65,14 @@ class CompiledTree(Frontier[Node]):
         """Work until the interval is closed or a limit is reached."""
         search, control = self.search, self.control
         shown, known = control.elapsed(), search.incumbent.value
+        budget = max(int(BUDGET * min((64 / search.size) ** 3, 1.0)), 1)
         last = np.iinfo(np.int64).max if control.node_limit is None else control.node_limit
         while True:
             if control.remaining() <= 0 and self.lower < self.cut:
                 return self._stop(Status.INTERRUPTED if control.cancel.is_set() else Status.TIME_LIMIT)
             event = subset_tree.run(
                 search.gram, search.norm, search.b, search.low_energy, search.reach, search.group,
-                search.incumbent.value, self.cut, self.margin, MOST_SETS, BUDGET, last,
+                search.incumbent.value, self.cut, self.margin, MOST_SETS, budget, last,
                 self.status, self.state, self.room, self.bound, self.turn, self.row, self.age, self.spare,
                 self.d, self.uses, self.spare_rows, self.open, self.counts, self.nearest, self.found,
             )  # fmt: skip
