@@ -29,7 +29,7 @@ MU_FIRST, MU_FACTOR, MU_LAST = 0.5, 0.7, 0.03
 #: Width of the smoothing for the first point, and its narrowing at each improvement.
 WIDEST, NARROWING = 3.0, 0.75
 #: Where the minorant was improved for another channel: narrowing, barrier weight and the share of the improvements.
-NARROWING_STARTED, MU_STARTED, STARTED_SHARE = 0.3, 0.1, 0.25
+NARROWING_STARTED, MU_STARTED, STARTED_SHARE = 0.3, 0.1, 0.5
 #: The same in the tree.
 MU_TREE = 0.02
 #: A fall of the root's bound, relative to the incumbent, after which the ascent goes back.

@@ -16,7 +16,7 @@ from layerbounds.search.clusters import ClusterSearch
 from layerbounds.search.pruning_dispatch import cluster_plan
 
 #: Numbers of live inputs for which a minorant is prepared: smaller ones are quick, larger ones take minutes.
-SHARED = (100, 800)
+SHARED = (160, 800)
 _CACHE_SIZE = 8
 
 _cache: OrderedDict[str, ClusterMinorant | None] = OrderedDict()
