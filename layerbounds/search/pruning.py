@@ -181,8 +181,10 @@ class SubsetSearch:
             self.polish(self.task.structure.keep_largest(np.abs(self.target) * np.sqrt(np.diag(self.gram))), 0)
         if self.task.warm_start is not None:
             self.polish(self.task.warm_start != 0.0, 0)
+        # A node limit has to give the same result on every machine.
+        share = FIRST if self.control.node_limit is None else 1.0
         for _ in range((4 if n <= 80 else 16) if kicks else 0):
-            if self.control.remaining() <= (1.0 - FIRST) * self.control.time_limit:
+            if self.control.remaining() <= (1.0 - share) * self.control.time_limit:
                 break
             self.polish(self.incumbent.weights != 0.0, 25)
 
