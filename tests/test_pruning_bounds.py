@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +14,15 @@ from threadpoolctl import threadpool_limits
 import layerbounds as lb
 from layerbounds.arrays import Float
 from layerbounds.backends.base import BlockDual, Control, DualPoint, PruningTask, RawSolve, SearchProof
+from layerbounds.bounds.blocks import BlockMinorant
 from layerbounds.bounds.pruning_dual import is_block_minorant, pruning_bound
 from layerbounds.certify import certify, dual_bound
 from layerbounds.exceptions import CertificationError, InputError
 from layerbounds.patterns import parse_pattern
-from layerbounds.search.blocks import search_blocks
+from layerbounds.search.blocks import BlockSearch, search_blocks
 from layerbounds.search.clusters import search_clusters
-from layerbounds.search.pruning import search_subset
+from layerbounds.search.masks import MaskSearch
+from layerbounds.search.pruning import SubsetSearch, search_subset
 from layerbounds.solve import make_task
 
 
@@ -164,6 +167,9 @@ def test_any_dual_point_gives_a_bound(
         block = np.arange(n) if rng.random() < 0.5 else (task.structure.unit if "k" in options else np.arange(n) // 4)
         if "pattern" not in options:
             block = np.arange(n) // rng.integers(1, 4)
+        elif options["pattern"] == "2:4" and rng.random() < 0.3:
+            # Whole groups in one block.
+            block = np.arange(n) // 8
         root = rng.normal(size=(n, n))
         matrix = np.where(block[:, None] == block[None], root @ root.T, 0.0)
         matrix *= smallest * rng.uniform(0.2, 3.0) / np.linalg.eigvalsh(matrix)[-1]
@@ -204,10 +210,11 @@ def test_minorants_are_proven_not_believed(layer: lb.Layer) -> None:
     assert not is_block_minorant(gram, gram)
 
 
-def test_the_block_dual_is_exact_for_one_block(layer: lb.Layer) -> None:
+@pytest.mark.parametrize("options", [{"k": 3}, {"pattern": "2:4"}])
+def test_the_block_dual_is_exact_for_one_block(layer: lb.Layer, options: dict[str, object]) -> None:
     """With B just below H and one block, the bound is the optimum up to the shrinking of B."""
-    task = task_of(layer, k=3)
-    v = lb.solve(lb.pruning_problem(layer, k=3), channels=[0], jobs=1)
+    task = task_of(layer, **options)
+    v = lb.solve(lb.pruning_problem(layer, **options), channels=[0], jobs=1)  # type: ignore[arg-type]
     gram = task.gram
     bound = pruning_bound(
         gram, task.target, None, task.structure, np.zeros(12), np.zeros(12, dtype=np.int64), gram * (1 - 1e-9)
@@ -254,3 +261,46 @@ def test_real_layers(reference_data: Path, name: str, options: dict[str, object]
             points = feasible_points(task, rng, 400 if len(task.target) < 300 else 60)
         for v in points:
             assert solution.lower_bound[0] <= (v - task.target) @ task.gram @ (v - task.target) * (1 + 1e-12)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"k": 4}, {"pattern": "2:4"}, {"k": 4, "refit": False}, {"pattern": "block:2", "k": 6}],
+    ids=["subset", "2:4", "mask", "blocks"],
+)
+def test_fixing_uses_the_bound_of_its_savings(
+    options: dict[str, object], rng: np.random.Generator, random_gram: Callable[..., Float]
+) -> None:
+    """A node whose inherited bound is better than its own keeps the optimum among its children."""
+    for _ in range(25):
+        problem = lb.pruning_problem(lb.Layer(rng.normal(size=(1, 12)), random_gram(12)), **options)  # type: ignore[arg-type]
+        best = lb.solve(problem, jobs=1)
+        task = make_task(problem, 0, None, None)
+        assert isinstance(task, PruningTask)
+        control = Control(60.0, 0.0, None, 0, 1, threading.Event())
+        # Parts of the minorant: the node's own bound is weak.
+        search: Any
+        unit = 1.0
+        if not task.refit:
+            search = MaskSearch(task, control)
+            root = search.root()
+            search.d *= 10.0 ** rng.uniform(-2, 0, 12)
+        elif "block:2" in options.values():
+            search = BlockSearch(task, control)
+            root = search.root()
+            m = search.minorant
+            part = 10.0 ** rng.uniform(-2, 0, 6)
+            blocks, inverses = (
+                [f * b for f, b in zip(x, y, strict=True)] for x, y in ((part, m.blocks), (1 / part, m.inverses))
+            )
+            matrix = m.matrix * np.repeat(part, 2)
+            search.minorant = BlockMinorant(matrix, blocks, inverses, part * m.smallest)
+        else:
+            search = SubsetSearch(task, control)
+            search.enumerated, unit = 0, search.factor**2
+            root = search.root()
+            root.d *= 10.0 ** rng.uniform(-2, 0, 12)
+        optimum = float(best.lower_bound[0]) * unit
+        _, children = search.expand(root, optimum, 1.05 * optimum)
+        kept = task.structure.kept_units(best.weights)[0]
+        assert any(np.all(kept[c.status == 1]) and not np.any(kept[c.status == -1]) for c in children)

@@ -18,7 +18,6 @@ from layerbounds.arrays import Float
 from layerbounds.backends.base import Control, PruningTask
 from layerbounds.bounds.clusters import make_clusters, prove_clusters, start_clusters
 from layerbounds.certify import certify
-from layerbounds.kernels import cluster_tree
 from layerbounds.kernels import clusters as kernels
 from layerbounds.search import clusters as search
 from layerbounds.solve import make_task
@@ -78,6 +77,8 @@ def test_never_above_the_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
         exact = best_error(task)
         monkeypatch.setattr("layerbounds.search.pruning.ENUMERATED", int(rng.choice([0, 50, 20000])))
         monkeypatch.setattr(search, "SMALL", int(rng.choice([0, 0, 80])))
+        monkeypatch.setattr(search, "EARLY_SETS", float(rng.choice([0.0, 10.0, 2e4])))
+        monkeypatch.setattr(search, "MOST_SETS", float(rng.choice([0.0, 30.0, 1e5])))
         node_limit = None if rng.random() < 0.7 else int(rng.integers(1, 20))
         control = Control(60.0, 0.0, node_limit, 0, 1, threading.Event())
         with threadpool_limits(1):
@@ -109,23 +110,6 @@ def test_savings_of_every_set(rng: np.random.Generator) -> None:
         local = [p for p in range(kept + free) if p < kept or (int(code) >> (kept + free - 1 - p)) & 1]
         ids = place[local]
         np.testing.assert_allclose(s[code], c[local] @ np.linalg.solve(b[np.ix_(ids, ids)], c[local]), rtol=1e-9)
-
-
-def test_enumeration_finds_the_best_sets(rng: np.random.Generator) -> None:
-    a, r = gram_of(rng, 9), rng.normal(size=9)
-    for room in (0, 1, 4, 9):
-        savings = {
-            s: float(r[list(s)] @ np.linalg.solve(a[np.ix_(s, s)], r[list(s)])) if s else 0.0
-            for s in combinations(range(9), room)
-        }
-        threshold = float(np.quantile(list(savings.values()), 0.9)) - 1e-9
-        found = np.empty(500, dtype=np.int64)
-        stacks = np.empty((room + 1, 9, 9)), np.empty((room + 1, 10)), np.empty(10, dtype=np.int64)
-        count = cluster_tree.best_sets(a, r, 9, room, threshold, found, *stacks)
-        sets = {tuple(p for p in range(9) if (int(code) >> (8 - p)) & 1) for code in found[:count]}
-        assert sets == {s for s, value in savings.items() if value > threshold}
-        if room:
-            assert cluster_tree.best_sets(a, r, 9, room, threshold, found[:0], *stacks) == -1
 
 
 def test_clusters_partition_the_inputs(rng: np.random.Generator) -> None:

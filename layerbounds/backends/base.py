@@ -174,7 +174,7 @@ class BlockDual:
     ----------
     z : ndarray of shape (n,)
     block : ndarray of int64, shape (n,)
-        The block of each input. Units of a pattern lie within blocks, blocks within groups.
+        The block of each input. Units of a pattern lie within blocks; blocks within groups, or groups within blocks.
     matrix : ndarray of shape (n, n)
         Entries between different blocks are ignored.
     """

@@ -14,7 +14,7 @@ import numpy as np
 
 from layerbounds.arrays import Bool, Float, Int
 from layerbounds.backends.base import ChannelTask, PruningTask, Task
-from layerbounds.backends.sublevel import rank_factor, reach
+from layerbounds.backends.sublevel import is_singular, rank_factor, reach
 from layerbounds.bounds.perspective import centre
 from layerbounds.exceptions import UnsupportedProblemError
 from layerbounds.heuristics.base import ChannelView
@@ -107,6 +107,17 @@ def incumbent(task: Task, seed: int) -> Float:
     if task.warm_start is not None:
         found.append(task.warm_start)
     return min(found, key=lambda v: squared_error(task.gram, v - task.target))
+
+
+def choose_tie(task: Task, choice: str) -> str:
+    """How dropped inputs are tied to their binaries: as an option ``formulation`` says; `formulate`'s ``form``.
+
+    Big-M, unless it needs bounds on the weights that a singular Gram matrix does not give.
+    """
+    if choice in ("bigm", "perspective", "indicator"):
+        return choice
+    free = isinstance(task, PruningTask) and task.refit
+    return "indicator" if choice == "auto" and free and is_singular(task.gram) else "bigm"
 
 
 def formulate(task: Task, start: Float, form: str = "bigm") -> Formulation:

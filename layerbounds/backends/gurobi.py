@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from layerbounds.arrays import Float
-from layerbounds.backends.base import Availability, Capability, Control, Option, PruningTask, RawSolve, Task
+from layerbounds.backends.base import Availability, Capability, Control, Option, RawSolve, Task
 from layerbounds.backends.foreign import SOLVER_GAP, Record, check_packages, nothing_to_solve, warm_up
-from layerbounds.backends.formulation import Formulation, dense_hessian, formulate, incumbent
-from layerbounds.backends.sublevel import is_singular
+from layerbounds.backends.formulation import Formulation, choose_tie, dense_hessian, formulate, incumbent
 from layerbounds.exceptions import UnsupportedProblemError
 from layerbounds.problem import Problem
 from layerbounds.solution import Status
@@ -68,10 +67,7 @@ class GurobiBackend:
         if done is not None:
             return done
         choice = control.options["formulation"]
-        tie = choice if choice in ("bigm", "perspective", "indicator") else "bigm"
-        if choice == "auto" and isinstance(task, PruningTask) and task.refit and is_singular(task.gram):
-            tie = "indicator"
-        form = formulate(task, start, tie)
+        form = formulate(task, start, choose_tie(task, choice))
         record = Record(task, control, start, form.unit)
         try:
             with (

@@ -9,12 +9,14 @@ import numba
 import numpy as np
 
 from layerbounds.backends.base import Availability, Capability, Control, Option, PruningTask, RawSolve, Task
+from layerbounds.bounds.clusters import ClusterMinorant
 from layerbounds.problem import Problem
 from layerbounds.pruning_problem import PruningProblem
 from layerbounds.search.block_members import block_members
 from layerbounds.search.cut_tests import SMALLEST, prepare_cuts
 from layerbounds.search.preparation import Preparation, prepare
 from layerbounds.search.pruning_dispatch import compile_kernels, search_pruning
+from layerbounds.search.pruning_preparation import prepare_pruning
 from layerbounds.search.quantization import CLOSE_AT_ONCE, search_channel
 from layerbounds.search.split_forms import prepare_split
 from layerbounds.search.units import has_shared_forms
@@ -52,11 +54,11 @@ class NativeBackend:
         """Always there."""
         return Availability(True, f"numba {numba.__version__}")
 
-    def prepare(self, problem: Problem, group: int, jobs: int) -> Preparation | None:
+    def prepare(self, problem: Problem, group: int, jobs: int) -> Preparation | ClusterMinorant | None:
         """Order, factorize and bound the Gram matrix of a group, once for all its channels."""
         if isinstance(problem, PruningProblem):
             compile_kernels()
-            return None
+            return prepare_pruning(problem, group)
         compile_quantization()
         layer = problem.layer
         live = layer.live(group)

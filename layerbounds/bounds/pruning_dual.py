@@ -10,18 +10,22 @@ for each S without. Extended precision; every rounding error is charged.
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from layerbounds.arrays import Float, Int
+from layerbounds.arrays import Bool, Float, Int
 from layerbounds.bounds.diagonal import UNIT, is_positive_semidefinite, shrink_until
 from layerbounds.patterns import Structure
 
 #: Extended precision, which type checkers have no name for.
 Wide = npt.NDArray[Any]
+
+#: Blocks with more entries of their matrices than this, over all allowed choices, prove nothing.
+MOST_ENTRIES = 2**23
 
 _LONG = np.longdouble
 _UNIT_LONG = float(np.finfo(_LONG).eps)
@@ -127,8 +131,10 @@ def _block_savings(
 ) -> tuple[Any, Any, float]:
     """Sum over the blocks of dropping everything, the most that an allowed choice saves, and the size of the terms."""
     total: Any = _LONG(0)
+    kept: Any = _LONG(0)
     size = 0.0
-    tables: dict[int, list[Wide]] = {g: [] for g in range(len(structure.capacity))}
+    tables: dict[int, list[Wide]] = {}
+    units_of_group = np.bincount(structure.group)
     for index in np.unique(block):
         members = np.flatnonzero(block == index)
         b = matrix[np.ix_(members, members)].astype(_LONG)
@@ -137,52 +143,81 @@ def _block_savings(
         size += float(2 * np.abs(hb) @ np.abs(zb) + np.abs(zb) @ np.abs(b) @ np.abs(zb))
         total += drop - 2 * eb @ np.abs(zb)
         units = np.unique(structure.unit[members])
-        groups = np.unique(structure.group[units])
-        if len(groups) != 1 or np.count_nonzero(np.isin(structure.unit, units)) != len(members):
+        groups, inside = np.unique(structure.group[units], return_counts=True)
+        whole_units = np.count_nonzero(np.isin(structure.unit, units)) == len(members)
+        if not whole_units or (len(groups) > 1 and np.any(inside != units_of_group[groups])):
             return total, _LONG(np.inf), size
-        group = int(groups[0])
-        most = int(min(len(units), structure.capacity[group]))
-        table = np.zeros(most + 1, dtype=_LONG)
-        for count in range(1, most + 1):
-            # With refit keeping more never saves less: only the largest subsets matter to the largest count.
-            best: Any = _LONG(0) if original is not None else _LONG(-np.inf)
-            for subset in combinations(units, count):
-                s = np.flatnonzero(np.isin(structure.unit[members], subset))
-                if original is None:
-                    saved = _refit_saving(b, zb, hb, eb, s)
-                else:
-                    v = np.zeros(len(members), dtype=_LONG)
-                    v[s] = original[members[s]]
-                    step = v - zb
-                    saved = drop - 2 * hb @ step - step @ b @ step + 2 * eb @ (np.abs(step) + np.abs(zb))
-                    size += float(2 * np.abs(hb) @ np.abs(step) + np.abs(step) @ np.abs(b) @ np.abs(step))
-                best = max(best, saved)
-            table[count] = max(best, table[count - 1])
-        tables[group].append(table)
-    kept: Any = _LONG(0)
-    for group, capacity in enumerate(structure.capacity):
-        kept += _knapsack(tables[group], int(capacity))
+        sets = _choices(structure, units, groups, original is None, MOST_ENTRIES // len(members) ** 2)
+        if sets is None:
+            return total, _LONG(np.inf), size
+        s = sets[:, np.searchsorted(units, structure.unit[members])]
+        if original is None:
+            saved = _refit_savings(b, zb, hb, eb, s)
+        else:
+            step = np.where(s, original[members].astype(_LONG), 0) - zb
+            spread = np.abs(step) @ np.abs(b)
+            saved = (
+                drop - 2 * step @ hb - np.sum((step @ b) * step, axis=1)
+                + 2 * (np.abs(step) + np.abs(zb)) @ eb
+            )  # fmt: skip
+            size += float(np.max(2 * np.abs(step) @ np.abs(hb) + np.sum(spread * np.abs(step), axis=1)))
+        if len(groups) > 1:
+            kept += saved.max()
+            continue
+        count = sets.sum(axis=1)
+        table = np.array([saved[count == j].max() for j in range(int(count.max()) + 1)])
+        tables.setdefault(int(groups[0]), []).append(np.maximum.accumulate(table))
+    for group, parts in tables.items():
+        kept += _knapsack(parts, int(structure.capacity[group]))
     return total, kept * (1 + 4 * len(z) * _UNIT_LONG), size
 
 
-def _refit_saving(b: Wide, z: Wide, h: Wide, h_error: Wide, s: Int) -> Any:
-    """Upper bound of c_Sᵀ B_SS⁻¹ c_S with c = Bz − h, from an approximate solution t of B_SS t = c_S.
+def _choices(structure: Structure, units: Int, groups: Int, refit: bool, limit: int) -> Bool | None:
+    """The sets of a block's units that are allowed, one a row; None where they are more than ``limit``.
 
-    The quadratic form is 2cᵀt − tᵀBt + rᵀB⁻¹r with r = c − Bt, and the last term at most ‖r‖²/λ_min.
+    With refit keeping more never saves less: of several groups, whose capacities are their own, only the fullest
+    choices matter.
     """
-    c = (b @ z - h)[s]
-    error = (h_error + 4 * (len(z) + 4) * _UNIT_LONG * (np.abs(b) @ np.abs(z) + np.abs(h)))[s]
-    sub = b[np.ix_(s, s)]
-    narrow = sub.astype(np.float64)
+    rows: list[tuple[int, ...]] = [()]
+    for group in groups:
+        own = np.flatnonzero(structure.group[units] == group).tolist()
+        most = min(len(own), int(structure.capacity[group]))
+        least = most if refit and len(groups) > 1 else 0
+        if len(rows) * sum(math.comb(len(own), j) for j in range(least, most + 1)) > limit:
+            return None
+        single = [subset for j in range(least, most + 1) for subset in combinations(own, j)]
+        rows = [row + subset for row in rows for subset in single]
+    sets = np.zeros((len(rows), len(units)), dtype=bool)
+    for row, chosen in zip(sets, rows, strict=True):
+        row[list(chosen)] = True
+    return sets
+
+
+def _refit_savings(b: Wide, z: Wide, h: Wide, h_error: Wide, sets: Bool) -> Wide:
+    """Upper bounds of c_Sᵀ B_SS⁻¹ c_S with c = Bz − h for sets S, from approximate solutions t of B_SS t = c_S.
+
+    The quadratic form is 2cᵀt − tᵀBt + rᵀB_SS⁻¹r with r = c − Bt on S, and the last term at most ‖r‖²/λ_min(B), as
+    eigenvalues interlace.
+    """
+    c = b @ z - h
+    error = h_error + 4 * (len(z) + 4) * _UNIT_LONG * (np.abs(b) @ np.abs(z) + np.abs(h))
+    narrow = b.astype(np.float64)
     smallest = 0.5 * float(np.linalg.eigvalsh(narrow)[0])
-    if smallest <= 0 or not is_block_minorant(narrow, smallest * np.eye(len(s))):
-        return _LONG(np.inf)
-    t = np.linalg.solve(narrow, c.astype(np.float64)).astype(_LONG)
-    t += np.linalg.solve(narrow, (c - sub @ t).astype(np.float64))
-    residual = np.abs(c - sub @ t) + error + 4 * (len(s) + 4) * _UNIT_LONG * (np.abs(sub) @ np.abs(t) + np.abs(c))
-    value = 2 * c @ t - t @ sub @ t + 2 * error @ np.abs(t) + residual @ residual / _LONG(smallest)
-    rounding = 8 * (len(s) + 8) * _UNIT_LONG * (2 * np.abs(c) @ np.abs(t) + np.abs(t) @ np.abs(sub) @ np.abs(t))
-    return value * (1 + 16 * _UNIT_LONG) + rounding
+    if smallest <= 0 or not is_block_minorant(narrow, smallest * np.eye(len(z))):
+        return np.where(sets.any(axis=1), _LONG(np.inf), _LONG(0))
+    # Outside of a set the rows of the identity, so that all systems have one size.
+    systems = np.where(sets[:, :, None] & sets[:, None, :], narrow, np.eye(len(z)))
+    t = np.zeros(sets.shape, dtype=_LONG)
+    for _ in range(2):
+        rest = np.where(sets, c - t @ b, 0).astype(np.float64)
+        t += np.linalg.solve(systems, rest[:, :, None])[:, :, 0]
+    product, spread = t @ b, np.abs(t) @ np.abs(b)
+    off = error + 4 * (len(z) + 4) * _UNIT_LONG * (spread + np.abs(c))
+    residual = np.where(sets, np.abs(c - product) + off, 0)
+    value = 2 * t @ c - np.sum(t * product, axis=1) + 2 * np.abs(t) @ error
+    value += np.sum(residual**2, axis=1) / _LONG(smallest)
+    rounding = 8 * (len(z) + 8) * _UNIT_LONG * (2 * np.abs(t) @ np.abs(c) + np.sum(np.abs(t) * spread, axis=1))
+    return np.asarray(value * (1 + 16 * _UNIT_LONG) + rounding)
 
 
 def _knapsack(tables: list[Wide], capacity: int) -> Any:

@@ -1,4 +1,4 @@
-"""Compiled fixing, rounding, branching and enumeration below the block dual; arrays as in `kernels.clusters`."""
+"""Compiled fixing, rounding and branching below the block dual; arrays as in `kernels.clusters`."""
 
 from __future__ import annotations
 
@@ -242,74 +242,3 @@ def pick(gram, block, first, member, place, kept, free, curve, share, u, status,
     for p in range(m):
         column[ids[p]] = y[p] / y[arg]
     return ids[arg]
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def best_sets(a, r, free, room, threshold, found, matrix, vector, depth_of):
-    """Sets of exactly ``room`` of the free inputs whose saving exceeds a threshold, by enumeration.
-
-    Parameters
-    ----------
-    a, r
-        Schur complement and residual of the free inputs.
-    threshold
-        In: least saving.
-    found
-        Result: the codes.
-
-    Returns
-    -------
-    int
-        How many there are; −1 if there is no room for them in ``found``.
-    """
-    last = vector.shape[1] - 1
-    for i in range(free):
-        vector[0, i] = r[i]
-        for j in range(i, free):
-            matrix[0, i, j] = a[i, j]
-    vector[0, last] = 0.0
-    depth_of[0] = 0
-    count = 0
-    if room == 0:
-        if threshold < 0.0:
-            found[0] = 0
-            count = 1
-        return count
-    code = (1 << room) - 1
-    limit = 1 << free
-    d = 0
-    while code < limit:
-        while d < free:
-            q = depth_of[d]
-            if (code >> (free - 1 - d)) & 1:
-                pivot = matrix[q, d, d]
-                f = vector[q, d] / pivot
-                vector[q + 1, last] = vector[q, last] + vector[q, d] * f
-                if q + 1 < room:
-                    for i in range(d + 1, free):
-                        ratio = matrix[q, d, i]
-                        vector[q + 1, i] = vector[q, i] - ratio * f
-                        ratio /= pivot
-                        for j in range(i, free):
-                            matrix[q + 1, i, j] = matrix[q, i, j] - ratio * matrix[q, d, j]
-                depth_of[d + 1] = q + 1
-            else:
-                depth_of[d + 1] = q
-            d += 1
-        if vector[room, last] > threshold:
-            if count == len(found):
-                return -1
-            found[count] = code
-            count += 1
-        # The next larger number with as many bits.
-        lowest = code & -code
-        ripple = code + lowest
-        following = ripple | (((code ^ ripple) >> 2) // lowest)
-        change = code ^ following
-        d = free
-        while change:
-            change >>= 1
-            d -= 1
-        d = max(d, 0)
-        code = following
-    return count

@@ -374,6 +374,7 @@ def moments(b, place, kept, free, c, allowed, s, top, lse, budget, tau, price, k
 
     Fills ``k`` = Σ w_S (B_SS)⁻¹, ``cov`` the covariance of t_S = (B_SS)⁻¹c_S, its ``mean``, its covariance ``tilt``
     with the number of kept inputs, and each input's ``share`` Σ_{S ∋ i} w_S; returns the variance of that number.
+    ``x[q]`` and ``t[q]`` are stacks of the inverse and of t for the first q inputs of a set: the next set shares most.
     """
     m = kept + free
     for i in range(m):
@@ -391,6 +392,7 @@ def moments(b, place, kept, free, c, allowed, s, top, lse, budget, tau, price, k
         total += np.exp(lse[j] - price * j / tau - peak)
     mean_number = 0.0
     square_number = 0.0
+    ready = 0
     for code in range(1 << free):
         if not allowed[code]:
             continue
@@ -402,27 +404,52 @@ def moments(b, place, kept, free, c, allowed, s, top, lse, budget, tau, price, k
         mean_number += w * number
         square_number += w * number * number
         q = 0
+        same = True
         for d in range(m):
-            if d < kept or (code >> (m - 1 - d)) & 1:
-                index[q] = d
+            if d >= kept and not (code >> (m - 1 - d)) & 1:
+                continue
+            if same and q < ready and index[q] == d:
                 q += 1
-        for a in range(q):
-            for e in range(q):
-                x[a, e] = b[place[index[a]], place[index[e]]]
-        invert(x, q)
-        for a in range(q):
-            f = 0.0
-            for e in range(q):
-                f += x[a, e] * c[index[e]]
-            t[a] = f
+                continue
+            same = False
+            # One more row and column: with y = X b_d and σ = b_dd − b_dᵀy, X + yyᵀ/σ beside −y/σ and 1/σ.
+            old, new, y = x[q], x[q + 1], t[q]
+            pivot = b[place[d], place[d]]
+            right = c[d]
+            for a in range(q):
+                f = 0.0
+                for e in range(q):
+                    f += old[a, e] * b[place[d], place[index[e]]]
+                share_of = b[place[d], place[index[a]]]
+                pivot -= share_of * f
+                right -= share_of * y[a]
+                new[a, q] = -f
+            right /= pivot
+            for a in range(q):
+                f = new[a, q]
+                g = f / pivot
+                for e in range(a, q):
+                    new[a, e] = old[a, e] + g * new[e, q]
+                    new[e, a] = new[a, e]
+                t[q + 1, a] = y[a] + f * right
+            for a in range(q):
+                new[a, q] /= pivot
+                new[q, a] = new[a, q]
+            new[q, q] = 1.0 / pivot
+            t[q + 1, q] = right
+            index[q] = d
+            q += 1
+        ready = q
+        solved, inverse = t[q], x[q]
         for a in range(q):
             i = index[a]
+            f = w * solved[a]
             share[i] += w
-            mean[i] += w * t[a]
-            tilt[i] += w * number * t[a]
+            mean[i] += f
+            tilt[i] += number * f
             for e in range(q):
-                k[i, index[e]] += w * x[a, e]
-                cov[i, index[e]] += w * t[a] * t[e]
+                k[i, index[e]] += w * inverse[a, e]
+                cov[i, index[e]] += f * solved[e]
     for i in range(m):
         tilt[i] -= mean_number * mean[i]
         for j in range(m):
@@ -499,7 +526,8 @@ def relax(
     resid = np.empty(n)
     tilt = np.empty((groups, widest))
     mean = np.empty((groups, widest))
-    x, t, index = np.empty((widest, widest)), np.empty(widest), np.empty(widest, np.int64)
+    x, index = np.empty((widest, widest)), np.empty(widest, np.int64)
+    inverses, solutions = np.empty((widest + 1, widest, widest)), np.empty((widest + 1, widest))
     position = np.empty(n, np.int64)
     right, price_right, deviation, shift = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
     trial, best_u = np.empty(n), np.empty(n)
@@ -533,7 +561,7 @@ def relax(
             codes = slice(base[g], base[g] + (1 << free[g]))
             variance += moments(
                 block[g], place[f0 : f0 + size], kept[g], free[g], c[f0:], allowed[codes], s[codes], top[g], lse[g],
-                budget, width, out[2], curve[g], covariance[g], mean[g], tilt[g], share[g], x, t, index,
+                budget, width, out[2], curve[g], covariance[g], mean[g], tilt[g], share[g], inverses, solutions, index,
             )  # fmt: skip
         # (A⁻¹ + H − B) δ = A⁻¹(v − u) on the inputs that occur, A = K + (2/τ) cov; the others go to zero.
         for i in range(n):
@@ -684,6 +712,6 @@ def relax(
         codes = slice(base[g], base[g] + (1 << free[g]))
         moments(
             block[g], place[f0 : f0 + size], kept[g], free[g], c[f0:], allowed[codes], s[codes], top[g], lse[g],
-            budget, tau, out[2], curve[g], covariance[g], mean[g], tilt[g], share[g], x, t, index,
+            budget, tau, out[2], curve[g], covariance[g], mean[g], tilt[g], share[g], inverses, solutions, index,
         )  # fmt: skip
     return best

@@ -227,7 +227,8 @@ class BlockSearch:
 
     def expand(self, node: BlockNode, bound: float, cut: float) -> tuple[float, list[BlockNode]]:
         """Bound, fix, round, branch."""
-        value = max(bound, self.relax(node, cut, ROUNDS))
+        now = self.relax(node, cut, ROUNDS)
+        value = max(bound, now)
         if value >= cut:
             return value, []
         free = np.flatnonzero(node.status == 0)
@@ -240,8 +241,9 @@ class BlockSearch:
         self.offer(kept)
         if self.minorant is not None:
             last, first = self.saving[ranked[node.free - 1]], self.saving[ranked[node.free]]
-            keep = [g for g in ranked[: node.free] if value + (self.saving[g] - first) * (1.0 - 1e-12) >= cut]
-            drop = [g for g in ranked[node.free :] if value + (last - self.saving[g]) * (1.0 - 1e-12) >= cut]
+            # What another choice costs adds to the bound that the savings belong to, which an inherited one may exceed.
+            keep = [g for g in ranked[: node.free] if now + (self.saving[g] - first) * (1.0 - 1e-12) >= cut]
+            drop = [g for g in ranked[node.free :] if now + (last - self.saving[g]) * (1.0 - 1e-12) >= cut]
             node.status[keep], node.status[drop] = 1, -1
             node.free -= len(keep)
             self._settle(node)

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from layerbounds.arrays import Float, Int
-from layerbounds.backends.base import Control, PruningTask, RawSolve, SearchProof
+from layerbounds.backends.base import BlockDual, Control, PruningTask, RawSolve, SearchProof
 from layerbounds.bounds.clusters import ClusterMinorant, make_clusters, prove_clusters, start_clusters
 from layerbounds.bounds.diagonal import UNIT, cholesky, symmetric_inverse
-from layerbounds.kernels import cluster_minorant, cluster_tree, clusters, sparsity
+from layerbounds.kernels import cluster_minorant, cluster_tree, clusters, subset_tree
 from layerbounds.search.frontier import Frontier, Incumbent
-from layerbounds.search.pruning import ENUMERATED, Flags, SubsetSearch, run_subset, set_bound
+from layerbounds.search.pruning import ENUMERATED, EXACT, MOST_WORK, Flags, SubsetSearch, run_subset, set_bound
 
 #: Width of the smoothed maximum, relative to the incumbent: times the number of inputs in the tree and at the end of
 #: the root, and at most.
@@ -26,6 +26,10 @@ TAU, ROOT_TAU, WIDE = 0.5, 0.25, 0.1
 ROUNDS, ROOT_ROUNDS, GAIN = 8, 8, 0.002
 #: Barrier weights of the minorant's ascent: first, factor, last.
 MU_FIRST, MU_FACTOR, MU_LAST = 0.5, 0.7, 0.03
+#: Width of the smoothing for the first point, and its narrowing at each improvement.
+WIDEST, NARROWING = 3.0, 0.75
+#: Where the minorant was improved for another channel: narrowing, barrier weight and the share of the improvements.
+NARROWING_STARTED, MU_STARTED, STARTED_SHARE = 0.3, 0.1, 0.5
 #: The same in the tree.
 MU_TREE = 0.02
 #: A fall of the root's bound, relative to the incumbent, after which the ascent goes back.
@@ -38,6 +42,10 @@ CANDIDATES, POWER = 16, 3.0
 
 #: Where the time is out at the root, a block bound below this share of the incumbent is not kept.
 LATE = 0.5
+
+
+#: Nodes with about so many sets within the gap are enumerated, before and after their minorant is improved.
+EARLY_SETS, MOST_SETS = 2e4, 1e5
 
 
 @dataclass(eq=False)
@@ -76,10 +84,20 @@ class ClusterSearch(SubsetSearch):
         Largest number of inputs in a cluster.
     steps : int
         Most improvements of the minorant at the root.
+    start : ClusterMinorant, optional
+        Of all inputs, improved for another channel: few improvements remain.
     """
 
-    def __init__(self, task: PruningTask, control: Control, most: int = 3, steps: int = 2) -> None:
+    def __init__(
+        self,
+        task: PruningTask,
+        control: Control,
+        most: int = 3,
+        steps: int = 2,
+        start: ClusterMinorant | None = None,
+    ) -> None:
         super().__init__(task, control)
+        self.start = start
         #: Whether all inputs share one capacity, which a price splits over the clusters.
         self.shared = len(self.capacity) == 1
         self.most, self.steps = most, steps
@@ -154,9 +172,14 @@ class ClusterSearch(SubsetSearch):
         active = np.flatnonzero(status >= 0)
         if not np.any(status == 0):
             return None
-        parts = make_clusters(self.gram, self.most, self.group, active)
-        small = parts is not None and max(len(p) for p in parts) <= clusters.MOST
-        minorant = start_clusters(self.gram, parts, active) if parts is not None and small else None
+        minorant = self.start if len(active) == self.size else None
+        mu, narrowing, steps = MU_FIRST, NARROWING, self.steps
+        if minorant is not None:
+            mu, narrowing, steps = MU_STARTED, NARROWING_STARTED, int(self.steps * STARTED_SHARE)
+        else:
+            parts = make_clusters(self.gram, self.most, self.group, active)
+            small = parts is not None and max(len(p) for p in parts) <= clusters.MOST
+            minorant = start_clusters(self.gram, parts, active) if parts is not None and small else None
         if minorant is None:
             return None
         share = free.sum() / max(np.count_nonzero(status == 0), 1)
@@ -164,17 +187,17 @@ class ClusterSearch(SubsetSearch):
         node = ClusterNode(status, free, point, 0.0, minorant)
         upper = self.incumbent.value
         gain = 1e-4 * upper
-        tau = 3.0 * upper
-        while tau > WIDE * upper:
+        tau = WIDEST * upper
+        while tau > WIDE * upper and self.control.remaining() > 0:
             self.relax_clusters(node, tau, ROOT_ROUNDS, math.inf, 100.0 * gain)
             tau *= 0.3
-        mu, tau, best = MU_FIRST, WIDE * upper, -math.inf
+        tau, best = WIDE * upper, -math.inf
         value = self.relax_clusters(node, tau, ROOT_ROUNDS, upper, gain)
         keep = (node.minorant, node.point.copy(), node.price)
-        for _ in range(self.steps):
+        for _ in range(steps):
             if value > best:
                 best, keep = value, (node.minorant, node.point.copy(), node.price)
-                if best >= upper:
+                if best >= upper or self.near(node, upper) <= EARLY_SETS:
                     break
             elif value < best - BACK * upper:
                 # The ascent overshot: back to the best one, with a wider smoothing.
@@ -184,7 +207,7 @@ class ClusterSearch(SubsetSearch):
             if self.control.remaining() <= 0:
                 break
             improved = self.ascend(node, mu)
-            mu, tau = max(MU_FACTOR * mu, MU_LAST), max(0.75 * tau, ROOT_TAU / self.size * upper)
+            mu, tau = max(MU_FACTOR * mu, MU_LAST), max(narrowing * tau, ROOT_TAU / self.size * upper)
             if improved is None:
                 value = -math.inf
                 continue
@@ -195,6 +218,15 @@ class ClusterSearch(SubsetSearch):
         node.minorant, node.point, node.price = keep
         self.root_bound = max(best, 0.0)
         return node
+
+    def certifiable(self, root: ClusterNode) -> BlockDual | None:
+        """What certification can derive the root's bound from; None where inputs were dropped from the start."""
+        m = root.minorant
+        if np.any(root.status < 0):
+            return None
+        block = np.zeros(self.size, dtype=np.int64)
+        block[m.member] = np.repeat(np.arange(len(m.block)), np.diff(m.first))
+        return BlockDual(root.point / self.factor, block, m.matrix(np.arange(self.size), self.size))
 
     # The tree
 
@@ -208,7 +240,16 @@ class ClusterSearch(SubsetSearch):
         closed = self.enumerate(node.status, node.free, cut)
         if closed is not None:
             return max(bound, closed), []
-        value = max(bound, self.bound(node, bound, cut))
+        upper = self.incumbent.value
+        tau, gain = TAU / self.size * upper, GAIN * upper
+        now = self.relax_clusters(node, tau, ROUNDS, cut, gain, bound)
+        closed = self.enumerate_near(node, cut, EARLY_SETS) if now < cut else cut
+        if closed is None:
+            now = self.improve(node, now, cut)
+            closed = self.enumerate_near(node, cut, MOST_SETS) if now < cut else cut
+        value = max(bound, now)
+        if closed is not None:
+            return max(value, closed), []
         if value >= cut:
             return value, []
         m = node.minorant
@@ -236,7 +277,7 @@ class ClusterSearch(SubsetSearch):
             if np.any(node.free < 0):
                 # More inputs than the pattern allows would have to be kept: every other choice reaches the cut.
                 return max(value, cut), []
-            sparsity.settle(self.group, node.free, node.status)
+            subset_tree.settle(self.group, node.free, node.status)
             self._drop_twins(node.status, np.flatnonzero((node.status == 1) & (before != 1)))
         free = np.flatnonzero(node.status == 0)
         if not len(free):
@@ -245,13 +286,10 @@ class ClusterSearch(SubsetSearch):
             branch = -1
         return value, self._branch(node, branch, free)
 
-    def bound(self, node: ClusterNode, bound: float, cut: float) -> float:
-        """Relax a node, improve its minorant, relax it again; the codes are those of the better minorant."""
+    def improve(self, node: ClusterNode, value: float, cut: float) -> float:
+        """Improve the minorant of a relaxed node and relax it again; the codes are those of the better minorant."""
         upper = self.incumbent.value
         tau, gain = TAU / self.size * upper, GAIN * upper
-        value = self.relax_clusters(node, tau, ROUNDS, cut, gain, bound)
-        if value >= cut:
-            return value
         improved = self.ascend(node, MU_TREE)
         if improved is None:
             return value
@@ -262,6 +300,49 @@ class ClusterSearch(SubsetSearch):
             return now
         # The work arrays belong to the last relaxation: back to the better one.
         return max(value, self.relax_clusters(node, tau, 0, cut, gain))
+
+    def near(self, node: ClusterNode, cut: float) -> float:
+        """About how many sets of a relaxed node have a bound below the cut; infinite where that is unknown."""
+        bound = float(self.result[3])
+        if not self.shared or not bound < cut:
+            return math.inf
+        gap = (cut - bound) * (1.0 + 1e-12)
+        return float(subset_tree.estimate(self.base, self.free_in, self.codes, node.price, gap))
+
+    def enumerate_near(self, node: ClusterNode, cut: float, most: float) -> float | None:
+        """Proven bound of a node by trying the sets whose savings leave the bound below the cut; None if too many."""
+        bound = float(self.result[3])
+        kept = np.flatnonzero(node.status == 1)
+        room = int(node.free[0])
+        margin = 2.0 * self.saving_error(len(kept) + room)
+        if not margin < 0.1 * cut or not self.near(node, cut) <= most:
+            return None
+        # Costs are differences of savings, each of them rounded.
+        gap = (cut - bound) * (1.0 + 1e-12) + 32.0 * UNIT * self.energy
+        m = node.minorant
+        groups = len(m.block)
+        root, order = np.empty(groups, np.int64), np.empty(groups, np.int64)
+        tree = np.empty(2 * int(np.sum(1 << self.free_in)))
+        subset_tree.prefix_values(self.base, self.free_in, self.codes, node.price, gap, tree, root, order)
+        free = np.concatenate(
+            [
+                m.member[
+                    m.first[g]
+                    + self.place[m.first[g] + self.kept_in[g] : m.first[g] + self.kept_in[g] + self.free_in[g]]
+                ]
+                for g in order
+            ]
+        )
+        width = len(free)
+        a, r = np.empty((width, width)), np.empty(width)
+        base = subset_tree.eliminate(self.gram, self.b, kept, free, a, r)
+        found = np.empty((EXACT, room), np.int64)
+        count = subset_tree.near_sets(
+            a, r, room, tree, root, order, self.free_in, gap, self.low_energy - base - cut - margin, MOST_WORK, found
+        )
+        if count < 0 or math.isnan(base):
+            return None
+        return self.evaluate(node.status, free, found[:count], cut)
 
     def _branch(self, node: ClusterNode, branch: int, free: Int) -> list[ClusterNode]:
         estimated = branch >= 0
@@ -275,7 +356,7 @@ class ClusterSearch(SubsetSearch):
                 room[self.group[branch]] -= 1
             elif estimated:
                 point -= point[branch] * self.column
-            sparsity.settle(self.group, room, status)
+            subset_tree.settle(self.group, room, status)
             self._drop_twins(status, np.flatnonzero((status == 1) & (node.status != 1)))
             children.append(ClusterNode(status, room, point, node.price, node.minorant))
         return children
@@ -297,22 +378,24 @@ class _Adapter:
         return self.search.expand_clusters(node, bound, cut)
 
 
-def search_clusters(task: PruningTask, control: Control, most: int, steps: int) -> RawSolve:
+def search_clusters(
+    task: PruningTask, control: Control, most: int, steps: int, start: ClusterMinorant | None = None
+) -> RawSolve:
     """Solve one channel of at least one live input.
 
     Parameters
     ----------
     task : PruningTask
     control : Control
-    most, steps : int
+    most, steps, start
         See `ClusterSearch`.
     """
-    search = ClusterSearch(task, control, most, steps)
+    search = ClusterSearch(task, control, most, steps, start)
     search.first_incumbents()
     if search.shared and search.size <= SMALL:
         # Where a diagonal alone gives a fair bound, its cheaper nodes win.
-        single = search.root()
         fair = FAIR[0] + FAIR[1] * float(search.capacity[0]) / search.size
+        single = search.root(0.8 * fair * search.incumbent.value)
         if search.root_bound >= fair * search.incumbent.value:
             return run_subset(search, single)
     root = search.cluster_root()
@@ -321,6 +404,8 @@ def search_clusters(task: PruningTask, control: Control, most: int, steps: int) 
         # Without time to improve the blocks a diagonal proves more.
         return run_subset(search, search.root())
     unit = search.factor**-2
+    # Certifying the root's dual point takes longer than many nodes: it is for those who ask for no nodes.
+    dual = search.certifiable(root) if control.node_limit == 0 else None
     frontier: Frontier[ClusterNode] = Frontier(
         _Adapter(search), control, search.energy, root, search.root_bound, unit, task.constant
     )
@@ -331,6 +416,7 @@ def search_clusters(task: PruningTask, control: Control, most: int, steps: int) 
         weights=search.incumbent.weights / search.factor,
         termination=termination,
         proof=SearchProof(lower * unit, 32 * UNIT * search.energy * unit) if lower > 0 else None,
+        dual=dual,
         nodes=frontier.nodes,
         trace=tuple(frontier.trace),
     )

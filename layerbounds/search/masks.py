@@ -122,7 +122,8 @@ class MaskSearch:
 
     def expand(self, node: MaskNode, bound: float, cut: float) -> tuple[float, list[MaskNode]]:
         """Bound, fix, round, branch."""
-        value = max(bound, self.relax(node, cut, MOVES))
+        now = self.relax(node, cut, MOVES)
+        value = max(bound, now)
         if value >= cut:
             return value, []
         free = node.status == 0
@@ -133,9 +134,10 @@ class MaskSearch:
             self._leaf(node)
             return value, []
         below = self.edge[self.group, 0]
-        keep = inside & (value + (self.saving - below) * (1.0 - 1e-12) >= cut + self.allowance)
+        # What another choice costs adds to the bound that the savings belong to, which an inherited one may exceed.
+        keep = inside & (now + (self.saving - below) * (1.0 - 1e-12) >= cut + self.allowance)
         positive = np.maximum(threshold, 0.0)
-        drop = free & ~inside & (value + (positive - self.saving) * (1.0 - 1e-12) >= cut + self.allowance)
+        drop = free & ~inside & (now + (positive - self.saving) * (1.0 - 1e-12) >= cut + self.allowance)
         node.status[keep] = 1
         node.status[drop] = -1
         np.subtract.at(node.free, self.group[keep], 1)

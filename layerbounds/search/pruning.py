@@ -24,8 +24,7 @@ from layerbounds.bounds.diagonal import (
     symmetric_inverse,
 )
 from layerbounds.bounds.perspective import centre, newton_step, schur_complement
-from layerbounds.kernels import sparsity, subset
-from layerbounds.kernels.cluster_tree import best_sets
+from layerbounds.kernels import subset, subset_tree
 from layerbounds.search.frontier import Frontier, Incumbent
 
 Flags = npt.NDArray[np.int8]
@@ -38,12 +37,16 @@ MU, TREE_MU = 0.02, (0.07, 0.03, 0.03)
 SHRINKS = (1.0, 0.97, 0.8)
 #: Rounds of the active-set method at a node.
 ROUNDS = 8
-#: Relaxations and Newton steps at the root.
-ROOT_STEPS = 25
+#: Relaxations and Newton steps at the root, and after how many the diagonal may be given up.
+ROOT_STEPS, FEW_STEPS = 25, 8
+#: Share of the time limit in which the first incumbents are kicked.
+FIRST = 0.25
 #: Inputs whose exclusion cost is estimated before branching.
 CANDIDATES = 8
 #: Nodes with at most so many sets are enumerated, unless more of them than this come near the cut.
 ENUMERATED, EXACT = 20000, 64
+#: Multiplications that the enumeration of a node may take.
+MOST_WORK = 10**7
 
 
 @dataclass(eq=False)
@@ -167,7 +170,7 @@ class SubsetSearch:
         subset.improve(self.gram, self.b, self.group, self.capacity, chosen, kicks, self.random, 1e-12 * self.energy)
         self.offer(chosen)
 
-    def first_incumbents(self) -> None:
+    def first_incumbents(self, kicks: bool = True) -> None:
         """Backward greedy, magnitude and the warm start, each with local search; kicks for the best of them."""
         n = self.size
         a, r = np.empty((n, n)), np.empty(n)
@@ -178,8 +181,10 @@ class SubsetSearch:
             self.polish(self.task.structure.keep_largest(np.abs(self.target) * np.sqrt(np.diag(self.gram))), 0)
         if self.task.warm_start is not None:
             self.polish(self.task.warm_start != 0.0, 0)
-        for _ in range(4 if n <= 80 else 16):
-            if self.control.remaining() <= 0:
+        # A node limit has to give the same result on every machine.
+        share = FIRST if self.control.node_limit is None else 1.0
+        for _ in range((4 if n <= 80 else 16) if kicks else 0):
+            if self.control.remaining() <= (1.0 - share) * self.control.time_limit:
                 break
             self.polish(self.incumbent.weights != 0.0, 25)
 
@@ -192,40 +197,36 @@ class SubsetSearch:
         """
         free = np.flatnonzero(status == 0)
         room = min(int(room_left[0]), len(free))
-        if len(self.capacity) > 1 or math.comb(len(free), room) > self.enumerated or len(free) > 60:
+        if len(self.capacity) > 1 or math.comb(len(free), room) > self.enumerated:
             return None
         kept = np.flatnonzero(status == 1)
-        margin = self._saving_error(len(kept) + room)
+        margin = 2.0 * self.saving_error(len(kept) + room)
         if not margin < 0.1 * cut:
             return None
-        a, r = np.ascontiguousarray(self.gram[np.ix_(free, free)]), self.b[free]
-        base = 0.0
-        if len(kept):
-            factor = cholesky(np.ascontiguousarray(self.gram[np.ix_(kept, kept)]))
-            if factor is None:
-                return None
-            right = np.column_stack([self.gram[np.ix_(kept, free)], self.b[kept]])
-            half = scipy.linalg.solve_triangular(factor, right, lower=True, check_finite=False)
-            a -= half[:, :-1].T @ half[:, :-1]
-            r = r - half[:, :-1].T @ half[:, -1]
-            base = float(half[:, -1] @ half[:, -1])
         width = len(free)
-        found = np.empty(EXACT, np.int64)
-        count = best_sets(
-            a, r, width, room, self.low_energy - base - cut - margin, found,
-            np.empty((room + 1, width, width)), np.empty((room + 1, width + 1)), np.empty(width + 1, np.int64),
+        a, r = np.empty((width, width)), np.empty(width)
+        base = subset_tree.eliminate(self.gram, self.b, kept, free, a, r)
+        # Every input is a cluster of its own whose choices cost nothing.
+        every, found = np.arange(width), np.empty((EXACT, room), np.int64)
+        count = subset_tree.near_sets(
+            a, r, room, np.zeros(4 * width), 4 * every, every, np.ones(width, np.int64), 0.0,
+            self.low_energy - base - cut - margin, MOST_WORK, found,
         )  # fmt: skip
-        if count < 0:
+        if math.isnan(base) or count < 0:
             return None
+        return self.evaluate(status, free, found[:count], cut)
+
+    def evaluate(self, status: Flags, free: Int, found: Int, cut: float) -> float:
+        """Proven bound of a node whose other sets reach the cut, from those at the positions ``found`` in ``free``."""
         value = cut
-        for code in found[:count]:
+        for positions in found:
             chosen = status == 1
-            chosen[free] = [bool((int(code) >> (width - 1 - p)) & 1) for p in range(width)]
+            chosen[free[positions]] = True
             self.offer(chosen)
             value = min(value, set_bound(self.task.gram, self.target, chosen))
         return value
 
-    def _saving_error(self, size: int) -> float:
+    def saving_error(self, size: int) -> float:
         """How far the computed saving of a set of so many inputs can lie below the exact one (docs)."""
         if self.smallest <= 0.0:
             return math.inf
@@ -245,20 +246,24 @@ class SubsetSearch:
             if status[i] == 0:
                 same = self.twins[i]
                 status[same[self.group[same] == self.group[i]]] = -1
-        sparsity.settle(self.group, free, status)
+        subset_tree.settle(self.group, free, status)
         self._drop_twins(status, np.flatnonzero(status == 1))
         return status, free
 
-    def root(self) -> Node:
-        """The whole problem, with a diagonal that was improved for it."""
+    def root(self, least: float = 0.0) -> Node:
+        """The whole problem, with a diagonal that was improved for it.
+
+        Below the bound ``least`` the improvement ends after a few steps.
+        """
         status, free = self.root_status()
         state = np.where(self.target > 0, 1, -1).astype(np.int8)
         node = Node(status, state, free, None, 0)
         node.d = self.diagonal(node)
         if node.d is not None:
-            self.root_bound = max(self.sharpen(node), 0.0)
+            self.root_bound = max(self.sharpen(node, least), 0.0)
             if np.any(node.status == 0):
-                self.root_dual = (self.point.copy(), node.d.copy())
+                # Kept inputs count with a millionth of their entry, here as in the proof.
+                self.root_dual = (self.point.copy(), np.where(node.status == 1, 1e-6 * node.d, node.d))
         return node
 
     def diagonal(self, node: Node) -> Float | None:
@@ -277,9 +282,9 @@ class SubsetSearch:
         """Prove that a diagonal is a minorant on the inputs of a node."""
         free, kept = np.flatnonzero(node.status == 0), np.flatnonzero(node.status == 1)
         index = np.concatenate([kept, free])
-        return bool(sparsity.prove(self.gram, node.status, d, index, len(index), len(kept), self.other))
+        return bool(subset_tree.prove(self.gram, node.status, d, index, len(index), len(kept), self.other))
 
-    def sharpen(self, node: Node) -> float:
+    def sharpen(self, node: Node, least: float) -> float:
         """Improve the diagonal of the root by alternating relaxations and Newton steps; returns its bound."""
         free, kept = np.flatnonzero(node.status == 0), np.flatnonzero(node.status == 1)
         assert node.d is not None
@@ -292,7 +297,9 @@ class SubsetSearch:
                 best, node.d, node.state = value, d.copy(), state.copy()
             if step == ROOT_STEPS or reduced is None or self.control.remaining() <= 0:
                 break
-            mean = sparsity.emphasis(
+            if step == FEW_STEPS and best < least:
+                break
+            mean = subset_tree.emphasis(
                 self.group, node.free, node.status, self.point, d, self.saving, self.edge, FLOOR, self.alpha
             )
             if mean <= 0:
@@ -304,7 +311,7 @@ class SubsetSearch:
     def relax(self, node: Node, d: Float, state: Flags, cut: float, rounds: int = ROUNDS) -> float:
         """Proven bound of a node with a given diagonal."""
         return float(
-            sparsity.relax(
+            subset_tree.relax(
                 self.gram, self.norm, self.b, self.low_energy,
                 self.reach, d, self.group, node.free, node.status, state, rounds, cut,
                 self.point, self.saving, self.edge, self.work, self.solution, self.index, self.scores, self.out,
@@ -315,7 +322,7 @@ class SubsetSearch:
         """Improve the diagonal of a node; ``value`` is the bound with the present one."""
         assert node.d is not None
         for mu in TREE_MU:
-            mean = sparsity.emphasis(
+            mean = subset_tree.emphasis(
                 self.group, node.free, node.status, self.point, node.d, self.saving, self.edge, FLOOR, self.alpha
             )
             if mean <= 0 or not self._ascend(node, mu * mean):
@@ -347,7 +354,7 @@ class SubsetSearch:
         # (H/kept − D)⁻¹ is the free block of the inverse.
         inverse = symmetric_inverse(np.asfortranarray(factor[len(kept) :, len(kept) :]))
         d = node.d[free]
-        sparsity.ascend(np.ascontiguousarray(inverse), self.alpha[free], mu, d)
+        subset_tree.ascend(np.ascontiguousarray(inverse), self.alpha[free], mu, d)
         if not np.all(d > 0):
             return False
         self.tuned[:] = node.d
@@ -360,7 +367,7 @@ class SubsetSearch:
     def expand(self, node: Node, bound: float, cut: float) -> tuple[float, list[Node]]:
         """Bound, fix, round, branch."""
         self.expanded += 1
-        value = bound
+        value, now = bound, -math.inf
         if np.any(node.status == 0):
             closed = self.enumerate(node.status, node.free, cut)
             if closed is not None:
@@ -379,7 +386,7 @@ class SubsetSearch:
         if not len(free):
             self.offer(node.status == 1)
             return max(value, set_bound(self.task.gram, self.target, node.status == 1)), []
-        branch = self._choose(node, value, cut, free)
+        branch = self._choose(node, now, cut, free)
         free = np.flatnonzero(node.status == 0)
         if not len(free):
             # Everything else was fixed: the one set that is left becomes a child of its own.
@@ -389,7 +396,10 @@ class SubsetSearch:
         return value, [self._child(node, branch, keep) for keep in (False, True)]
 
     def _choose(self, node: Node, value: float, cut: float, free: Int) -> int:
-        """Fix what can be fixed, try the rounded set, and name an input to branch on (−1: none stands out)."""
+        """Fix what can be fixed, try the rounded set, and name an input to branch on (−1: none stands out).
+
+        ``value`` is the bound that belongs to the savings; one inherited from the parent may exceed it.
+        """
         if node.d is None:
             return -1
         if self.expanded % 64 == 1 or self.size <= 24:
@@ -399,11 +409,11 @@ class SubsetSearch:
             self.polish(self.incumbent.weights != 0.0, 8)
         before = node.status.copy()
         active = int(self.out[0])
-        if sparsity.fix(value, cut, self.group, node.free, node.status, self.saving, self.edge):
-            sparsity.settle(self.group, node.free, node.status)
+        if subset_tree.fix(value, cut, self.group, node.free, node.status, self.saving, self.edge):
+            subset_tree.settle(self.group, node.free, node.status)
             self._drop_twins(node.status, np.flatnonzero((node.status == 1) & (before != 1)))
         return int(
-            sparsity.pick(
+            subset_tree.pick(
                 node.d, self.group, node.status, node.state, self.point, self.edge, self.work, active, self.index,
                 self.solution, CANDIDATES,
             )
@@ -415,7 +425,7 @@ class SubsetSearch:
         child = Node(status, node.state.copy(), free, node.d, node.age + 1)
         if keep:
             free[self.group[branch]] -= 1
-        sparsity.settle(self.group, free, status)
+        subset_tree.settle(self.group, free, status)
         self._drop_twins(status, np.flatnonzero((status == 1) & (node.status != 1)))
         return child
 
@@ -463,10 +473,15 @@ def search_subset(task: PruningTask, control: Control) -> RawSolve:
 
 def run_subset(search: SubsetSearch, root: Node) -> RawSolve:
     """Branch and bound from a root."""
+    # Imported here, as it builds on this module.
+    from layerbounds.search.compiled_tree import CompiledTree
+
     task, control = search.task, search.control
-    frontier: Frontier[Node] = Frontier(
-        search, control, search.energy, root, search.root_bound, search.factor**-2, task.constant
-    )
+    frontier: Frontier[Node]
+    if CompiledTree.applies(search, root):
+        frontier = CompiledTree(search, root)
+    else:
+        frontier = Frontier(search, control, search.energy, root, search.root_bound, search.factor**-2, task.constant)
     termination = frontier.run()
     lower = frontier.lower
     # Every bound carries its own rounding; what is left are single additions of values below the energy.

@@ -8,6 +8,7 @@ import threading
 import numpy as np
 
 from layerbounds.backends.base import Control, PruningTask, RawSolve
+from layerbounds.bounds.clusters import ClusterMinorant
 from layerbounds.patterns import Structure
 from layerbounds.search.blocks import search_blocks
 from layerbounds.search.clusters import ClusterSearch, search_clusters
@@ -20,21 +21,30 @@ CLUSTER, GROUPED = 9, 12
 LARGE = 100
 
 
+def cluster_plan(structure: Structure) -> tuple[int, int] | None:
+    """Inputs of a cluster and improvements of the minorant at the root; None where the block dual is not used."""
+    n = len(structure.unit)
+    if len(structure.group) != n:
+        return None
+    # Units are numbered in the order of the inputs.
+    assert np.array_equal(structure.unit, np.arange(n))
+    if len(structure.capacity) == 1:
+        return CLUSTER, 8 if n <= 64 else 16 if n <= 100 else 40
+    if n > LARGE and int(np.bincount(structure.group).max()) <= GROUPED:
+        return GROUPED, 30 if n <= 160 else 60
+    return None
+
+
 def search_pruning(task: PruningTask, control: Control) -> RawSolve:
     """Solve one channel of at least one live input."""
-    structure = task.structure
     if not task.refit:
         return search_mask(task, control)
-    if len(structure.group) == len(structure.unit):
-        # Units are numbered in the order of the inputs.
-        assert np.array_equal(structure.unit, np.arange(len(structure.unit)))
-        n = len(structure.unit)
-        if len(structure.capacity) == 1:
-            return search_clusters(task, control, CLUSTER, 8 if n <= 64 else 16 if n <= 100 else 40)
-        if n > LARGE and int(np.bincount(structure.group).max()) <= GROUPED:
-            return search_clusters(task, control, GROUPED, 30 if n <= 160 else 60)
-        return search_subset(task, control)
-    return search_blocks(task, control)
+    plan = cluster_plan(task.structure)
+    if plan is not None:
+        start = task.shared if isinstance(task.shared, ClusterMinorant) else None
+        return search_clusters(task, control, *plan, start)
+    single = len(task.structure.group) == len(task.structure.unit)
+    return search_subset(task, control) if single else search_blocks(task, control)
 
 
 @functools.cache

@@ -40,7 +40,7 @@ def root_dual(task: Task, weights: Float | None, seconds: float) -> DualPoint | 
         return None
     if isinstance(task, ChannelTask) and len(task.target) > CLOSE_AT_ONCE:
         compile_blocks()
-    control = Control(seconds, 0.0, 1, 0, 1, threading.Event())
+    control = Control(seconds, 0.0, 0, 0, 1, threading.Event())
     if isinstance(task, ChannelTask):
         return _quantization_dual(task, control)
     found = search_pruning(replace(task, warm_start=weights), control)

@@ -1,0 +1,1170 @@
+"""Compiled branch and bound with the diagonal perspective dual of best subset selection (docs/pruning-bounds.md).
+
+The relaxation and the improvement of its diagonal, the enumeration of the sets whose bound stays below the cut, and the
+tree. The enumeration serves the block dual, too: a separable bound gives every set of a node the value of the best one
+plus what its choice costs in each cluster; sets whose costs exceed the gap are never looked at.
+
+Arrays over inputs: ``status`` is 1 (kept), −1 (dropped) or 0 (free); ``state`` is the active set of the relaxation: 0
+at zero, ±1 fractional with the sign of v, 2 whole (z = 1).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+UNIT = 2.0**-53
+#: Levels of the enumeration, from the last one, below which no Schur complement is kept.
+LAZY = 4
+#: What `run` returns: nothing is left below the cut; a limit; no room for children; sets to look at; a rounded set.
+DONE, LIMIT, FULL, FOUND, ROUNDED = 0, 1, 2, 3, 4
+#: Levels between two improvements of the diagonal, the barrier weights of one, and the least emphasis.
+EVERY, FLOOR = 3, 0.05
+TREE_MU = (0.07, 0.03, 0.03)
+#: Rounds of the active-set method at a node; inputs whose exclusion cost is estimated before branching.
+ROUNDS, CANDIDATES = 8, 8
+#: Nodes between two trials of the rounded set.
+TRIALS = 8
+#: Multiplications that the enumeration of a node may take.
+MOST_WORK = 3000000
+#: Open nodes up to which the one of smallest bound comes first.
+MOST_OPEN = 400000
+
+
+@njit(nogil=True, cache=True)
+def factorize(a, m):
+    """Upper Cholesky factor UᵀU of the leading block, in place, four rows at a time; False where it breaks down."""
+    for k0 in range(0, m, 4):
+        k1 = min(k0 + 4, m)
+        for k in range(k0, k1):
+            for p in range(k0, k):
+                f = a[p, k]
+                for j in range(k, m):
+                    a[k, j] -= f * a[p, j]
+            pivot = a[k, k]
+            if not pivot > 0.0:
+                return False
+            scale = 1.0 / np.sqrt(pivot)
+            for j in range(k, m):
+                a[k, j] *= scale
+        if k1 == k0 + 4:
+            r0, r1, r2, r3 = a[k0], a[k0 + 1], a[k0 + 2], a[k0 + 3]
+            for i in range(k1, m):
+                f0, f1, f2, f3 = r0[i], r1[i], r2[i], r3[i]
+                row = a[i]
+                for j in range(i, m):
+                    row[j] -= f0 * r0[j] + f1 * r1[j] + f2 * r2[j] + f3 * r3[j]
+    return True
+
+
+@njit(nogil=True, cache=True)
+def back_substitute(a, m, x):
+    """Solve UᵀU y = x in place."""
+    for i in range(m):
+        x[i] /= a[i, i]
+        f = x[i]
+        for j in range(i + 1, m):
+            x[j] -= f * a[i, j]
+    for i in range(m - 1, -1, -1):
+        t = x[i]
+        for j in range(i + 1, m):
+            t -= a[i, j] * x[j]
+        x[i] = t / a[i, i]
+
+
+@njit(nogil=True, cache=True)
+def inverse_diagonal(a, m, i, y):
+    """Entry (i, i) of (UᵀU)⁻¹."""
+    total = 0.0
+    for j in range(i, m):
+        y[j] = 0.0
+    y[i] = 1.0
+    for k in range(i, m):
+        f = y[k] / a[k, k]
+        total += f * f
+        for j in range(k + 1, m):
+            y[j] -= f * a[k, j]
+    return total
+
+
+@njit(nogil=True, cache=True)
+def top_sum(values, count, many):
+    """Sum of the largest ``many`` of ``values[:count]``, sorted in place; the first one left out, the last one in."""
+    if many <= 0:
+        best = 0.0
+        for i in range(count):
+            best = max(best, values[i])
+        return 0.0, best, np.inf
+    part = values[:count]
+    part.sort()
+    total = 0.0
+    for i in range(max(count - many, 0), count):
+        total += part[i]
+    after = part[count - many - 1] if count > many else 0.0
+    last = part[count - many] if count >= many else 0.0
+    return total, after, last
+
+
+# A division by zero must give a useless bound (NaN compares false), not an exception.
+@njit(nogil=True, cache=True, error_model="numpy")
+def relax(
+    gram, norm, b, energy, reach, d, group, free, status, state, rounds, stop,
+    u, save, edge, work, v, index, scores, out,
+):  # fmt: skip
+    """Relaxation of one node by a primal–dual active-set method; returns the best proven lower bound.
+
+    Parameters
+    ----------
+    gram, norm, b, energy, reach
+        H, the roots of its diagonal, Hw, a lower bound of wᵀHw, and the Σ √h_jj |u_j| that accounts for the error of b.
+    d
+        A minorant of H on the inputs that are not dropped.
+    group, free
+        Group of each input and number of free inputs that each group may still keep.
+    status, state
+        Of the inputs; ``state`` is warm start and result.
+    rounds, stop
+        Limit of iterations; a bound that ends the work.
+    u, save, edge
+        Results of the best round: the point, c²/d of each input rounded up, and per group the threshold below and
+        above which inputs are dropped and kept.
+    work, v, index, scores
+        Work space.
+    out
+        Number of active inputs, whose factor is in ``work``; number of rounds.
+    """
+    n = len(b)
+    groups = len(free)
+    gamma = 2.5 * (n + 8) * UNIT
+    best = -np.inf
+    theta = np.zeros(groups)
+    room = np.zeros(groups)
+    below = np.zeros(groups)
+    above = np.zeros(groups)
+    members = np.zeros(groups, np.int64)
+    resid = np.empty(n)
+    point = np.empty(n)
+    out[0] = 0
+    out[1] = 0
+    for _ in range(rounds):
+        out[1] += 1
+        m = 0
+        for g in range(groups):
+            room[g] = free[g]
+        for i in range(n):
+            if status[i] == 1:
+                index[m] = i
+                m += 1
+            elif status[i] == 0 and state[i] != 0:
+                index[m] = i
+                m += 1
+                if state[i] == 2:
+                    room[group[i]] -= 1.0
+        for p in range(m):
+            i = index[p]
+            row = gram[i]
+            out_row = work[p]
+            for q in range(p, m):
+                out_row[q] = row[index[q]]
+            if status[i] == 0 and state[i] != 2:
+                out_row[p] -= d[i]
+                r = max(room[group[i]], 1e-3)
+                f = state[i] * np.sqrt(d[i]) / r
+                for q in range(p, m):
+                    j = index[q]
+                    if status[j] == 0 and state[j] != 2 and group[j] == group[i]:
+                        out_row[q] += f * state[j] * np.sqrt(d[j])
+            v[p] = b[i]
+        if not factorize(work, m):
+            break
+        back_substitute(work, m, v)
+        # h = Hu − b, and with it the bound of this point.
+        size = reach
+        for i in range(n):
+            point[i] = 0.0
+            resid[i] = -b[i]
+        for p in range(m):
+            i = index[p]
+            point[i] = v[p]
+            size += norm[i] * abs(v[p])
+            row = gram[i]
+            f = v[p]
+            for j in range(n):
+                resid[j] += f * row[j]
+        quad = 0.0
+        charge = 0.0
+        always = 0.0
+        for g in range(groups):
+            members[g] = 0
+        for i in range(n):
+            if status[i] < 0:
+                continue
+            x = point[i]
+            di = d[i] if status[i] == 0 else 1e-6 * d[i]
+            quad += x * (resid[i] + b[i]) - di * x * x
+            charge += abs(x * b[i]) + di * x * x
+            error = gamma * (norm[i] * size + abs(b[i]) + di * abs(x))
+            c = abs(di * x - resid[i])
+            s = (c + error) * (c + error) / di * (1.0 + 8.0 * UNIT)
+            scores[i] = s
+            if status[i] == 1:
+                always += s
+            else:
+                members[group[i]] += 1
+        kept = always
+        if groups == 1:
+            t = 0
+            for i in range(n):
+                if status[i] == 0:
+                    resid[t] = scores[i]
+                    t += 1
+            total, after, last = top_sum(resid, t, free[0])
+            kept += total
+            below[0] = after
+            above[0] = last
+        else:
+            for g in range(groups):
+                if members[g] == 0:
+                    continue
+                # Selection by repeated maximum: groups are small.
+                previous = np.inf
+                previous_index = -1
+                taken = 0
+                below[g] = 0.0
+                above[g] = np.inf
+                while taken < free[g] + 1:
+                    top = -1.0
+                    arg = -1
+                    for i in range(n):
+                        if (
+                            group[i] == g
+                            and status[i] == 0
+                            and scores[i] > top
+                            and (scores[i] < previous or (scores[i] == previous and i > previous_index))
+                        ):
+                            top = scores[i]
+                            arg = i
+                    if arg < 0:
+                        break
+                    if taken < free[g]:
+                        kept += top
+                        above[g] = top
+                    else:
+                        below[g] = top
+                    previous = top
+                    previous_index = arg
+                    taken += 1
+        value = energy - quad - kept - 2.0 * gamma * (energy + size * size + 2.0 * charge + kept)
+        out[0] = m
+        if value > best:
+            best = value
+            for i in range(n):
+                u[i] = point[i]
+                save[i] = scores[i]
+            for g in range(groups):
+                edge[g, 0] = below[g]
+                edge[g, 1] = above[g]
+        if value >= stop:
+            break
+        # New active set: z_i = min(1, β_i/θ) with Σ z = the group's room, β_i = √d_i |v_i|.
+        changed = False
+        for g in range(groups):
+            theta[g] = 0.0
+            if members[g] == 0:
+                continue
+            t = 0
+            for p in range(m):
+                i = index[p]
+                if status[i] == 0 and group[i] == g:
+                    if state[i] != 2 and state[i] * point[i] <= 0.0:
+                        continue
+                    resid[t] = np.sqrt(d[i]) * abs(point[i])
+                    t += 1
+            if t == 0:
+                continue
+            beta = resid[:t]
+            beta.sort()
+            if t > free[g]:
+                total = 0.0
+                for q in range(t):
+                    total += beta[q]
+                whole = 0
+                while whole < free[g] - 1 and beta[t - 1 - whole] * (free[g] - whole) >= total:
+                    total -= beta[t - 1 - whole]
+                    whole += 1
+                theta[g] = total / (free[g] - whole)
+            elif t == free[g]:
+                theta[g] = beta[0]
+        for i in range(n):
+            if status[i] != 0:
+                continue
+            g = group[i]
+            x = point[i]
+            if state[i] != 0:
+                beta_i = np.sqrt(d[i]) * abs(x)
+                if state[i] != 2 and state[i] * x <= 0.0:
+                    new = 0
+                elif beta_i >= theta[g]:
+                    new = 2
+                else:
+                    new = 1 if x > 0.0 else -1
+            else:
+                # Here the saving is c²/d with c = −h.
+                if scores[i] > theta[g] * theta[g] * (1.0 + 1e-9):
+                    f = 0.0
+                    row = gram[i]
+                    for p in range(m):
+                        f += row[index[p]] * v[p]
+                    new = 1 if b[i] - f > 0.0 else -1
+                else:
+                    new = 0
+            if new != state[i]:
+                changed = True
+                state[i] = new
+        # A group whose capacity is used up by whole inputs has no room for fractional ones.
+        for g in range(groups):
+            whole = 0
+            fractional = 0
+            weakest = -1
+            for i in range(n):
+                if status[i] == 0 and group[i] == g:
+                    if state[i] == 2:
+                        whole += 1
+                        if weakest < 0 or np.sqrt(d[i]) * abs(point[i]) < np.sqrt(d[weakest]) * abs(point[weakest]):
+                            weakest = i
+                    elif state[i] != 0:
+                        fractional += 1
+            if fractional > 0 and whole >= free[g] and weakest >= 0:
+                state[weakest] = 1 if point[weakest] > 0.0 else -1
+                changed = True
+        if not changed:
+            break
+    return best
+
+
+@njit(nogil=True, cache=True)
+def settle(group, free, status):
+    """Apply the capacities: a full group drops its free inputs, a group with room for all keeps them."""
+    for g in range(len(free)):
+        count = 0
+        for i in range(len(group)):
+            if group[i] == g and status[i] == 0:
+                count += 1
+        if count == 0 or (count > free[g] and free[g] > 0):
+            continue
+        keep = count <= free[g]
+        for i in range(len(group)):
+            if group[i] == g and status[i] == 0:
+                status[i] = 1 if keep else -1
+                if keep:
+                    free[g] -= 1
+
+
+@njit(nogil=True, cache=True)
+def fix(bound, cut, group, free, status, scores, edge):
+    """Fix inputs whose other choice is proven to reach the cut; returns how many.
+
+    Dropping an input that is among the kept ones costs its saving less that of the best one left out; keeping one that
+    is left out costs the saving of the worst kept one less its own. The savings are rounded up, so both are proven.
+    """
+    count = 0
+    for i in range(len(group)):
+        if status[i] != 0:
+            continue
+        below, above = edge[group[i], 0], edge[group[i], 1]
+        if scores[i] >= above:
+            if bound + (scores[i] - below) * (1.0 - 4.0 * UNIT) >= cut:
+                status[i] = 1
+                free[group[i]] -= 1
+                count += 1
+        elif bound + (above - scores[i]) * (1.0 - 4.0 * UNIT) >= cut:
+            status[i] = -1
+            count += 1
+    return count
+
+
+@njit(nogil=True, cache=True)
+def refit_value(gram, b, chosen, work, v):
+    """Saving bᵀ(H_SS)⁻¹b of a set, −inf where its Gram matrix is singular."""
+    m = 0
+    index = np.empty(len(b), np.int64)
+    for i in range(len(b)):
+        if chosen[i]:
+            index[m] = i
+            m += 1
+    for p in range(m):
+        for q in range(p, m):
+            work[p, q] = gram[index[p], index[q]]
+        v[p] = b[index[p]]
+    if not factorize(work, m):
+        return -np.inf
+    back_substitute(work, m, v)
+    total = 0.0
+    for p in range(m):
+        total += v[p] * b[index[p]]
+    return total
+
+
+@njit(nogil=True, cache=True)
+def pick(d, group, status, state, u, edge, work, m, index, v, candidates):
+    """The free active input whose exclusion is estimated to cost most: u²/(M⁻¹)_ii with M the relaxation's matrix.
+
+    Only the ``candidates`` of largest separable estimate are looked at. −1 where no input is active and free.
+    """
+    best = -1.0
+    arg = -1
+    estimate = np.full(m, -1.0)
+    for p in range(m):
+        i = index[p]
+        if status[i] == 0:
+            estimate[p] = d[i] * u[i] * u[i]
+    for _ in range(candidates):
+        if m == 0:
+            break
+        top = np.argmax(estimate[:m])
+        if estimate[top] < 0.0:
+            break
+        estimate[top] = -1.0
+        i = index[top]
+        cost = u[i] * u[i] / inverse_diagonal(work, m, top, v)
+        if cost > best:
+            best = cost
+            arg = i
+    return arg
+
+
+@njit(nogil=True, cache=True)
+def emphasis(group, free, status, u, d, save, edge, floor, alpha):
+    """How much the bound gains from a relative growth of each d_i: the saving times z(1 − z); returns the mean.
+
+    The relaxation is not smooth: inputs at z = 0 or 1 get a small weight that grows as their saving comes near the
+    threshold, so that the next relaxation does not find them at zero cost.
+    """
+    total = 0.0
+    count = 0
+    for i in range(len(d)):
+        alpha[i] = 0.0
+        if status[i] != 0:
+            continue
+        threshold = edge[group[i], 0]
+        s = save[i]
+        if threshold > 0.0 and s > 0.0:
+            z = min(1.0, np.sqrt(d[i] / threshold) * abs(u[i]))
+            ratio = threshold / s if s > threshold else s / threshold
+            alpha[i] = min(s, threshold) * max(z * (1.0 - z), floor * ratio**4)
+        total += alpha[i]
+        count += 1
+    return total / count if count else 0.0
+
+
+@njit(nogil=True, cache=True)
+def ascend(inverse, alpha, mu, d):
+    """One sweep of coordinate ascent on Σ α_i log d_i + μ logdet(M), M = H' − D, given M⁻¹; both are updated.
+
+    Each coordinate is optimal at d_i = s_i α_i/(α_i + μ), where s_i = d_i + 1/(M⁻¹)_ii is the largest feasible value.
+    Sixteen coordinates at a time, so that the update of M⁻¹ is a matrix product.
+    """
+    n = len(d)
+    for k0 in range(0, n, 16):
+        k1 = min(k0 + 16, n)
+        m = k1 - k0
+        local = inverse[k0:k1, k0:k1].copy()
+        delta = np.zeros(m)
+        for p in range(m):
+            t = local[p, p]
+            most = d[k0 + p] + 1.0 / t
+            new = max(most * alpha[k0 + p] / (alpha[k0 + p] + mu), 1e-7 * most)
+            delta[p] = new - d[k0 + p]
+            d[k0 + p] = new
+            f = delta[p] / (1.0 - delta[p] * t)
+            row = local[p].copy()
+            for q in range(m):
+                g = f * row[q]
+                for j in range(m):
+                    local[q, j] += g * row[j]
+        # M⁻¹ + M⁻¹E K EᵀM⁻¹ with K = (I − ΔP)⁻¹Δ and P = (M⁻¹)_EE.
+        system = np.empty((m, m))
+        right = np.zeros((m, m))
+        for p in range(m):
+            for q in range(m):
+                system[p, q] = -delta[p] * inverse[k0 + p, k0 + q]
+            system[p, p] += 1.0
+            right[p, p] = delta[p]
+        rows = inverse[k0:k1].copy()
+        middle = np.linalg.solve(system, right)
+        inverse += np.dot(np.ascontiguousarray(rows.T), np.dot(middle, rows))
+
+
+@njit(nogil=True, cache=True)
+def prove(gram, status, d, index, m, inner, work):
+    """Prove diag(d) ⪯ H on the inputs ``index[:m]`` by one Cholesky factorization of the shifted difference.
+
+    The first ``inner`` ones are kept, and count with 1e-6·d. See `bounds.diagonal.is_minorant`; the factorization here
+    rounds a little more often.
+    """
+    unit = (m + 6) * UNIT
+    shift = 1.0 - 1.5 * (m + 2) * unit / (1.0 - unit)
+    for p in range(m):
+        i = index[p]
+        row = gram[i]
+        for q in range(p, m):
+            work[p, q] = row[index[q]]
+        work[p, p] = (work[p, p] - (1e-6 * d[i] if p < inner else d[i])) * shift
+        if not work[p, p] > 0.0:
+            return False
+    return factorize(work, m)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def eliminate(gram, b, kept, free, a, r):
+    """Schur complement (upper triangle) and residual of the free inputs after the kept ones; returns their saving.
+
+    NaN or a useless value where a pivot is not positive: then comparisons are false.
+    """
+    count = len(kept)
+    m = count + len(free)
+    work = np.empty((m, m))
+    right = np.empty(m)
+    index = np.empty(m, np.int64)
+    for p in range(count):
+        index[p] = kept[p]
+    for p in range(len(free)):
+        index[count + p] = free[p]
+    for p in range(m):
+        row = gram[index[p]]
+        right[p] = b[index[p]]
+        for q in range(p, m):
+            work[p, q] = row[index[q]]
+    saving = 0.0
+    for d in range(count):
+        pivot = work[d, d]
+        if not pivot > 0.0:
+            return np.nan
+        f = right[d] / pivot
+        saving += right[d] * f
+        top = work[d]
+        for i in range(d + 1, m):
+            ratio = top[i] / pivot
+            right[i] -= top[i] * f
+            row = work[i]
+            for j in range(i, m):
+                row[j] -= ratio * top[j]
+    for p in range(len(free)):
+        r[p] = right[count + p]
+        for q in range(p, len(free)):
+            a[p, q] = work[count + p, count + q]
+    return saving
+
+
+@njit(nogil=True, cache=True)
+def rank(key, order):
+    """Indices by ascending key; numba's own sort takes seconds to compile."""
+    for i in range(len(key)):
+        at = i
+        while at > 0 and key[order[at - 1]] > key[i]:
+            order[at] = order[at - 1]
+            at -= 1
+        order[at] = i
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def prefix_values(base, free, s, price, gap, tree, root, order):
+    """For every beginning of a cluster's code the best value Σ saving − price of a code that continues it.
+
+    Parameters
+    ----------
+    base, free, s
+        See `kernels.clusters`: ``free[g]`` inputs, savings ``s[base[g]:]`` of the codes.
+    tree, root
+        Results: the entry of a beginning with d bits is ``tree[root[g] + (1 << d) + bits]``.
+    order
+        Result: the clusters, those of fewest codes within the gap first, so that the enumeration branches late.
+
+    Returns
+    -------
+    float
+        The sum of the best values.
+    """
+    groups = len(free)
+    total = 0.0
+    choices = np.zeros(groups)
+    start = 0
+    for g in range(groups):
+        codes = 1 << free[g]
+        root[g] = start
+        for code in range(codes):
+            number = 0
+            rest = code
+            while rest:
+                rest &= rest - 1
+                number += 1
+            tree[start + codes + code] = s[base[g] + code] - price * number
+        for node in range(codes - 1, 0, -1):
+            tree[start + node] = max(tree[start + 2 * node], tree[start + 2 * node + 1])
+        total += tree[start + 1]
+        for code in range(codes):
+            if tree[start + 1] - tree[start + codes + code] <= gap:
+                choices[g] += 1.0
+        choices[g] /= 1.0 + free[g]
+        start += 2 * codes
+    rank(choices, order)
+    return total
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def near_sets(a, r, room, tree, root, order, free, gap, threshold, most, found):
+    """Sets of exactly ``room`` free inputs within a gap whose saving exceeds a threshold.
+
+    Parameters
+    ----------
+    a, r
+        Schur complement (upper triangle) and residual of the free inputs, clusters in ``order``.
+    tree, root, order, free
+        See `prefix_values`.
+    gap
+        How much the costs of a set, the differences of values to those of the best codes, may add up to.
+    threshold
+        Least saving.
+    most
+        Limit of work, in multiplications.
+    found
+        Result: positions of the inputs of each set, shape (sets, room).
+
+    Returns
+    -------
+    int
+        How many there are; −1 if there is no room for them in ``found``; −2 where the work is too much.
+    """
+    m = len(r)
+    count = 0
+    if room == 0:
+        return 1 if threshold < 0.0 else 0
+    cluster = np.empty(m, np.int64)
+    depth = np.empty(m, np.int64)
+    t = 0
+    for x in range(len(order)):
+        for d in range(free[order[x]]):
+            cluster[t] = order[x]
+            depth[t] = d
+            t += 1
+    if room == 1:
+        for j in range(m):
+            if r[j] * r[j] > threshold * a[j, j]:
+                if count == len(found):
+                    return -1
+                found[count, 0] = j
+                count += 1
+        return count
+    levels = room - 1
+    # The Schur complement is kept up to this level; below, its rows are computed where they are needed.
+    eager = max(levels - LAZY, 0)
+    matrix = np.empty((eager + 1, m, m))
+    rows = np.empty((levels, m))
+    pivots = np.empty(levels)
+    vector = np.empty((levels, m))
+    diagonal = np.empty((levels, m))
+    saved = np.zeros(levels)
+    position = np.zeros(levels, np.int64)
+    bits = np.ones(levels, np.int64)
+    cost = np.zeros(levels)
+    chosen = np.empty(room, np.int64)
+    for i in range(m):
+        vector[0, i] = r[i]
+        diagonal[0, i] = a[i, i]
+        for j in range(i, m):
+            matrix[0, i, j] = a[i, j]
+    work = 0
+    q = 0
+    while q >= 0:
+        t = position[q]
+        if t + room - q > m:
+            q -= 1
+            continue
+        g = cluster[t]
+        best = tree[root[g] + 1]
+        here = 2 * bits[q] + 1
+        with_it = cost[q] + best - tree[root[g] + here]
+        without = cost[q] + best - tree[root[g] + here - 1]
+        # The state of this level: the input is left out.
+        position[q] = t + 1 if without <= gap else m
+        closes = depth[t] + 1 == free[g]
+        bits[q] = 1 if closes else here - 1
+        if closes:
+            cost[q] = without
+        if with_it > gap:
+            continue
+        pivot = diagonal[q, t]
+        if not pivot > 0.0:
+            return -2
+        chosen[q] = t
+        f = vector[q, t] / pivot
+        value = saved[q] + vector[q, t] * f
+        top = rows[q]
+        source = matrix[min(q, eager), t]
+        for j in range(t + 1, m):
+            top[j] = source[j]
+        for p in range(eager, q):
+            other = rows[p]
+            ratio = other[t] / pivots[p]
+            for j in range(t + 1, m):
+                top[j] -= ratio * other[j]
+        work += (m - t) * (2 + max(q - eager, 0))
+        v, dg = vector[q], diagonal[q]
+        inverse = 1.0 / pivot
+        if q == levels - 1:
+            # The saving of the last input is v²/d after the input t is in.
+            need = threshold - value
+            peak = -np.inf
+            for j in range(t + 1, m):
+                x = v[j] - top[j] * f
+                peak = max(peak, x * x - need * (dg[j] - top[j] * top[j] * inverse))
+            if not peak <= 0.0:
+                for j in range(t + 1, m):
+                    x = v[j] - top[j] * f
+                    if not x * x - need * (dg[j] - top[j] * top[j] * inverse) <= 0.0:
+                        if count == len(found):
+                            return -1
+                        for p in range(q + 1):
+                            found[count, p] = chosen[p]
+                        found[count, q + 1] = j
+                        count += 1
+            continue
+        pivots[q] = pivot
+        q += 1
+        saved[q] = value
+        position[q] = t + 1
+        bits[q] = 1 if closes else here
+        cost[q] = with_it if closes else cost[q - 1]
+        following, remaining = vector[q], diagonal[q]
+        for j in range(t + 1, m):
+            following[j] = v[j] - top[j] * f
+            remaining[j] = dg[j] - top[j] * top[j] * inverse
+        if q <= eager:
+            work += (m - t) * (m - t) // 2
+            for i in range(t + 1, m):
+                ratio = top[i] * inverse
+                above = matrix[q - 1, i]
+                row = matrix[q, i]
+                for j in range(i, m):
+                    row[j] = above[j] - ratio * top[j]
+        if work > most:
+            return -2
+    return count
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def estimate(base, free, s, price, gap):
+    """About how many sets, of any size, lie within a gap: their costs are added up in steps of the gap's 64th part."""
+    steps = 64
+    number = np.zeros(steps + 1)
+    number[0] = 1.0
+    costs = np.empty(steps + 1)
+    for g in range(len(free)):
+        codes = 1 << free[g]
+        top = -np.inf
+        values = np.empty(codes)
+        for code in range(codes):
+            count = 0
+            rest = code
+            while rest:
+                rest &= rest - 1
+                count += 1
+            values[code] = s[base[g] + code] - price * count
+            top = max(top, values[code])
+        costs[:] = 0.0
+        for code in range(codes):
+            x = (top - values[code]) / gap * steps
+            if x < steps + 0.5:
+                costs[int(x + 0.5)] += 1.0
+        following = np.zeros(steps + 1)
+        for x in range(steps + 1):
+            if costs[x] > 0.0:
+                for y in range(steps + 1 - x):
+                    following[x + y] += costs[x] * number[y]
+        number = following
+    return number.sum()
+
+
+@njit(nogil=True, cache=True)
+def before(bound, turn, x, y):
+    """Whether node x comes before node y: smaller bounds first, then older nodes."""
+    return bound[x] < bound[y] or (bound[x] == bound[y] and turn[x] < turn[y])
+
+
+@njit(nogil=True, cache=True)
+def push(heap, size, bound, turn, node):
+    """Add a node to the heap of ``size`` nodes."""
+    at = size
+    while at > 0:
+        parent = (at - 1) // 2
+        if not before(bound, turn, node, heap[parent]):
+            break
+        heap[at] = heap[parent]
+        at = parent
+    heap[at] = node
+
+
+@njit(nogil=True, cache=True)
+def pop(heap, size, bound, turn):
+    """Take the first node off the heap of ``size`` nodes."""
+    first = heap[0]
+    last = heap[size - 1]
+    at = 0
+    while True:
+        child = 2 * at + 1
+        if child >= size - 1:
+            break
+        if child + 1 < size - 1 and before(bound, turn, heap[child + 1], heap[child]):
+            child += 1
+        if not before(bound, turn, heap[child], last):
+            break
+        heap[at] = heap[child]
+        at = child
+    heap[at] = last
+    return first
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def climb(gram, status, d, alpha, mu, tuned, index, work, inverse):
+    """A sweep of coordinate ascent on a node's diagonal, into ``tuned``; False where its proof fails."""
+    n = len(d)
+    kept = 0
+    for i in range(n):
+        tuned[i] = d[i]
+        if status[i] == 1:
+            index[kept] = i
+            kept += 1
+    m = kept
+    for i in range(n):
+        if status[i] == 0:
+            index[m] = i
+            m += 1
+    free = m - kept
+    for p in range(m):
+        row = gram[index[p]]
+        for q in range(p, m):
+            work[p, q] = row[index[q]]
+        if p >= kept:
+            work[p, p] -= d[index[p]]
+    if free == 0 or not factorize(work, m):
+        return False
+    # The rest of the factor belongs to (H/kept − D); its inverse, transposed, row by row.
+    for p in range(free):
+        for q in range(p):
+            inverse[p, q] = 0.0
+        inverse[p, p] = 1.0
+        for q in range(p + 1, free):
+            inverse[p, q] = 0.0
+        for q in range(p, free):
+            f = inverse[p, q] / work[kept + q, kept + q]
+            inverse[p, q] = f
+            row = work[kept + q]
+            for j in range(q + 1, free):
+                inverse[p, j] -= f * row[kept + j]
+    factor = inverse[:free, :free].copy()
+    whole = np.dot(factor, factor.T)
+    values = np.empty(free)
+    weights = np.empty(free)
+    for p in range(free):
+        values[p] = d[index[kept + p]]
+        weights[p] = alpha[index[kept + p]]
+    ascend(whole, weights, mu, values)
+    for p in range(free):
+        if not values[p] > 0.0:
+            return False
+    for shrink in (1.0, 0.97, 0.8):
+        for p in range(free):
+            tuned[index[kept + p]] = shrink * values[p]
+        if prove(gram, status, tuned, index, m, kept, work):
+            return True
+    return False
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def near_count(save, index, m, room, price, gap, most):
+    """About how many sets of ``room`` single inputs lie within a gap, by steps of the gap's 24th part."""
+    steps = 24
+    raw = 1.0
+    for j in range(room):
+        raw *= (m - j) / (j + 1.0)
+    if raw <= most:
+        return raw
+    number = np.zeros((room + 1, steps + 1))
+    number[0, 0] = 1.0
+    for p in range(m):
+        x = (save[index[p]] - price) / gap * steps
+        # Costs of the input in and out: one of them is none.
+        drop = int(min(max(x, 0.0), steps + 1.0) + 0.5)
+        keep = int(min(max(-x, 0.0), steps + 1.0) + 0.5)
+        for j in range(min(room, p + 1), -1, -1):
+            line = number[j]
+            if drop > 0:
+                for y in range(steps, -1, -1):
+                    line[y] = line[y - drop] if y >= drop else 0.0
+            if j > 0:
+                previous = number[j - 1]
+                for y in range(keep, steps + 1):
+                    line[y] += previous[y - keep]
+    return number[room].sum()
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def close_by_sets(gram, b, status, room, save, edge, value, cut, energy, margin, most, found):
+    """Enumerate the sets of a node of one group whose bound stays below the cut.
+
+    ``value`` is the bound that belongs to the savings ``save``. Returns the number of sets in ``found`` (rows of flags)
+    that have to be evaluated exactly, or a negative number where the node cannot be closed so.
+    """
+    n = len(b)
+    index = np.empty(n, np.int64)
+    m = 0
+    kept_count = 0
+    kept = np.empty(n, np.int64)
+    for i in range(n):
+        if status[i] == 0:
+            index[m] = i
+            m += 1
+        elif status[i] == 1:
+            kept[kept_count] = i
+            kept_count += 1
+    price = 0.5 * (edge[0] + edge[1])
+    gap = (cut - value) * (1.0 + 1e-12)
+    if not near_count(save, index, m, room, price, gap, most) <= most:
+        return -2
+    key = np.empty(m)
+    for p in range(m):
+        key[p] = -abs(save[index[p]] - price)
+    order = np.empty(m, np.int64)
+    rank(key, order)
+    free = np.empty(m, np.int64)
+    tree = np.empty(4 * m)
+    root = np.empty(m, np.int64)
+    for p in range(m):
+        free[p] = index[order[p]]
+        x = save[free[p]] - price
+        root[p] = 4 * p
+        tree[4 * p + 1] = max(x, 0.0)
+        tree[4 * p + 2] = 0.0
+        tree[4 * p + 3] = x
+    a = np.empty((m, m))
+    r = np.empty(m)
+    base = eliminate(gram, b, kept[:kept_count], free, a, r)
+    sets = np.empty((len(found), room), np.int64)
+    count = near_sets(
+        a, r, room, tree, root, np.arange(m), np.ones(m, np.int64), gap, energy - base - cut - margin, MOST_WORK, sets
+    )
+    if base != base:
+        return -2
+    for x in range(count):
+        for i in range(n):
+            found[x, i] = status[i] == 1
+        for p in range(room):
+            found[x, free[sets[x, p]]] = True
+    return count
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def error_of(gram, b, chosen, energy):
+    """Error of the best weights on a set, as computed."""
+    n = len(b)
+    kept = np.empty(n, np.int64)
+    m = 0
+    for i in range(n):
+        if chosen[i]:
+            kept[m] = i
+            m += 1
+    a, r = np.empty((0, 0)), np.empty(0)
+    return energy - eliminate(gram, b, kept[:m], kept[:0], a, r)
+
+
+@njit(nogil=True, cache=True)
+def release(node, row, uses, spare, spare_rows, counts):
+    """Give a node and its share of a minorant back."""
+    spare[counts[1]] = node
+    counts[1] += 1
+    uses[row[node]] -= 1
+    if uses[row[node]] == 0:
+        spare_rows[counts[2]] = row[node]
+        counts[2] += 1
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def run(
+    gram, norm, b, energy, reach, group, upper, cut, margin, most, budget, last,
+    status, state, room, bound, turn, row, age, spare, d, uses, spare_rows, heap, counts, closed, found,
+):  # fmt: skip
+    """Best-first branch and bound with the diagonal dual, until something has to be done outside.
+
+    Parameters
+    ----------
+    gram, norm, b, energy, reach, group
+        As in `relax`.
+    upper, cut, margin
+        Error of the incumbent, the bound that closes a node, and the rounding of a set's computed error.
+    most
+        Nodes of one group with about so many sets within the gap are enumerated.
+    budget, last
+        Work of this call, in nodes; number of nodes at which to stop.
+    status, state, room, bound, turn, row, age
+        The nodes. ``row`` is the row of their minorant in ``d``, ``uses`` how many nodes share it.
+    spare, spare_rows, heap
+        Stacks of unused nodes and rows; open nodes, the one of smallest bound first.
+    counts
+        Open nodes, spare nodes, spare rows, turns so far, nodes expanded, entries of ``found``.
+    closed
+        ``closed[0]`` is the smallest bound of a closed node.
+    found
+        Result: flags of sets that have to be evaluated exactly.
+
+    Returns
+    -------
+    int
+        One of the constants above.
+    """
+    n = len(b)
+    groups = room.shape[1]
+    u, save, v, scores = np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n)
+    edge = np.zeros((groups, 2))
+    work, other = np.empty((n, n)), np.empty((n, n))
+    index = np.zeros(n, np.int64)
+    out = np.zeros(2)
+    alpha, tuned = np.zeros(n), np.zeros(n)
+    trial = np.empty(n, np.int8)
+    chosen = np.empty(n, np.bool_)
+    while counts[0] > 0 and bound[heap[0]] < cut:
+        if budget <= 0 or counts[4] >= last:
+            return LIMIT
+        if counts[1] < 1 or counts[2] < 1:
+            return FULL
+        # With very many open nodes a recent one is worked on, whose subtree is small.
+        node = heap[counts[0] - 1] if counts[0] > MOST_OPEN else pop(heap, counts[0], bound, turn)
+        counts[0] -= 1
+        counts[4] += 1
+        budget -= 1
+        st, sg, rm = status[node], state[node], room[node]
+        free = 0
+        for i in range(n):
+            if st[i] == 0:
+                free += 1
+        if free == 0:
+            for i in range(n):
+                chosen[i] = st[i] == 1
+            error = error_of(gram, b, chosen, energy)
+            if error - margin >= cut:
+                closed[0] = min(closed[0], cut)
+            else:
+                found[0] = chosen
+                counts[5] = 1
+            release(node, row, uses, spare, spare_rows, counts)
+            if counts[5]:
+                return FOUND
+            continue
+        now = relax(
+            gram, norm, b, energy, reach, d[row[node]], group, rm, st, sg, ROUNDS, cut,
+            u, save, edge, work, v, index, scores, out,
+        )  # fmt: skip
+        if now < cut and age[node] >= EVERY:
+            budget -= 4
+            age[node] = 0
+            fresh = spare_rows[counts[2] - 1]
+            moved = False
+            current = d[row[node]]
+            for mu in TREE_MU:
+                mean = emphasis(group, rm, st, u, current, save, edge, FLOOR, alpha)
+                if not mean > 0.0 or not climb(gram, st, current, alpha, mu * mean, tuned, index, other, work):
+                    break
+                trial[:] = sg
+                better = relax(
+                    gram, norm, b, energy, reach, tuned, group, rm, st, trial, ROUNDS, cut,
+                    u, save, edge, work, v, index, scores, out,
+                )  # fmt: skip
+                if not better > now:
+                    break
+                gain = better - now
+                now = better
+                d[fresh] = tuned
+                current = d[fresh]
+                sg[:] = trial
+                moved = True
+                if now >= cut or gain < 0.01 * cut:
+                    break
+            if moved:
+                counts[2] -= 1
+                uses[fresh] = 1
+                old = row[node]
+                uses[old] -= 1
+                if uses[old] == 0:
+                    spare_rows[counts[2]] = old
+                    counts[2] += 1
+                row[node] = fresh
+            if now < cut:
+                # The work arrays belong to the last relaxation: back to the better one.
+                now = relax(
+                    gram, norm, b, energy, reach, d[row[node]], group, rm, st, sg, ROUNDS, cut,
+                    u, save, edge, work, v, index, scores, out,
+                )  # fmt: skip
+        value = max(now, bound[node])
+        if value >= cut:
+            closed[0] = min(closed[0], value)
+            release(node, row, uses, spare, spare_rows, counts)
+            continue
+        if groups == 1:
+            count = close_by_sets(gram, b, st, rm[0], save, edge[0], now, cut, energy, margin, most, found)
+            if count >= 0:
+                budget -= 4
+                closed[0] = min(closed[0], cut)
+                release(node, row, uses, spare, spare_rows, counts)
+                counts[5] = count
+                if count > 0:
+                    return FOUND
+                continue
+        if counts[4] % TRIALS == 1:
+            for i in range(n):
+                chosen[i] = st[i] == 1 or (st[i] == 0 and save[i] >= edge[group[i], 1])
+        active = int(out[0])
+        rounded = counts[4] % TRIALS == 1 and error_of(gram, b, chosen, energy) < upper * (1.0 - 1e-9)
+        branch = pick(d[row[node]], group, st, sg, u, edge, work, active, index, v, CANDIDATES)
+        if fix(now, cut, group, rm, st, save, edge):
+            settle(group, rm, st)
+        free = 0
+        fallback = -1
+        for i in range(n):
+            if st[i] == 0:
+                free += 1
+                if fallback < 0 or save[i] > save[fallback]:
+                    fallback = i
+        bound[node] = value
+        if free > 0:
+            if branch < 0 or st[branch] != 0:
+                branch = fallback
+            child = spare[counts[1] - 1]
+            counts[1] -= 1
+            status[child] = st
+            state[child] = sg
+            room[child] = rm
+            bound[child] = value
+            age[node] += 1
+            age[child] = age[node]
+            row[child] = row[node]
+            uses[row[node]] += 1
+            st[branch] = -1
+            settle(group, rm, st)
+            status[child, branch] = 1
+            room[child, group[branch]] -= 1
+            settle(group, room[child], status[child])
+            turn[node] = counts[3]
+            turn[child] = counts[3] + 1
+            counts[3] += 2
+            push(heap, counts[0], bound, turn, node)
+            push(heap, counts[0] + 1, bound, turn, child)
+            counts[0] += 2
+        else:
+            turn[node] = counts[3]
+            counts[3] += 1
+            push(heap, counts[0], bound, turn, node)
+            counts[0] += 1
+        if rounded:
+            found[0] = chosen
+            counts[5] = 1
+            return ROUNDED
+    return DONE
