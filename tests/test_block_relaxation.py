@@ -16,7 +16,7 @@ from layerbounds.arrays import Float, Int
 from layerbounds.bounds.block_relaxation import BlockRelaxation, evaluate_blocks, refine_blocks
 from layerbounds.bounds.diagonal import maximize_minorant
 from layerbounds.bounds.pruning_dual import is_block_minorant
-from layerbounds.bounds.quantization_block_dual import block_dual_bound, proven_block_minorant
+from layerbounds.bounds.quantization_block_dual import block_dual_bound, proven_block_minorant, search_order
 from layerbounds.bounds.relaxation import refine
 from layerbounds.certify import objective_interval
 from layerbounds.codebooks import codebook
@@ -429,3 +429,18 @@ def test_certified_bound_is_below_feasible_errors_of_real_layers(
             q[i] = levels[i, np.abs(levels[i] - aim).argmin()]
     best = points[objective(gram, target, points).argmin()]
     assert 0 < bound <= objective_interval(gram, target, best)[1]
+
+
+def test_a_block_is_searched_from_its_largest_schur_complement() -> None:
+    rng = np.random.default_rng(20)
+    mixing = np.tril(rng.normal(size=(7, 7))) * np.geomspace(1.0, 1e-3, 7)
+    block = mixing @ mixing.T
+    order = search_order(block)
+    assert sorted(order) == list(range(7))
+    rest = list(range(7))
+    for i in order[::-1]:
+        inverse = np.linalg.inv(block[np.ix_(rest, rest)])
+        assert rest[int(np.argmin(np.diag(inverse)))] == i
+        rest.remove(i)
+    assert list(search_order(np.zeros((3, 3)))) == [0, 1, 2]
+    assert list(search_order(-np.eye(2))) == [0, 1]

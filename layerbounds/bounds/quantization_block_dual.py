@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from layerbounds.arrays import Bool, Float, Int
-from layerbounds.bounds.diagonal import cholesky, gamma, semidefinite_shift
+from layerbounds.bounds.diagonal import cholesky, gamma, semidefinite_shift, symmetric_inverse
 from layerbounds.bounds.pruning_dual import certified_block_minorant
 from layerbounds.kernels.block_relaxation import least_costs
 
@@ -79,7 +79,7 @@ def block_dual_bound(gram: Float, target: Float, levels: Float, z: Float, block:
     value: Any = deviation @ h - charge.sum() * (1 + (n + 16) * _UNIT_LONG)
     magnitude = np.abs(deviation) @ spread
     members = [np.flatnonzero(block == g) for g in np.unique(block)]
-    several = [m for m in members if 1 < len(m) <= MOST_MEMBERS]
+    several = [m[search_order(matrix[np.ix_(m, m)])] for m in members if 1 < len(m) <= MOST_MEMBERS]
     low, searched = _block_minima(levels, z, h, matrix, several)
     single = np.ones(n, dtype=np.bool_)
     for m, done in zip(several, searched, strict=True):
@@ -89,6 +89,28 @@ def block_dual_bound(gram: Float, target: Float, levels: Float, z: Float, block:
     magnitude += np.abs(low[searched]).sum() + size
     bound = float(value - 4 * (n + 16) * _UNIT_LONG * magnitude)
     return float(np.nextafter(bound, -np.inf)) if np.isfinite(bound) else 0.0
+
+
+def search_order(block: Float) -> Int:
+    """Order in which a search from the last input to the first takes fewest nodes: largest Schur complements last.
+
+    The V-BLAST order (Wolniansky et al. 1998), which may differ in nodes from others by orders of magnitude.
+    """
+    size = len(block)
+    order = np.arange(size)
+    scale = float(np.abs(block).max(initial=0.0))
+    factor = cholesky(np.asfortranarray(block / scale)) if scale > 0.0 else None
+    if factor is None:
+        return order
+    covariance = symmetric_inverse(factor)
+    free = np.ones(size, dtype=np.bool_)
+    for position in range(size - 1, -1, -1):
+        variance = np.where(free, np.maximum(np.diag(covariance), np.finfo(np.float64).tiny), np.inf)
+        pick = int(np.argmin(variance))
+        order[position] = pick
+        free[pick] = False
+        covariance -= np.outer(covariance[:, pick], covariance[:, pick] / variance[pick])
+    return order
 
 
 def _single_minima(levels: Float, z: Float, h: Wide, matrix: Float, chosen: Bool) -> tuple[Wide, Any]:
