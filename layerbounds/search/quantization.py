@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from operator import itemgetter
 
 import numpy as np
 
@@ -239,10 +238,11 @@ class ChannelSearch:
             self._box_nodes = tree.nodes
             if tree.point is not None:
                 choice = tree.point.astype(np.int64)
-                self.upper, self.choice = min(
-                    (self.upper, self.choice), (self._objective(choice), choice), key=itemgetter(0)
-                )
+                if (value := self._objective(choice)) < self.upper:
+                    self.upper, self.choice = value, choice
             self.record()
+        # A second tree would do the same again.
+        self.split = None
 
     def rise(self) -> None:
         """Prove rising targets until the goal, or until a limit ends the work.
