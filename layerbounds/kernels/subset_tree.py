@@ -951,8 +951,9 @@ def close_by_sets(gram, b, status, room, save, edge, value, cut, energy, margin,
     base = eliminate(gram, b, kept[:kept_count], free, a, r)
     sets = np.empty((len(found), room), np.int64)
     count = near_sets(
-        a, r, room, tree, root, np.arange(m), np.ones(m, np.int64), gap, energy - base - cut - margin, MOST_WORK, sets
-    )
+        a, r, room, tree, root, np.arange(m), np.ones(m, np.int64), gap, energy - base - cut - margin,
+        np.int64(MOST_WORK), sets,
+    )  # fmt: skip
     if base != base:
         return -2
     for x in range(count):
@@ -1023,6 +1024,8 @@ def run(
     """
     n = len(b)
     groups = room.shape[1]
+    # A constant as an argument would be a type of its own, for which numba compiles once more.
+    rounds = np.int64(ROUNDS)
     u, save, v, scores = np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n)
     edge = np.zeros((groups, 2))
     work, other = np.empty((n, n)), np.empty((n, n))
@@ -1060,7 +1063,7 @@ def run(
                 return FOUND
             continue
         now = relax(
-            gram, norm, b, energy, reach, d[row[node]], group, rm, st, sg, ROUNDS, cut,
+            gram, norm, b, energy, reach, d[row[node]], group, rm, st, sg, rounds, cut,
             u, save, edge, work, v, index, scores, out,
         )  # fmt: skip
         if now < cut and age[node] >= EVERY:
@@ -1075,7 +1078,7 @@ def run(
                     break
                 trial[:] = sg
                 better = relax(
-                    gram, norm, b, energy, reach, tuned, group, rm, st, trial, ROUNDS, cut,
+                    gram, norm, b, energy, reach, tuned, group, rm, st, trial, rounds, cut,
                     u, save, edge, work, v, index, scores, out,
                 )  # fmt: skip
                 if not better > now:
@@ -1100,7 +1103,7 @@ def run(
             if now < cut:
                 # The work arrays belong to the last relaxation: back to the better one.
                 now = relax(
-                    gram, norm, b, energy, reach, d[row[node]], group, rm, st, sg, ROUNDS, cut,
+                    gram, norm, b, energy, reach, d[row[node]], group, rm, st, sg, rounds, cut,
                     u, save, edge, work, v, index, scores, out,
                 )  # fmt: skip
         value = max(now, bound[node])
