@@ -67,15 +67,14 @@ class NativeBackend:
         gram = np.ascontiguousarray(layer.gram[group][np.ix_(live, live)])
         exponent = LARGE_ORDER if len(gram) > LARGE else SMALL_ORDER
         # Several BLAS threads pay only for large matrices, and their rounding depends on their number.
-        threads = jobs if len(gram) >= MANY_INPUTS else 1
-        preparation = prepare(gram, exponent, threads)
+        preparation = prepare(gram, exponent, jobs if len(gram) >= MANY_INPUTS else 1)
         # What follows is part of the preparation, not of a channel's time.
         if len(gram) > CLOSE_AT_ONCE:
             compile_blocks()
             block_members(preparation)
         grid = problem.grid
         if len(gram) >= SMALLEST and any(has_shared_forms(grid.uniform, grid.codes, scale) for scale in grid.scale):
-            prepare_split(preparation, threads)
+            prepare_split(preparation)
             prepare_cuts(preparation)
         return preparation
 

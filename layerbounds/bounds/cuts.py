@@ -76,8 +76,8 @@ def make_cuts(forms: Float) -> tuple[CutSet, Int]:
 def is_cut_minorant(gram: Float, forms: Float, unit_weights: Float, weights: Float) -> bool:
     """Prove diag(unit_weights) + V diag(weights) Vᵀ ⪯ gram for nonnegative weights; the entries of V may be rounded."""
     columns = csr_array(forms)
-    product = _weighted_square(columns, weights)
-    size = _weighted_square(abs(columns), weights).sum(axis=1)
+    product = weighted_square(columns, weights)
+    size = weighted_square(abs(columns), weights).sum(axis=1)
     matrix = gram - product
     # The product's rounding is a matrix below γ·diag(row sums of |V| diag(d) |V|ᵀ).
     slack = gamma(forms.shape[1] + 8) * size + 4 * UNIT * (np.diag(gram) + np.diag(product))
@@ -85,7 +85,7 @@ def is_cut_minorant(gram: Float, forms: Float, unit_weights: Float, weights: Flo
     return is_positive_semidefinite(matrix)
 
 
-def _weighted_square(columns: csr_array, weights: Float) -> Float:
+def weighted_square(columns: csr_array, weights: Float) -> Float:
     """V diag(weights) Vᵀ."""
     return np.asarray((columns.multiply(weights[None, :]) @ columns.T).toarray())
 
@@ -200,7 +200,7 @@ def maximize_weights(
 
 def _factor(matrix: Float, columns: csr_array, d: Float) -> Float | None:
     n = len(matrix)
-    difference = matrix - _weighted_square(columns, d[n:])
+    difference = matrix - weighted_square(columns, d[n:])
     difference[np.diag_indices(n)] -= d[:n]
     return cholesky(difference)
 

@@ -36,8 +36,11 @@ def prepare_pruning(problem: PruningProblem, group: int) -> ClusterMinorant | No
     """
     layer = problem.layer
     live = layer.live(group)
-    channels = [c for c in range(layer.out_features) if layer.group_of(c) == group and layer.energy()[c] > 0]
-    if not problem.refit or not channels or not SHARED[0] < int(live.sum()) <= SHARED[1]:
+    if not problem.refit or not SHARED[0] < int(live.sum()) <= SHARED[1]:
+        return None
+    energy = layer.energy()
+    channels = [c for c in range(layer.out_features) if layer.group_of(c) == group and energy[c] > 0]
+    if not channels:
         return None
     structure = problem.structure().restrict(live)
     plan = cluster_plan(structure)
@@ -46,9 +49,7 @@ def prepare_pruning(problem: PruningProblem, group: int) -> ClusterMinorant | No
     channel = channels[0]
     gram = np.ascontiguousarray(layer.gram[group][np.ix_(live, live)])
     target, original = layer.target[channel][live], layer.matrix[channel][live]
-    task = PruningTask(
-        channel, gram, target, 0.0, float(layer.energy()[channel]), live, original, structure, True, None, None
-    )
+    task = PruningTask(channel, gram, target, 0.0, float(energy[channel]), live, original, structure, True, None, None)
     key = joblib.hash((gram, target, structure.group, structure.capacity))
     with _cache_lock:
         if key in _cache:

@@ -26,18 +26,11 @@ def rounds_and_share(n: int) -> tuple[int, float]:
     return (6 if n <= 160 else 2), 1.5
 
 
-def prepare_split(prep: Preparation, threads: int = 1) -> SplitWeights | None:
-    """Forms for a preparation, computed once; None where none are worth having.
-
-    Parameters
-    ----------
-    prep : Preparation
-    threads : int
-        BLAS threads: they change the last digits.
-    """
+def prepare_split(prep: Preparation) -> SplitWeights | None:
+    """Forms for a preparation, computed once; None where none are worth having."""
     with _lock:
         if prep not in _prepared:
-            with threadpool_limits(limits=threads):
+            with threadpool_limits(limits=1):
                 _prepared[prep] = find_split(prep.gram, prep.minorants[prep.size])
         return _prepared[prep]
 
