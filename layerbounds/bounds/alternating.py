@@ -8,14 +8,38 @@ Machine Learning 3, 2011; docs/bounds.md).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
 import numpy as np
 from scipy.sparse import csr_array
 
 from layerbounds.arrays import Float
-from layerbounds.bounds.diagonal import cholesky, symmetric_inverse
+from layerbounds.bounds.cuts import weighted_square
+from layerbounds.bounds.semidefinite import cholesky, symmetric_inverse
 
 #: κ, and over-relaxation.
 PENALTY, RELAXATION = 6.0, 1.6
+#: Iterations between two evaluations, and the relative gain of one below which they end.
+CYCLE, PROGRESS = 50, 2e-4
+
+
+class _Valued(Protocol):
+    @property
+    def value(self) -> float: ...
+
+
+Point = TypeVar("Point", bound=_Valued)
+
+
+def smooth_inverse(gram: Float, units: Float, forms: csr_array, weights: Float) -> Float | None:
+    """Inverse of H + (κ − 1)·(diag(units) + V diag(weights) Vᵀ), the matrix of the smooth part."""
+    matrix = gram.copy()
+    if weights.size:
+        matrix += (PENALTY - 1.0) * weighted_square(forms, weights)
+    matrix[np.diag_indices(len(units))] += (PENALTY - 1.0) * units
+    factor = cholesky(matrix)
+    return None if factor is None else symmetric_inverse(factor)
 
 
 class AlternatingDirections:
@@ -61,14 +85,9 @@ class AlternatingDirections:
         self._forms = csr_array((n, 0)) if forms is None else forms
         self._transposed = csr_array(self._forms.T)
         self._weights = np.zeros(0) if weights is None else weights
-        matrix = gram.copy()
-        if self._weights.size:
-            square = self._forms.multiply(self._weights[None, :]) @ self._transposed
-            matrix += (PENALTY - 1.0) * square.toarray()
-        matrix[np.diag_indices(n)] += (PENALTY - 1.0) * units
-        factor = cholesky(matrix)
-        self.usable = factor is not None
-        self._inverse = np.zeros((0, 0)) if factor is None else symmetric_inverse(factor)
+        inverse = smooth_inverse(gram, units, self._forms, self._weights)
+        self.usable = inverse is not None
+        self._inverse = np.zeros((n, n)) if inverse is None else inverse
         self._pull = gram @ origin
         self.z = start
         self._y, self._y_forms = start.copy(), self._transposed @ start
@@ -92,6 +111,34 @@ class AlternatingDirections:
     def multipliers(self) -> Float:
         """Of the forms, for the tangent bound at z."""
         return np.asarray(self._weights * (self._transposed @ self.z - PENALTY * self._u_forms))
+
+
+def ascend(
+    method: AlternatingDirections, best: Point, evaluate: Callable[[], Point], cycles: int, stop: Callable[[], bool]
+) -> Point:
+    """Iterate and evaluate by turns; the better of `best` and the best point met.
+
+    Parameters
+    ----------
+    method : AlternatingDirections
+    best : object with a ``value``
+        Of the start.
+    evaluate : callable
+        The dual point at the method's state.
+    cycles : int
+        Evaluations at most.
+    stop : callable
+        Asked between evaluations whether to end.
+    """
+    for _ in range(cycles if method.usable else 0):
+        method.iterate(CYCLE)
+        found = evaluate()
+        gain = found.value - best.value
+        if gain > 0:
+            best = found
+        if stop() or abs(gain) <= PROGRESS * abs(best.value):
+            break
+    return best
 
 
 def _nearest_kink(v: Float, levels: Float) -> Float:

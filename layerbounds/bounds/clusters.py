@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from layerbounds.arrays import Float, Int
-from layerbounds.bounds.diagonal import cholesky, gamma, is_positive_semidefinite, symmetric_inverse
+from layerbounds.bounds.semidefinite import cholesky, gamma, is_positive_semidefinite, symmetric_inverse
 from layerbounds.kernels.cluster_minorant import link_clusters
 
 #: Factors tried where a minorant is too close to the boundary of the cone for its proof.

@@ -18,17 +18,8 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from layerbounds.arrays import Float, Int
-from layerbounds.bounds.diagonal import (
-    COOLING,
-    UNIT,
-    cholesky,
-    gamma,
-    is_positive_semidefinite,
-    newton_step,
-    shrink_until,
-    step_to_boundary,
-    symmetric_inverse,
-)
+from layerbounds.bounds.barrier import ascend_barrier
+from layerbounds.bounds.semidefinite import UNIT, cholesky, gamma, is_positive_semidefinite, shrink_until
 
 #: Expected squared distance of a number to the nearest integer, without knowledge of it.
 GENERIC = 1.0 / 12.0
@@ -118,8 +109,7 @@ def maximize_weights(
 ) -> Barrier | None:
     """Approximately maximise Σ a_j d_j over the weights with V diag(d) Vᵀ ⪯ gram, the units among the columns.
 
-    Damped Newton steps on Σ a_j d_j + μ logdet(H − V diag(d) Vᵀ) + μ Σ log d_j; with T = VᵀM⁻¹V the gradient is
-    a − μ diag(T) + μ/d, the negative Hessian μ T∘T + μ diag(d⁻²).
+    By the log-determinant barrier (`layerbounds.bounds.barrier`).
 
     Parameters
     ----------
@@ -142,7 +132,7 @@ def maximize_weights(
     Barrier or None
         Not yet proven, see `certified_weights`; None where no strictly feasible start was found.
     """
-    n, m = forms.shape
+    n = len(gram)
     scale = np.sqrt(np.diag(gram))
     matrix = gram / np.outer(scale, scale)
     columns = csr_array(forms / scale[:, None])
@@ -155,59 +145,20 @@ def maximize_weights(
     d = np.maximum(d, 1e-6 * float(np.max(a * d)) / a)
     # Away from the boundary, where Newton steps are short.
     d *= START
-    inverse = None
+
+    def factorize(d: Float) -> Float | None:
+        difference = matrix - weighted_square(columns, d[n:])
+        difference[np.diag_indices(n)] -= d[:n]
+        return cholesky(difference)
+
     for _ in range(30):
-        inverse = _inverse(matrix, columns, d)
-        if inverse is not None:
-            break
+        mu = FIRST_BARRIER * float(a @ d) / n
+        found = ascend_barrier(a, d, mu, factorize, lambda x: _between(columns, x), relative_gap, max_steps, stop)
+        if found is not None:
+            dual = (found.mu * top) * found.inverse / np.outer(scale, scale)
+            return Barrier(found.d[:n] * units_scale, found.d[n:].copy(), dual)
         d *= 0.8
-    if inverse is None:
-        return None
-    mu = FIRST_BARRIER * float(a @ d) / n
-    for _ in range(max_steps):
-        if stop is not None and stop():
-            break
-        between = _between(columns, inverse)
-        gradient = a - mu * np.diag(between) + mu / d
-        hessian = np.multiply(between, between, out=between)
-        hessian *= mu
-        hessian[np.diag_indices(n + m)] += mu / d**2
-        step = newton_step(hessian, gradient)
-        if step is None:
-            break
-        decrement = float(gradient @ step) / mu
-        length = step_to_boundary(d, step)
-        while length > 1e-9 and _factor(matrix, columns, d + length * step) is None:
-            length *= 0.5
-        full = length == 1.0
-        if not full:
-            length *= 0.9
-        moved = _inverse(matrix, columns, d + length * step)
-        if moved is None:
-            break
-        d = d + length * step
-        inverse = moved
-        last = 0.5 * relative_gap * float(a @ d) / n
-        if full and decrement < 1.0:
-            if mu <= last:
-                break
-            mu *= COOLING
-        # From a poor start the first μ is far too small.
-        mu = max(mu, COOLING * last)
-    dual = (mu * top) * inverse / np.outer(scale, scale)
-    return Barrier(d[:n] * units_scale, d[n:].copy(), dual)
-
-
-def _factor(matrix: Float, columns: csr_array, d: Float) -> Float | None:
-    n = len(matrix)
-    difference = matrix - weighted_square(columns, d[n:])
-    difference[np.diag_indices(n)] -= d[:n]
-    return cholesky(difference)
-
-
-def _inverse(matrix: Float, columns: csr_array, d: Float) -> Float | None:
-    factor = _factor(matrix, columns, d)
-    return None if factor is None else symmetric_inverse(factor)
+    return None
 
 
 def _between(columns: csr_array, middle: Float) -> Float:

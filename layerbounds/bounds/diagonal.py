@@ -1,8 +1,6 @@
 """Diagonal minorants 0 ⪯ D ⪯ H of a Gram matrix: the heart of every separable bound.
 
-Maximises Σ a_i d_i over {d ≥ 0, H − D ⪰ 0} by a log-determinant barrier and damped Newton steps
-(Nesterov & Nemirovskii 1994; docs/bounds.md): the gradient is a − μ diag(M⁻¹) + μ/d with M = H − D, the negative
-Hessian μ (M⁻¹ ∘ M⁻¹) + μ diag(d⁻²).
+Maximises Σ a_i d_i over {d ≥ 0, H − D ⪰ 0} by the log-determinant barrier (`bounds/barrier.py`, docs/bounds.md).
 """
 
 from __future__ import annotations
@@ -13,49 +11,13 @@ import numpy as np
 from scipy.linalg import lapack
 
 from layerbounds.arrays import Float
-
-UNIT = float(np.finfo(np.float64).eps) / 2
-#: First barrier parameter over Σ a_i d_i/n where the start is a small multiple of 1/diag(H⁻¹), and its later factors.
-FAR, COOLING = 30.0, 0.3
-#: Newton systems of this size and larger are solved in single precision.
-SINGLE_FROM = 200
-
-
-def gamma(n: int) -> float:
-    """Higham's γ_n = n·u/(1 − n·u), u the unit roundoff."""
-    return n * UNIT / (1 - n * UNIT)
+from layerbounds.bounds.barrier import FAR, ascend_barrier
+from layerbounds.bounds.semidefinite import cholesky, is_positive_semidefinite, semidefinite_shift, shrink_until
 
 
 def reciprocals(minorants: Float) -> Float:
     """Entrywise inverses, zeros left as they are."""
     return np.divide(1.0, minorants, out=np.zeros_like(minorants), where=minorants > 0)
-
-
-def cholesky(matrix: Float) -> Float | None:
-    """Lower Cholesky factor, or None where the factorization breaks down."""
-    factor, info = lapack.dpotrf(matrix, lower=1, clean=1)
-    return factor if info == 0 else None
-
-
-def symmetric_inverse(factor: Float) -> Float:
-    """Inverse of the matrix whose lower Cholesky factor is given."""
-    inverse = np.tril(lapack.dpotri(factor, lower=1)[0])
-    return np.asarray(inverse + np.tril(inverse, -1).T)
-
-
-def is_positive_semidefinite(matrix: Float) -> bool:
-    """Prove matrix ⪰ 0 with one floating-point Cholesky factorization; overwrites its diagonal.
-
-    A completed factorization of A has a backward error of at most γ_{n+1}/(1−γ_{n+1})·√(a_ii a_jj) per entry (Higham,
-    Accuracy and Stability, theorem 10.3), hence A ⪰ −n·γ_{n+1}/(1−γ_{n+1})·diag(A): A is shifted down by more than that
-    before it is factorized (Rump, BIT 46, 2006). The slack also covers one rounding of every entry.
-    """
-    n = len(matrix)
-    diagonal = np.diag(matrix).copy()
-    if np.any(diagonal < 0):
-        return False
-    matrix[np.diag_indices(n)] = diagonal * (1.0 - 1.25 * (n + 1) * gamma(n + 3))
-    return cholesky(matrix) is not None
 
 
 def is_minorant(gram: Float, d: Float) -> bool:
@@ -65,35 +27,9 @@ def is_minorant(gram: Float, d: Float) -> bool:
     return is_positive_semidefinite(matrix)
 
 
-def shrink_until(accepted: Callable[[Float], bool], minorant: Float) -> Float:
-    """The minorant times the first factor of a falling ladder that is accepted; zeros in the worst case."""
-    factor = 1.0
-    for step in range(60):
-        candidate = minorant * factor
-        if accepted(candidate):
-            return candidate
-        factor = 1.0 - 1e-12 * 4.0**step if step < 19 else factor * 0.5
-    return np.zeros_like(minorant)
-
-
 def certified_minorant(gram: Float, d: Float) -> Float:
     """Shrink a diagonal until it is a proven minorant; zeros in the worst case."""
     return shrink_until(lambda candidate: is_minorant(gram, candidate), d)
-
-
-def semidefinite_shift(gram: Float) -> tuple[Float, Float] | None:
-    """A matrix gram + diag(e) proven positive semidefinite, and e: zero or a small multiple of the diagonal."""
-    n = len(gram)
-    if is_minorant(gram, np.zeros(n)):
-        return gram, np.zeros(n)
-    diagonal = np.diag(gram)
-    for exponent in range(2, 40, 2):
-        shift = 2.0**exponent * n * UNIT * diagonal
-        shifted = gram.copy()
-        shifted[np.diag_indices(n)] = (diagonal + shift) * (1.0 - 2 * UNIT)
-        if is_minorant(shifted, np.zeros(n)):
-            return shifted, shift
-    return None
 
 
 def proven_minorant(gram: Float, d: Float) -> tuple[Float, Float] | None:
@@ -156,61 +92,10 @@ def maximize_minorant(
     if not np.all(d > 0):
         return np.zeros(n)
     mu = (FAR if poor else 1.0) * float(a @ d) / n
-    for _ in range(max_steps):
-        if stop is not None and stop():
-            break
-        factor = cholesky(matrix - np.diag(d))
-        if factor is None:
-            break
-        inverse = symmetric_inverse(factor)
-        gradient = a - mu * np.diag(inverse) + mu / d
-        hessian = mu * inverse * inverse
-        hessian[np.diag_indices(n)] += mu / d**2
-        step = newton_step(hessian, gradient)
-        if step is None:
-            break
-        decrement = float(gradient @ step) / mu
-        length = step_to_boundary(d, step)
-        while length > 1e-9 and cholesky(matrix - np.diag(d + length * step)) is None:
-            length *= 0.5
-        full = length == 1.0
-        moved = d + (length if full else 0.9 * length) * step
-        if length <= 1e-9 or not np.all(moved > 0):
-            break
-        d = moved
-        last = 0.5 * relative_gap * float(a @ d) / n
-        if full and decrement < 1.0:
-            if mu <= last:
-                break
-            mu *= COOLING
-        # From a poor start the first μ is far too small.
-        mu = max(mu, COOLING * last)
-    return certified_minorant(gram, d * scale**2)
-
-
-def newton_step(hessian: Float, gradient: Float) -> Float | None:
-    """Solve hessian·step = gradient, for large matrices in single precision: a direction need not be exact.
-
-    Overwrites the Hessian; None where it cannot be factorized.
-    """
-    scale = 1.0 / np.sqrt(np.diag(hessian))
-    hessian *= scale[:, None]
-    hessian *= scale
-    right = scale * gradient
-    if len(gradient) >= SINGLE_FROM:
-        factor, failed = lapack.spotrf(hessian.astype(np.float32), lower=1, clean=0, overwrite_a=1)
-        if not failed:
-            step = scale * np.ravel(lapack.spotrs(factor, right.astype(np.float32), lower=1)[0]).astype(np.float64)
-            if gradient @ step > 0:
-                return step
-    factor, failed = lapack.dpotrf(hessian, lower=1, clean=0)
-    return None if failed else scale * np.ravel(lapack.dpotrs(factor, right, lower=1)[0])
-
-
-def step_to_boundary(d: Float, step: Float) -> float:
-    """The full step 1, or the part of it that keeps d positive."""
-    negative = step < 0
-    return min(1.0, 0.95 * float(np.min(-d[negative] / step[negative]))) if np.any(negative) else 1.0
+    found = ascend_barrier(
+        a, d, mu, lambda x: cholesky(matrix - np.diag(x)), lambda x: x, relative_gap, max_steps, stop
+    )
+    return certified_minorant(gram, (d if found is None else found.d) * scale**2)
 
 
 def _strictly_inside(matrix: Float, start: Float | None) -> tuple[Float, bool]:

@@ -12,7 +12,8 @@ from collections.abc import Callable
 import numpy as np
 
 from layerbounds.arrays import Float
-from layerbounds.bounds.diagonal import certified_minorant, cholesky, interior_start, symmetric_inverse
+from layerbounds.bounds.diagonal import certified_minorant, interior_start
+from layerbounds.bounds.semidefinite import cholesky, symmetric_inverse
 
 #: Steps, factor of μ after each, and the first share of a step that is tried.
 STEPS, COOLING, FIRST_LENGTH = 30, 0.75, 0.5

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from layerbounds.arrays import Bool, Float, Int
-from layerbounds.bounds.diagonal import UNIT, is_positive_semidefinite, shrink_until
+from layerbounds.bounds.semidefinite import UNIT, is_positive_semidefinite, shrink_until
 from layerbounds.patterns import Structure
 
 #: Extended precision, which type checkers have no name for.

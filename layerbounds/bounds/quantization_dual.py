@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from layerbounds.arrays import Float
 from layerbounds.bounds.cuts import certified_weights
-from layerbounds.bounds.diagonal import proven_minorant, semidefinite_shift
+from layerbounds.bounds.diagonal import proven_minorant
+from layerbounds.bounds.semidefinite import semidefinite_shift
 
 #: Extended precision, which type checkers have no name for.
 Wide = npt.NDArray[Any]

@@ -18,13 +18,14 @@ import numpy as np
 from scipy.linalg import lapack
 
 from layerbounds.arrays import Float, Int
-from layerbounds.bounds.alternating import AlternatingDirections
-from layerbounds.bounds.diagonal import UNIT, maximize_minorant
+from layerbounds.bounds.alternating import AlternatingDirections, ascend
+from layerbounds.bounds.diagonal import maximize_minorant
+from layerbounds.bounds.semidefinite import UNIT
 from layerbounds.kernels.relaxation import cells, descend
 
 _ROUNDS, _PATIENCE, _PROGRESS = 60, 6, 2e-4
-#: Iterations of alternating directions between two evaluations, and how often.
-_CYCLE, _CYCLES = 50, 4
+#: Cycles of alternating directions.
+_CYCLES = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,14 +86,7 @@ def maximize_relaxation(
     z = np.clip(start, levels[0], levels[-1])
     best = evaluate_relaxation(gram, origin, levels, z, d)
     method = AlternatingDirections(gram, origin, levels, d, z)
-    for _ in range(_CYCLES if method.usable else 0):
-        method.iterate(_CYCLE)
-        found = evaluate_relaxation(gram, origin, levels, method.z, d)
-        gain = found.value - best.value
-        if gain > 0:
-            best = found
-        if stop() or abs(gain) <= _PROGRESS * abs(best.value):
-            break
+    best = ascend(method, best, lambda: evaluate_relaxation(gram, origin, levels, method.z, d), _CYCLES, stop)
     z = np.clip(best.z, levels[0], levels[-1])
     # Sweeps cost n² each: small ill-conditioned problems need, and can have, many.
     sweeps = int(np.clip(20_000 // len(d), 16, 200))

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from layerbounds.arrays import Float
-from layerbounds.bounds.alternating import AlternatingDirections
+from layerbounds.bounds.alternating import AlternatingDirections, ascend
 from layerbounds.bounds.cuts import (
     Barrier,
     certified_weights,
@@ -27,10 +27,10 @@ from layerbounds.bounds.cuts import (
     maximize_weights,
     separate_at,
 )
-from layerbounds.bounds.diagonal import UNIT
+from layerbounds.bounds.semidefinite import UNIT
 
-#: Iterations, how many lie between two evaluations, and the relative gain below which they end.
-ITERATIONS, INTERVAL, PROGRESS = 400, 50, 2e-4
+#: Cycles of alternating directions.
+CYCLES = 8
 #: Share of the mean fractional product that every unit and form counts for at least.
 FLOOR = 0.02
 #: New forms of a separation and the most that are kept, as multiples of n.
@@ -142,15 +142,9 @@ def maximize_split(
     z = np.clip(start, levels[0], levels[-1])
     best = evaluate_split(gram, origin, levels, split, z, np.zeros(len(split.weights)))
     method = AlternatingDirections(gram, origin, levels, split.units, z, csr_array(split.forms), split.weights)
-    for _ in range(ITERATIONS // INTERVAL if method.usable else 0):
-        method.iterate(INTERVAL)
-        found = evaluate_split(gram, origin, levels, split, method.z, method.multipliers)
-        gain = found.value - best.value
-        if gain > 0:
-            best = found
-        if stop() or abs(gain) <= PROGRESS * abs(best.value):
-            break
-    return best
+    return ascend(
+        method, best, lambda: evaluate_split(gram, origin, levels, split, method.z, method.multipliers), CYCLES, stop
+    )
 
 
 def refine_split(

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.linalg
 
 from layerbounds.arrays import Bool, Float
-from layerbounds.bounds.diagonal import cholesky
+from layerbounds.bounds.semidefinite import cholesky
 from layerbounds.exceptions import UnsupportedProblemError
 from layerbounds.patterns import Structure
 from layerbounds.successive import damped

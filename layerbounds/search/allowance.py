@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from layerbounds.arrays import Float
-from layerbounds.bounds.diagonal import UNIT
+from layerbounds.bounds.semidefinite import UNIT
 from layerbounds.search.cut_tests import CutTests
 from layerbounds.search.units import UnitProblem
 

@@ -11,7 +11,7 @@ import scipy.linalg
 from layerbounds.arrays import Bool, Float
 from layerbounds.backends.base import BlockDual, Control, PruningTask, RawSolve, SearchProof
 from layerbounds.bounds.blocks import BlockMinorant, improve_blocks, start_blocks
-from layerbounds.bounds.diagonal import UNIT, cholesky
+from layerbounds.bounds.semidefinite import UNIT, cholesky
 from layerbounds.search.frontier import Frontier, Incumbent
 from layerbounds.search.pruning import set_bound
 

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import csc_array
+from scipy.sparse import csc_array, csr_array
 
 from layerbounds.arrays import Float
-from layerbounds.bounds.alternating import PENALTY, RELAXATION
+from layerbounds.bounds.alternating import PENALTY, RELAXATION, smooth_inverse
 from layerbounds.bounds.cuts import fractional_product
-from layerbounds.bounds.diagonal import UNIT, cholesky, symmetric_inverse
+from layerbounds.bounds.semidefinite import UNIT
 from layerbounds.bounds.split_relaxation import SplitRelaxation
 from layerbounds.kernels.box_tree import bound, iterate
 from layerbounds.search.units import UnitProblem
@@ -53,14 +53,12 @@ class BoxTree:
         forms = csc_array(split.forms)
         self._split = split
         self._columns = forms.indptr.astype(np.int64), forms.indices.astype(np.int64), forms.data.astype(np.float64)
-        matrix = unit.gram + (PENALTY - 1.0) * ((split.forms * split.weights) @ split.forms.T)
-        matrix[np.diag_indices(unit.size)] += (PENALTY - 1.0) * split.units
-        factor = cholesky(matrix)
+        inverse = smooth_inverse(unit.gram, split.units, csr_array(split.forms), split.weights)
         self._heap: list[tuple[float, int, _Node]] = []
         self._most = 0
-        if factor is None:
+        if inverse is None:
             return
-        self._inverse = np.ascontiguousarray(symmetric_inverse(factor))
+        self._inverse = np.ascontiguousarray(inverse)
         self._pull = unit.gram @ unit.origin
         # Expected gain of a branching on variable i: the squared distance over (H⁻¹)_ii.
         self._pivots = 1.0 / np.diag(unit.covariance)

@@ -14,7 +14,7 @@ import numpy as np
 from layerbounds.arrays import Float, Int
 from layerbounds.backends.base import BlockDual, Control, PruningTask, RawSolve, SearchProof
 from layerbounds.bounds.clusters import ClusterMinorant, make_clusters, prove_clusters, start_clusters
-from layerbounds.bounds.diagonal import UNIT, cholesky, symmetric_inverse
+from layerbounds.bounds.semidefinite import UNIT, cholesky, symmetric_inverse
 from layerbounds.kernels import cluster_minorant, cluster_tree, clusters, subset_tree
 from layerbounds.search.frontier import Frontier, Incumbent
 from layerbounds.search.pruning import ENUMERATED, EXACT, MOST_WORK, Flags, SubsetSearch, run_subset, set_bound

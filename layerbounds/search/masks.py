@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from layerbounds.arrays import Bool, Float, Int
 from layerbounds.backends.base import BlockDual, Control, PruningTask, RawSolve, SearchProof
-from layerbounds.bounds.diagonal import UNIT, maximize_minorant
+from layerbounds.bounds.diagonal import maximize_minorant
+from layerbounds.bounds.semidefinite import UNIT
 from layerbounds.kernels.masks import descend_mask, relax_mask
 from layerbounds.search.frontier import Frontier, Incumbent
 

@@ -13,8 +13,9 @@ import scipy.linalg
 from threadpoolctl import threadpool_limits
 
 from layerbounds.arrays import Float, Int
-from layerbounds.bounds.diagonal import UNIT, cholesky, gamma, maximize_minorant, symmetric_inverse
+from layerbounds.bounds.diagonal import maximize_minorant
 from layerbounds.bounds.first_order import ascend_minorant
+from layerbounds.bounds.semidefinite import UNIT, cholesky, gamma, symmetric_inverse
 from layerbounds.exceptions import InputError
 
 #: Inverses of leading blocks are kept for the depths that fit into this many bytes.

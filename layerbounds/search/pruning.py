@@ -14,16 +14,9 @@ import scipy.linalg
 
 from layerbounds.arrays import Bool, Float, Int
 from layerbounds.backends.base import BlockDual, Control, PruningTask, RawSolve, SearchProof
-from layerbounds.bounds.diagonal import (
-    UNIT,
-    certified_minorant,
-    cholesky,
-    gamma,
-    interior_start,
-    is_minorant,
-    symmetric_inverse,
-)
+from layerbounds.bounds.diagonal import certified_minorant, interior_start, is_minorant
 from layerbounds.bounds.perspective import centre, newton_step, schur_complement
+from layerbounds.bounds.semidefinite import UNIT, cholesky, gamma, symmetric_inverse
 from layerbounds.kernels import subset, subset_tree
 from layerbounds.search.frontier import Frontier, Incumbent
 

@@ -11,9 +11,10 @@ import numpy as np
 from layerbounds.arrays import Float
 from layerbounds.backends.base import BlockDual, ChannelTask, Control, DualPoint, Task
 from layerbounds.bounds.block_relaxation import refine_blocks
-from layerbounds.bounds.diagonal import cholesky, maximize_minorant, symmetric_inverse
+from layerbounds.bounds.diagonal import maximize_minorant
 from layerbounds.bounds.quantization_dual import FormTerms
 from layerbounds.bounds.relaxation import refine
+from layerbounds.bounds.semidefinite import cholesky, symmetric_inverse
 from layerbounds.bounds.split_relaxation import refine_split
 from layerbounds.search.preparation import regularizations
 from layerbounds.search.pruning_dispatch import search_pruning

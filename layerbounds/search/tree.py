@@ -7,8 +7,9 @@ import numpy as np
 from layerbounds.arrays import Bool, Float, Int
 from layerbounds.bounds.block_relaxation import BlockRelaxation
 from layerbounds.bounds.box import box_multipliers
-from layerbounds.bounds.diagonal import gamma, maximize_minorant, reciprocals
+from layerbounds.bounds.diagonal import maximize_minorant, reciprocals
 from layerbounds.bounds.relaxation import Relaxation
+from layerbounds.bounds.semidefinite import gamma
 from layerbounds.bounds.split_relaxation import SplitRelaxation
 from layerbounds.kernels.enumeration import enumerate_levels
 from layerbounds.search.cut_tests import CutTests

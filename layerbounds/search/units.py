@@ -8,7 +8,7 @@ import numpy as np
 
 from layerbounds.arrays import Float, Int
 from layerbounds.backends.base import ChannelTask
-from layerbounds.bounds.diagonal import UNIT
+from layerbounds.bounds.semidefinite import UNIT
 from layerbounds.search.cut_tests import CutPreparation, prepare_cuts
 from layerbounds.search.preparation import Preparation
 

@@ -1,0 +1,70 @@
+"""Positive semidefinite matrices in floating point: factors, inverses, and proofs that hold despite rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.linalg import lapack
+
+from layerbounds.arrays import Float
+
+UNIT = float(np.finfo(np.float64).eps) / 2
+
+
+def gamma(n: int) -> float:
+    """Higham's γ_n = n·u/(1 − n·u), u the unit roundoff."""
+    return n * UNIT / (1 - n * UNIT)
+
+
+def cholesky(matrix: Float) -> Float | None:
+    """Lower Cholesky factor, or None where the factorization breaks down."""
+    factor, info = lapack.dpotrf(matrix, lower=1, clean=1)
+    return factor if info == 0 else None
+
+
+def symmetric_inverse(factor: Float) -> Float:
+    """Inverse of the matrix whose lower Cholesky factor is given."""
+    inverse = np.tril(lapack.dpotri(factor, lower=1)[0])
+    return np.asarray(inverse + np.tril(inverse, -1).T)
+
+
+def is_positive_semidefinite(matrix: Float) -> bool:
+    """Prove matrix ⪰ 0 with one floating-point Cholesky factorization; overwrites its diagonal.
+
+    A completed factorization of A has a backward error of at most γ_{n+1}/(1−γ_{n+1})·√(a_ii a_jj) per entry (Higham,
+    Accuracy and Stability, theorem 10.3), hence A ⪰ −n·γ_{n+1}/(1−γ_{n+1})·diag(A): A is shifted down by more than that
+    before it is factorized (Rump, BIT 46, 2006). The slack also covers one rounding of every entry.
+    """
+    n = len(matrix)
+    diagonal = np.diag(matrix).copy()
+    if np.any(diagonal < 0):
+        return False
+    matrix[np.diag_indices(n)] = diagonal * (1.0 - 1.25 * (n + 1) * gamma(n + 3))
+    return cholesky(matrix) is not None
+
+
+def shrink_until(accepted: Callable[[Float], bool], minorant: Float) -> Float:
+    """The minorant times the first factor of a falling ladder that is accepted; zeros in the worst case."""
+    factor = 1.0
+    for step in range(60):
+        candidate = minorant * factor
+        if accepted(candidate):
+            return candidate
+        factor = 1.0 - 1e-12 * 4.0**step if step < 19 else factor * 0.5
+    return np.zeros_like(minorant)
+
+
+def semidefinite_shift(gram: Float) -> tuple[Float, Float] | None:
+    """A matrix gram + diag(e) proven positive semidefinite, and e: zero or a small multiple of the diagonal."""
+    n = len(gram)
+    if is_positive_semidefinite(gram.copy()):
+        return gram, np.zeros(n)
+    diagonal = np.diag(gram)
+    for exponent in range(2, 40, 2):
+        shift = 2.0**exponent * n * UNIT * diagonal
+        shifted = gram.copy()
+        shifted[np.diag_indices(n)] = (diagonal + shift) * (1.0 - 2 * UNIT)
+        if is_positive_semidefinite(shifted.copy()):
+            return shifted, shift
+    return None
