@@ -40,6 +40,8 @@ from layerbounds.solution import Solution, Status
 DUAL_SHARE, DUAL_SECONDS, DUAL_INTERRUPTED = 0.2, 1.0, 0.5
 #: Large matrices need some factorizations: seconds per cubed number of inputs, and the most seconds.
 DUAL_CUBIC, DUAL_MOST = 5e-8, 60.0
+#: Seconds per squared number of inputs that certification takes, and the most of the time limit that is kept for it.
+CERTIFY_SQUARE, CERTIFY_MOST = 2.5e-7, 0.3
 
 #: Called after each finished channel: (channels done, channels in all, channel, its certified result).
 Progress = Callable[[int, int, int, CertifiedChannel], None]
@@ -116,7 +118,11 @@ def solve(
     def work(channel: int) -> tuple[CertifiedChannel, float, int]:
         task = make_task(problem, channel, shared[problem.layer.group_of(channel)], starts.get(channel))
         share = max(threads // len(chosen), 1)
-        control = Control(time_limit, gaps[channel], node_limit, seed, share, cancel, options=settings)
+        limit = time_limit
+        if isinstance(solver, NativeBackend):
+            # Certification is part of the channel's time.
+            limit -= min(CERTIFY_SQUARE * len(task.target) ** 2, CERTIFY_MOST * time_limit)
+        control = Control(limit, gaps[channel], node_limit, seed, share, cancel, options=settings)
         if isinstance(solver, NativeBackend):
             raw = solver.solve(task, control)
             return certify(task, raw, gaps[channel]), control.elapsed(), raw.nodes

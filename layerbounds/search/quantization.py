@@ -43,6 +43,8 @@ NODES_PER_CALL = 100_000
 SMALL, SMALL_CALLS = 100, 80
 #: Refits of the root's weights: of the diagonal or under a node limit, and of split cuts while there is time.
 REFITS, MANY_REFITS = 5, 60
+#: Seconds per cubed number of variables that the root's first factorization and inverse take.
+RELAX_CUBIC = 1.5e-10
 #: Fewest refits of a block-diagonal minorant that are worth having.
 FEWEST_ROUNDS = 3
 #: Up to so many variables the tree gets further than any root; shares of the time limit that the root may take.
@@ -187,6 +189,8 @@ class ChannelSearch:
         """The best bound at the root: the tangent relaxation with a diagonal, with blocks, and with split cuts."""
         unit, n = self.unit, self.unit.size
         timed = self.control.node_limit is None
+        if timed and self.control.remaining() < RELAX_CUBIC * n**3:
+            return
         share = SMALL_RELAX_SHARE if n <= TREE_DECIDES else RELAX_SHARE
         deadline = self.control.elapsed() + share * self.control.time_limit
 
