@@ -107,6 +107,160 @@ def top_sum(values, count, many):
 
 # A division by zero must give a useless bound (NaN compares false), not an exception.
 @njit(nogil=True, cache=True, error_model="numpy")
+def bound_at(gram, norm, b, energy, reach, d, group, free, status, point, resid, scores, scratch, edge):
+    """Proven lower bound of a node at a point.
+
+    Parameters
+    ----------
+    gram, norm, b, energy, reach, d, group, free, status, point
+        As in `relax`; the point is zero on dropped inputs.
+    resid, scores, edge
+        Results: h = Hu − b, c²/d of each input rounded up, and per group the threshold below and above which inputs are
+        dropped and kept.
+    scratch
+        Work space.
+    """
+    n = len(b)
+    gamma = 2.5 * (n + 8) * UNIT
+    size = reach
+    for i in range(n):
+        resid[i] = -b[i]
+    for i in range(n):
+        f = point[i]
+        if f != 0.0:
+            size += norm[i] * abs(f)
+            row = gram[i]
+            for j in range(n):
+                resid[j] += f * row[j]
+    quad = 0.0
+    charge = 0.0
+    kept = 0.0
+    for i in range(n):
+        if status[i] < 0:
+            continue
+        x = point[i]
+        di = d[i] if status[i] == 0 else 1e-6 * d[i]
+        quad += x * (resid[i] + b[i]) - di * x * x
+        charge += abs(x * b[i]) + di * x * x
+        error = gamma * (norm[i] * size + abs(b[i]) + di * abs(x))
+        c = abs(di * x - resid[i])
+        s = (c + error) * (c + error) / di * (1.0 + 8.0 * UNIT)
+        scores[i] = s
+        if status[i] == 1:
+            kept += s
+    if len(free) == 1:
+        t = 0
+        for i in range(n):
+            if status[i] == 0:
+                scratch[t] = scores[i]
+                t += 1
+        total, after, last = top_sum(scratch, t, free[0])
+        kept += total
+        edge[0, 0] = after
+        edge[0, 1] = last
+    else:
+        for g in range(len(free)):
+            # Selection by repeated maximum: groups are small.
+            previous = np.inf
+            previous_index = -1
+            taken = 0
+            edge[g, 0] = 0.0
+            edge[g, 1] = np.inf
+            while taken < free[g] + 1:
+                top = -1.0
+                arg = -1
+                for i in range(n):
+                    if (
+                        group[i] == g
+                        and status[i] == 0
+                        and scores[i] > top
+                        and (scores[i] < previous or (scores[i] == previous and i > previous_index))
+                    ):
+                        top = scores[i]
+                        arg = i
+                if arg < 0:
+                    break
+                if taken < free[g]:
+                    kept += top
+                    edge[g, 1] = top
+                else:
+                    edge[g, 0] = top
+                previous = top
+                previous_index = arg
+                taken += 1
+    return energy - quad - kept - 2.0 * gamma * (energy + size * size + 2.0 * charge + kept)
+
+
+@njit(nogil=True, cache=True)
+def next_state(d, group, free, status, point, resid, scores, scratch, state):
+    """New active set: z_i = min(1, β_i/θ) with Σ z = the group's room, β_i = √d_i |v_i|; whether it is another one."""
+    n = len(d)
+    groups = len(free)
+    theta = np.zeros(groups)
+    for g in range(groups):
+        t = 0
+        for i in range(n):
+            if status[i] == 0 and state[i] != 0 and group[i] == g:
+                if state[i] != 2 and state[i] * point[i] <= 0.0:
+                    continue
+                scratch[t] = np.sqrt(d[i]) * abs(point[i])
+                t += 1
+        if t == 0:
+            continue
+        beta = scratch[:t]
+        beta.sort()
+        if t > free[g]:
+            total = 0.0
+            for q in range(t):
+                total += beta[q]
+            whole = 0
+            while whole < free[g] - 1 and beta[t - 1 - whole] * (free[g] - whole) >= total:
+                total -= beta[t - 1 - whole]
+                whole += 1
+            theta[g] = total / (free[g] - whole)
+        elif t == free[g]:
+            theta[g] = beta[0]
+    changed = False
+    for i in range(n):
+        if status[i] != 0:
+            continue
+        bar = theta[group[i]]
+        x = point[i]
+        if state[i] != 0:
+            if state[i] != 2 and state[i] * x <= 0.0:
+                new = 0
+            elif np.sqrt(d[i]) * abs(x) >= bar:
+                new = 2
+            else:
+                new = 1 if x > 0.0 else -1
+        elif scores[i] > bar * bar * (1.0 + 1e-9):
+            # Here the saving is c²/d with c = −h.
+            new = 1 if resid[i] < 0.0 else -1
+        else:
+            new = 0
+        if new != state[i]:
+            changed = True
+            state[i] = new
+    # A group whose capacity is used up by whole inputs has no room for fractional ones.
+    for g in range(groups):
+        whole = 0
+        fractional = 0
+        weakest = -1
+        for i in range(n):
+            if status[i] == 0 and group[i] == g:
+                if state[i] == 2:
+                    whole += 1
+                    if weakest < 0 or np.sqrt(d[i]) * abs(point[i]) < np.sqrt(d[weakest]) * abs(point[weakest]):
+                        weakest = i
+                elif state[i] != 0:
+                    fractional += 1
+        if fractional > 0 and whole >= free[g] and weakest >= 0:
+            state[weakest] = 1 if point[weakest] > 0.0 else -1
+            changed = True
+    return changed
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def relax(
     gram, norm, b, energy, reach, d, group, free, status, state, rounds, stop,
     u, save, edge, work, v, index, scores, out,
@@ -135,15 +289,12 @@ def relax(
     """
     n = len(b)
     groups = len(free)
-    gamma = 2.5 * (n + 8) * UNIT
     best = -np.inf
-    theta = np.zeros(groups)
     room = np.zeros(groups)
-    below = np.zeros(groups)
-    above = np.zeros(groups)
-    members = np.zeros(groups, np.int64)
     resid = np.empty(n)
     point = np.empty(n)
+    scratch = np.empty(n)
+    limits = np.zeros((groups, 2))
     out[0] = 0
     out[1] = 0
     for _ in range(rounds):
@@ -178,83 +329,13 @@ def relax(
         if not factorize(work, m):
             break
         back_substitute(work, m, v)
-        # h = Hu − b, and with it the bound of this point.
-        size = reach
         for i in range(n):
             point[i] = 0.0
-            resid[i] = -b[i]
         for p in range(m):
-            i = index[p]
-            point[i] = v[p]
-            size += norm[i] * abs(v[p])
-            row = gram[i]
-            f = v[p]
-            for j in range(n):
-                resid[j] += f * row[j]
-        quad = 0.0
-        charge = 0.0
-        always = 0.0
-        for g in range(groups):
-            members[g] = 0
-        for i in range(n):
-            if status[i] < 0:
-                continue
-            x = point[i]
-            di = d[i] if status[i] == 0 else 1e-6 * d[i]
-            quad += x * (resid[i] + b[i]) - di * x * x
-            charge += abs(x * b[i]) + di * x * x
-            error = gamma * (norm[i] * size + abs(b[i]) + di * abs(x))
-            c = abs(di * x - resid[i])
-            s = (c + error) * (c + error) / di * (1.0 + 8.0 * UNIT)
-            scores[i] = s
-            if status[i] == 1:
-                always += s
-            else:
-                members[group[i]] += 1
-        kept = always
-        if groups == 1:
-            t = 0
-            for i in range(n):
-                if status[i] == 0:
-                    resid[t] = scores[i]
-                    t += 1
-            total, after, last = top_sum(resid, t, free[0])
-            kept += total
-            below[0] = after
-            above[0] = last
-        else:
-            for g in range(groups):
-                if members[g] == 0:
-                    continue
-                # Selection by repeated maximum: groups are small.
-                previous = np.inf
-                previous_index = -1
-                taken = 0
-                below[g] = 0.0
-                above[g] = np.inf
-                while taken < free[g] + 1:
-                    top = -1.0
-                    arg = -1
-                    for i in range(n):
-                        if (
-                            group[i] == g
-                            and status[i] == 0
-                            and scores[i] > top
-                            and (scores[i] < previous or (scores[i] == previous and i > previous_index))
-                        ):
-                            top = scores[i]
-                            arg = i
-                    if arg < 0:
-                        break
-                    if taken < free[g]:
-                        kept += top
-                        above[g] = top
-                    else:
-                        below[g] = top
-                    previous = top
-                    previous_index = arg
-                    taken += 1
-        value = energy - quad - kept - 2.0 * gamma * (energy + size * size + 2.0 * charge + kept)
+            point[index[p]] = v[p]
+        value = bound_at(
+            gram, norm, b, energy, reach, d, group, free, status, point, resid, scores, scratch, limits
+        )  # fmt: skip
         out[0] = m
         if value > best:
             best = value
@@ -262,82 +343,9 @@ def relax(
                 u[i] = point[i]
                 save[i] = scores[i]
             for g in range(groups):
-                edge[g, 0] = below[g]
-                edge[g, 1] = above[g]
-        if value >= stop:
-            break
-        # New active set: z_i = min(1, β_i/θ) with Σ z = the group's room, β_i = √d_i |v_i|.
-        changed = False
-        for g in range(groups):
-            theta[g] = 0.0
-            if members[g] == 0:
-                continue
-            t = 0
-            for p in range(m):
-                i = index[p]
-                if status[i] == 0 and group[i] == g:
-                    if state[i] != 2 and state[i] * point[i] <= 0.0:
-                        continue
-                    resid[t] = np.sqrt(d[i]) * abs(point[i])
-                    t += 1
-            if t == 0:
-                continue
-            beta = resid[:t]
-            beta.sort()
-            if t > free[g]:
-                total = 0.0
-                for q in range(t):
-                    total += beta[q]
-                whole = 0
-                while whole < free[g] - 1 and beta[t - 1 - whole] * (free[g] - whole) >= total:
-                    total -= beta[t - 1 - whole]
-                    whole += 1
-                theta[g] = total / (free[g] - whole)
-            elif t == free[g]:
-                theta[g] = beta[0]
-        for i in range(n):
-            if status[i] != 0:
-                continue
-            g = group[i]
-            x = point[i]
-            if state[i] != 0:
-                beta_i = np.sqrt(d[i]) * abs(x)
-                if state[i] != 2 and state[i] * x <= 0.0:
-                    new = 0
-                elif beta_i >= theta[g]:
-                    new = 2
-                else:
-                    new = 1 if x > 0.0 else -1
-            else:
-                # Here the saving is c²/d with c = −h.
-                if scores[i] > theta[g] * theta[g] * (1.0 + 1e-9):
-                    f = 0.0
-                    row = gram[i]
-                    for p in range(m):
-                        f += row[index[p]] * v[p]
-                    new = 1 if b[i] - f > 0.0 else -1
-                else:
-                    new = 0
-            if new != state[i]:
-                changed = True
-                state[i] = new
-        # A group whose capacity is used up by whole inputs has no room for fractional ones.
-        for g in range(groups):
-            whole = 0
-            fractional = 0
-            weakest = -1
-            for i in range(n):
-                if status[i] == 0 and group[i] == g:
-                    if state[i] == 2:
-                        whole += 1
-                        if weakest < 0 or np.sqrt(d[i]) * abs(point[i]) < np.sqrt(d[weakest]) * abs(point[weakest]):
-                            weakest = i
-                    elif state[i] != 0:
-                        fractional += 1
-            if fractional > 0 and whole >= free[g] and weakest >= 0:
-                state[weakest] = 1 if point[weakest] > 0.0 else -1
-                changed = True
-        if not changed:
+                edge[g, 0] = limits[g, 0]
+                edge[g, 1] = limits[g, 1]
+        if value >= stop or not next_state(d, group, free, status, point, resid, scores, scratch, state):
             break
     return best
 
