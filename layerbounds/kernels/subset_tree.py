@@ -18,9 +18,8 @@ UNIT = 2.0**-53
 LAZY = 4
 #: What `run` returns: nothing is left below the cut; a limit; no room for children; sets to look at; a rounded set.
 DONE, LIMIT, FULL, FOUND, ROUNDED = 0, 1, 2, 3, 4
-#: Levels between two improvements of the diagonal, the barrier weights of one, and the least emphasis.
-EVERY, FLOOR = 3, 0.05
-TREE_MU = (0.07, 0.03, 0.03)
+#: The barrier weight of a node's improvement of the diagonal, and the least emphasis.
+TREE_MU, FLOOR = 0.03, 0.05
 #: Rounds of the active-set method at a node; inputs whose exclusion cost is estimated before branching.
 ROUNDS, CANDIDATES = 8, 8
 #: Nodes between two trials of the rounded set.
@@ -470,14 +469,17 @@ def ascend(inverse, alpha, mu, d):
     """One sweep of coordinate ascent on Σ α_i log d_i + μ logdet(M), M = H' − D, given M⁻¹; both are updated.
 
     Each coordinate is optimal at d_i = s_i α_i/(α_i + μ), where s_i = d_i + 1/(M⁻¹)_ii is the largest feasible value.
-    Sixteen coordinates at a time, so that the update of M⁻¹ is a matrix product.
+    Rank-one updates of the whole of M⁻¹ where it fits into the cache; else sixteen coordinates at a time, so that the
+    update is a matrix product.
     """
     n = len(d)
-    for k0 in range(0, n, 16):
-        k1 = min(k0 + 16, n)
+    width = n if n <= 128 else 16
+    for k0 in range(0, n, width):
+        k1 = min(k0 + width, n)
         m = k1 - k0
-        local = inverse[k0:k1, k0:k1].copy()
+        local = inverse if m == n else inverse[k0:k1, k0:k1].copy()
         delta = np.zeros(m)
+        row = np.empty(m)
         for p in range(m):
             t = local[p, p]
             most = d[k0 + p] + 1.0 / t
@@ -485,11 +487,14 @@ def ascend(inverse, alpha, mu, d):
             delta[p] = new - d[k0 + p]
             d[k0 + p] = new
             f = delta[p] / (1.0 - delta[p] * t)
-            row = local[p].copy()
+            row[:] = local[p]
             for q in range(m):
                 g = f * row[q]
+                target = local[q]
                 for j in range(m):
-                    local[q, j] += g * row[j]
+                    target[j] += g * row[j]
+        if m == n:
+            return
         # M⁻¹ + M⁻¹E K EᵀM⁻¹ with K = (I − ΔP)⁻¹Δ and P = (M⁻¹)_EE.
         system = np.empty((m, m))
         right = np.zeros((m, m))
@@ -1000,7 +1005,7 @@ def release(node, row, uses, spare, spare_rows, counts):
 @njit(nogil=True, cache=True, error_model="numpy")
 def run(
     gram, norm, b, energy, reach, group, upper, cut, margin, most, budget, last,
-    status, state, room, bound, turn, row, age, spare, d, uses, spare_rows, heap, counts, closed, found,
+    status, state, room, bound, turn, row, spare, d, uses, spare_rows, heap, counts, closed, found,
 ):  # fmt: skip
     """Best-first branch and bound with the diagonal dual, until something has to be done outside.
 
@@ -1014,7 +1019,7 @@ def run(
         Nodes of one group with about so many sets within the gap are enumerated.
     budget, last
         Work of this call, in nodes; number of nodes at which to stop.
-    status, state, room, bound, turn, row, age
+    status, state, room, bound, turn, row
         The nodes. ``row`` is the row of their minorant in ``d``, ``uses`` how many nodes share it.
     spare, spare_rows, heap
         Stacks of unused nodes and rows; open nodes, the one of smallest bound first.
@@ -1074,46 +1079,33 @@ def run(
             gram, norm, b, energy, reach, d[row[node]], group, rm, st, sg, rounds, cut,
             u, save, edge, work, v, index, scores, out,
         )  # fmt: skip
-        if now < cut and age[node] >= EVERY:
-            budget -= 4
-            age[node] = 0
-            fresh = spare_rows[counts[2] - 1]
-            moved = False
-            current = d[row[node]]
-            for mu in TREE_MU:
-                mean = emphasis(group, rm, st, u, current, save, edge, FLOOR, alpha)
-                if not mean > 0.0 or not climb(gram, st, current, alpha, mu * mean, tuned, index, other, work):
-                    break
+        if now < cut:
+            budget -= 1
+            mean = emphasis(group, rm, st, u, d[row[node]], save, edge, FLOOR, alpha)
+            if mean > 0.0 and climb(gram, st, d[row[node]], alpha, TREE_MU * mean, tuned, index, other, work):
                 trial[:] = sg
                 better = relax(
                     gram, norm, b, energy, reach, tuned, group, rm, st, trial, rounds, cut,
                     u, save, edge, work, v, index, scores, out,
                 )  # fmt: skip
-                if not better > now:
-                    break
-                gain = better - now
-                now = better
-                d[fresh] = tuned
-                current = d[fresh]
-                sg[:] = trial
-                moved = True
-                if now >= cut or gain < 0.01 * cut:
-                    break
-            if moved:
-                counts[2] -= 1
-                uses[fresh] = 1
-                old = row[node]
-                uses[old] -= 1
-                if uses[old] == 0:
-                    spare_rows[counts[2]] = old
-                    counts[2] += 1
-                row[node] = fresh
-            if now < cut:
-                # The work arrays belong to the last relaxation: back to the better one.
-                now = relax(
-                    gram, norm, b, energy, reach, d[row[node]], group, rm, st, sg, rounds, cut,
-                    u, save, edge, work, v, index, scores, out,
-                )  # fmt: skip
+                if better > now:
+                    now = better
+                    sg[:] = trial
+                    old = row[node]
+                    counts[2] -= 1
+                    row[node] = spare_rows[counts[2]]
+                    d[row[node]] = tuned
+                    uses[row[node]] = 1
+                    uses[old] -= 1
+                    if uses[old] == 0:
+                        spare_rows[counts[2]] = old
+                        counts[2] += 1
+                else:
+                    # The work arrays belong to the last relaxation: back to the better one.
+                    now = relax(
+                        gram, norm, b, energy, reach, d[row[node]], group, rm, st, sg, rounds, cut,
+                        u, save, edge, work, v, index, scores, out,
+                    )  # fmt: skip
         value = max(now, bound[node])
         if value >= cut:
             closed[0] = min(closed[0], value)
@@ -1154,8 +1146,6 @@ def run(
             state[child] = sg
             room[child] = rm
             bound[child] = value
-            age[node] += 1
-            age[child] = age[node]
             row[child] = row[node]
             uses[row[node]] += 1
             st[branch] = -1
