@@ -18,9 +18,8 @@ UNIT = 2.0**-53
 LAZY = 4
 #: What `run` returns: nothing is left below the cut; a limit; no room for children; sets to look at; a rounded set.
 DONE, LIMIT, FULL, FOUND, ROUNDED = 0, 1, 2, 3, 4
-#: Levels between two improvements of the diagonal, the barrier weights of one, and the least emphasis.
-EVERY, FLOOR = 3, 0.05
-TREE_MU = (0.07, 0.03, 0.03)
+#: The barrier weight of a node's improvement of the diagonal, and the least emphasis.
+TREE_MU, FLOOR = 0.03, 0.05
 #: Rounds of the active-set method at a node; inputs whose exclusion cost is estimated before branching.
 ROUNDS, CANDIDATES = 8, 8
 #: Nodes between two trials of the rounded set.
@@ -107,6 +106,160 @@ def top_sum(values, count, many):
 
 # A division by zero must give a useless bound (NaN compares false), not an exception.
 @njit(nogil=True, cache=True, error_model="numpy")
+def bound_at(gram, norm, b, energy, reach, d, group, free, status, point, resid, scores, scratch, edge):
+    """Proven lower bound of a node at a point.
+
+    Parameters
+    ----------
+    gram, norm, b, energy, reach, d, group, free, status, point
+        As in `relax`; the point is zero on dropped inputs.
+    resid, scores, edge
+        Results: h = Hu − b, c²/d of each input rounded up, and per group the threshold below and above which inputs are
+        dropped and kept.
+    scratch
+        Work space.
+    """
+    n = len(b)
+    gamma = 2.5 * (n + 8) * UNIT
+    size = reach
+    for i in range(n):
+        resid[i] = -b[i]
+    for i in range(n):
+        f = point[i]
+        if f != 0.0:
+            size += norm[i] * abs(f)
+            row = gram[i]
+            for j in range(n):
+                resid[j] += f * row[j]
+    quad = 0.0
+    charge = 0.0
+    kept = 0.0
+    for i in range(n):
+        if status[i] < 0:
+            continue
+        x = point[i]
+        di = d[i] if status[i] == 0 else 1e-6 * d[i]
+        quad += x * (resid[i] + b[i]) - di * x * x
+        charge += abs(x * b[i]) + di * x * x
+        error = gamma * (norm[i] * size + abs(b[i]) + di * abs(x))
+        c = abs(di * x - resid[i])
+        s = (c + error) * (c + error) / di * (1.0 + 8.0 * UNIT)
+        scores[i] = s
+        if status[i] == 1:
+            kept += s
+    if len(free) == 1:
+        t = 0
+        for i in range(n):
+            if status[i] == 0:
+                scratch[t] = scores[i]
+                t += 1
+        total, after, last = top_sum(scratch, t, free[0])
+        kept += total
+        edge[0, 0] = after
+        edge[0, 1] = last
+    else:
+        for g in range(len(free)):
+            # Selection by repeated maximum: groups are small.
+            previous = np.inf
+            previous_index = -1
+            taken = 0
+            edge[g, 0] = 0.0
+            edge[g, 1] = np.inf
+            while taken < free[g] + 1:
+                top = -1.0
+                arg = -1
+                for i in range(n):
+                    if (
+                        group[i] == g
+                        and status[i] == 0
+                        and scores[i] > top
+                        and (scores[i] < previous or (scores[i] == previous and i > previous_index))
+                    ):
+                        top = scores[i]
+                        arg = i
+                if arg < 0:
+                    break
+                if taken < free[g]:
+                    kept += top
+                    edge[g, 1] = top
+                else:
+                    edge[g, 0] = top
+                previous = top
+                previous_index = arg
+                taken += 1
+    return energy - quad - kept - 2.0 * gamma * (energy + size * size + 2.0 * charge + kept)
+
+
+@njit(nogil=True, cache=True)
+def next_state(d, group, free, status, point, resid, scores, scratch, state):
+    """New active set: z_i = min(1, β_i/θ) with Σ z = the group's room, β_i = √d_i |v_i|; whether it is another one."""
+    n = len(d)
+    groups = len(free)
+    theta = np.zeros(groups)
+    for g in range(groups):
+        t = 0
+        for i in range(n):
+            if status[i] == 0 and state[i] != 0 and group[i] == g:
+                if state[i] != 2 and state[i] * point[i] <= 0.0:
+                    continue
+                scratch[t] = np.sqrt(d[i]) * abs(point[i])
+                t += 1
+        if t == 0:
+            continue
+        beta = scratch[:t]
+        beta.sort()
+        if t > free[g]:
+            total = 0.0
+            for q in range(t):
+                total += beta[q]
+            whole = 0
+            while whole < free[g] - 1 and beta[t - 1 - whole] * (free[g] - whole) >= total:
+                total -= beta[t - 1 - whole]
+                whole += 1
+            theta[g] = total / (free[g] - whole)
+        elif t == free[g]:
+            theta[g] = beta[0]
+    changed = False
+    for i in range(n):
+        if status[i] != 0:
+            continue
+        bar = theta[group[i]]
+        x = point[i]
+        if state[i] != 0:
+            if state[i] != 2 and state[i] * x <= 0.0:
+                new = 0
+            elif np.sqrt(d[i]) * abs(x) >= bar:
+                new = 2
+            else:
+                new = 1 if x > 0.0 else -1
+        elif scores[i] > bar * bar * (1.0 + 1e-9):
+            # Here the saving is c²/d with c = −h.
+            new = 1 if resid[i] < 0.0 else -1
+        else:
+            new = 0
+        if new != state[i]:
+            changed = True
+            state[i] = new
+    # A group whose capacity is used up by whole inputs has no room for fractional ones.
+    for g in range(groups):
+        whole = 0
+        fractional = 0
+        weakest = -1
+        for i in range(n):
+            if status[i] == 0 and group[i] == g:
+                if state[i] == 2:
+                    whole += 1
+                    if weakest < 0 or np.sqrt(d[i]) * abs(point[i]) < np.sqrt(d[weakest]) * abs(point[weakest]):
+                        weakest = i
+                elif state[i] != 0:
+                    fractional += 1
+        if fractional > 0 and whole >= free[g] and weakest >= 0:
+            state[weakest] = 1 if point[weakest] > 0.0 else -1
+            changed = True
+    return changed
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def relax(
     gram, norm, b, energy, reach, d, group, free, status, state, rounds, stop,
     u, save, edge, work, v, index, scores, out,
@@ -135,15 +288,12 @@ def relax(
     """
     n = len(b)
     groups = len(free)
-    gamma = 2.5 * (n + 8) * UNIT
     best = -np.inf
-    theta = np.zeros(groups)
     room = np.zeros(groups)
-    below = np.zeros(groups)
-    above = np.zeros(groups)
-    members = np.zeros(groups, np.int64)
     resid = np.empty(n)
     point = np.empty(n)
+    scratch = np.empty(n)
+    limits = np.zeros((groups, 2))
     out[0] = 0
     out[1] = 0
     for _ in range(rounds):
@@ -178,83 +328,13 @@ def relax(
         if not factorize(work, m):
             break
         back_substitute(work, m, v)
-        # h = Hu − b, and with it the bound of this point.
-        size = reach
         for i in range(n):
             point[i] = 0.0
-            resid[i] = -b[i]
         for p in range(m):
-            i = index[p]
-            point[i] = v[p]
-            size += norm[i] * abs(v[p])
-            row = gram[i]
-            f = v[p]
-            for j in range(n):
-                resid[j] += f * row[j]
-        quad = 0.0
-        charge = 0.0
-        always = 0.0
-        for g in range(groups):
-            members[g] = 0
-        for i in range(n):
-            if status[i] < 0:
-                continue
-            x = point[i]
-            di = d[i] if status[i] == 0 else 1e-6 * d[i]
-            quad += x * (resid[i] + b[i]) - di * x * x
-            charge += abs(x * b[i]) + di * x * x
-            error = gamma * (norm[i] * size + abs(b[i]) + di * abs(x))
-            c = abs(di * x - resid[i])
-            s = (c + error) * (c + error) / di * (1.0 + 8.0 * UNIT)
-            scores[i] = s
-            if status[i] == 1:
-                always += s
-            else:
-                members[group[i]] += 1
-        kept = always
-        if groups == 1:
-            t = 0
-            for i in range(n):
-                if status[i] == 0:
-                    resid[t] = scores[i]
-                    t += 1
-            total, after, last = top_sum(resid, t, free[0])
-            kept += total
-            below[0] = after
-            above[0] = last
-        else:
-            for g in range(groups):
-                if members[g] == 0:
-                    continue
-                # Selection by repeated maximum: groups are small.
-                previous = np.inf
-                previous_index = -1
-                taken = 0
-                below[g] = 0.0
-                above[g] = np.inf
-                while taken < free[g] + 1:
-                    top = -1.0
-                    arg = -1
-                    for i in range(n):
-                        if (
-                            group[i] == g
-                            and status[i] == 0
-                            and scores[i] > top
-                            and (scores[i] < previous or (scores[i] == previous and i > previous_index))
-                        ):
-                            top = scores[i]
-                            arg = i
-                    if arg < 0:
-                        break
-                    if taken < free[g]:
-                        kept += top
-                        above[g] = top
-                    else:
-                        below[g] = top
-                    previous = top
-                    previous_index = arg
-                    taken += 1
-        value = energy - quad - kept - 2.0 * gamma * (energy + size * size + 2.0 * charge + kept)
+            point[index[p]] = v[p]
+        value = bound_at(
+            gram, norm, b, energy, reach, d, group, free, status, point, resid, scores, scratch, limits
+        )  # fmt: skip
         out[0] = m
         if value > best:
             best = value
@@ -262,82 +342,9 @@ def relax(
                 u[i] = point[i]
                 save[i] = scores[i]
             for g in range(groups):
-                edge[g, 0] = below[g]
-                edge[g, 1] = above[g]
-        if value >= stop:
-            break
-        # New active set: z_i = min(1, β_i/θ) with Σ z = the group's room, β_i = √d_i |v_i|.
-        changed = False
-        for g in range(groups):
-            theta[g] = 0.0
-            if members[g] == 0:
-                continue
-            t = 0
-            for p in range(m):
-                i = index[p]
-                if status[i] == 0 and group[i] == g:
-                    if state[i] != 2 and state[i] * point[i] <= 0.0:
-                        continue
-                    resid[t] = np.sqrt(d[i]) * abs(point[i])
-                    t += 1
-            if t == 0:
-                continue
-            beta = resid[:t]
-            beta.sort()
-            if t > free[g]:
-                total = 0.0
-                for q in range(t):
-                    total += beta[q]
-                whole = 0
-                while whole < free[g] - 1 and beta[t - 1 - whole] * (free[g] - whole) >= total:
-                    total -= beta[t - 1 - whole]
-                    whole += 1
-                theta[g] = total / (free[g] - whole)
-            elif t == free[g]:
-                theta[g] = beta[0]
-        for i in range(n):
-            if status[i] != 0:
-                continue
-            g = group[i]
-            x = point[i]
-            if state[i] != 0:
-                beta_i = np.sqrt(d[i]) * abs(x)
-                if state[i] != 2 and state[i] * x <= 0.0:
-                    new = 0
-                elif beta_i >= theta[g]:
-                    new = 2
-                else:
-                    new = 1 if x > 0.0 else -1
-            else:
-                # Here the saving is c²/d with c = −h.
-                if scores[i] > theta[g] * theta[g] * (1.0 + 1e-9):
-                    f = 0.0
-                    row = gram[i]
-                    for p in range(m):
-                        f += row[index[p]] * v[p]
-                    new = 1 if b[i] - f > 0.0 else -1
-                else:
-                    new = 0
-            if new != state[i]:
-                changed = True
-                state[i] = new
-        # A group whose capacity is used up by whole inputs has no room for fractional ones.
-        for g in range(groups):
-            whole = 0
-            fractional = 0
-            weakest = -1
-            for i in range(n):
-                if status[i] == 0 and group[i] == g:
-                    if state[i] == 2:
-                        whole += 1
-                        if weakest < 0 or np.sqrt(d[i]) * abs(point[i]) < np.sqrt(d[weakest]) * abs(point[weakest]):
-                            weakest = i
-                    elif state[i] != 0:
-                        fractional += 1
-            if fractional > 0 and whole >= free[g] and weakest >= 0:
-                state[weakest] = 1 if point[weakest] > 0.0 else -1
-                changed = True
-        if not changed:
+                edge[g, 0] = limits[g, 0]
+                edge[g, 1] = limits[g, 1]
+        if value >= stop or not next_state(d, group, free, status, point, resid, scores, scratch, state):
             break
     return best
 
@@ -462,14 +469,17 @@ def ascend(inverse, alpha, mu, d):
     """One sweep of coordinate ascent on Σ α_i log d_i + μ logdet(M), M = H' − D, given M⁻¹; both are updated.
 
     Each coordinate is optimal at d_i = s_i α_i/(α_i + μ), where s_i = d_i + 1/(M⁻¹)_ii is the largest feasible value.
-    Sixteen coordinates at a time, so that the update of M⁻¹ is a matrix product.
+    Rank-one updates of the whole of M⁻¹ where it fits into the cache; else sixteen coordinates at a time, so that the
+    update is a matrix product.
     """
     n = len(d)
-    for k0 in range(0, n, 16):
-        k1 = min(k0 + 16, n)
+    width = n if n <= 128 else 16
+    for k0 in range(0, n, width):
+        k1 = min(k0 + width, n)
         m = k1 - k0
-        local = inverse[k0:k1, k0:k1].copy()
+        local = inverse if m == n else inverse[k0:k1, k0:k1].copy()
         delta = np.zeros(m)
+        row = np.empty(m)
         for p in range(m):
             t = local[p, p]
             most = d[k0 + p] + 1.0 / t
@@ -477,11 +487,14 @@ def ascend(inverse, alpha, mu, d):
             delta[p] = new - d[k0 + p]
             d[k0 + p] = new
             f = delta[p] / (1.0 - delta[p] * t)
-            row = local[p].copy()
+            row[:] = local[p]
             for q in range(m):
                 g = f * row[q]
+                target = local[q]
                 for j in range(m):
-                    local[q, j] += g * row[j]
+                    target[j] += g * row[j]
+        if m == n:
+            return
         # M⁻¹ + M⁻¹E K EᵀM⁻¹ with K = (I − ΔP)⁻¹Δ and P = (M⁻¹)_EE.
         system = np.empty((m, m))
         right = np.zeros((m, m))
@@ -992,7 +1005,7 @@ def release(node, row, uses, spare, spare_rows, counts):
 @njit(nogil=True, cache=True, error_model="numpy")
 def run(
     gram, norm, b, energy, reach, group, upper, cut, margin, most, budget, last,
-    status, state, room, bound, turn, row, age, spare, d, uses, spare_rows, heap, counts, closed, found,
+    status, state, room, bound, turn, row, spare, d, uses, spare_rows, heap, counts, closed, found,
 ):  # fmt: skip
     """Best-first branch and bound with the diagonal dual, until something has to be done outside.
 
@@ -1006,7 +1019,7 @@ def run(
         Nodes of one group with about so many sets within the gap are enumerated.
     budget, last
         Work of this call, in nodes; number of nodes at which to stop.
-    status, state, room, bound, turn, row, age
+    status, state, room, bound, turn, row
         The nodes. ``row`` is the row of their minorant in ``d``, ``uses`` how many nodes share it.
     spare, spare_rows, heap
         Stacks of unused nodes and rows; open nodes, the one of smallest bound first.
@@ -1066,46 +1079,33 @@ def run(
             gram, norm, b, energy, reach, d[row[node]], group, rm, st, sg, rounds, cut,
             u, save, edge, work, v, index, scores, out,
         )  # fmt: skip
-        if now < cut and age[node] >= EVERY:
-            budget -= 4
-            age[node] = 0
-            fresh = spare_rows[counts[2] - 1]
-            moved = False
-            current = d[row[node]]
-            for mu in TREE_MU:
-                mean = emphasis(group, rm, st, u, current, save, edge, FLOOR, alpha)
-                if not mean > 0.0 or not climb(gram, st, current, alpha, mu * mean, tuned, index, other, work):
-                    break
+        if now < cut:
+            budget -= 1
+            mean = emphasis(group, rm, st, u, d[row[node]], save, edge, FLOOR, alpha)
+            if mean > 0.0 and climb(gram, st, d[row[node]], alpha, TREE_MU * mean, tuned, index, other, work):
                 trial[:] = sg
                 better = relax(
                     gram, norm, b, energy, reach, tuned, group, rm, st, trial, rounds, cut,
                     u, save, edge, work, v, index, scores, out,
                 )  # fmt: skip
-                if not better > now:
-                    break
-                gain = better - now
-                now = better
-                d[fresh] = tuned
-                current = d[fresh]
-                sg[:] = trial
-                moved = True
-                if now >= cut or gain < 0.01 * cut:
-                    break
-            if moved:
-                counts[2] -= 1
-                uses[fresh] = 1
-                old = row[node]
-                uses[old] -= 1
-                if uses[old] == 0:
-                    spare_rows[counts[2]] = old
-                    counts[2] += 1
-                row[node] = fresh
-            if now < cut:
-                # The work arrays belong to the last relaxation: back to the better one.
-                now = relax(
-                    gram, norm, b, energy, reach, d[row[node]], group, rm, st, sg, rounds, cut,
-                    u, save, edge, work, v, index, scores, out,
-                )  # fmt: skip
+                if better > now:
+                    now = better
+                    sg[:] = trial
+                    old = row[node]
+                    counts[2] -= 1
+                    row[node] = spare_rows[counts[2]]
+                    d[row[node]] = tuned
+                    uses[row[node]] = 1
+                    uses[old] -= 1
+                    if uses[old] == 0:
+                        spare_rows[counts[2]] = old
+                        counts[2] += 1
+                else:
+                    # The work arrays belong to the last relaxation: back to the better one.
+                    now = relax(
+                        gram, norm, b, energy, reach, d[row[node]], group, rm, st, sg, rounds, cut,
+                        u, save, edge, work, v, index, scores, out,
+                    )  # fmt: skip
         value = max(now, bound[node])
         if value >= cut:
             closed[0] = min(closed[0], value)
@@ -1146,8 +1146,6 @@ def run(
             state[child] = sg
             room[child] = rm
             bound[child] = value
-            age[node] += 1
-            age[child] = age[node]
             row[child] = row[node]
             uses[row[node]] += 1
             st[branch] = -1

@@ -33,7 +33,7 @@ class CompiledTree(Frontier[Node]):
         n, groups = search.size, len(search.capacity)
         self.status, self.state = np.zeros((NODES, n), np.int8), np.zeros((NODES, n), np.int8)
         self.room, self.bound = np.zeros((NODES, groups), np.int64), np.zeros(NODES)
-        self.turn, self.row, self.age = (np.zeros(NODES, np.int64) for _ in range(3))
+        self.turn, self.row = np.zeros(NODES, np.int64), np.zeros(NODES, np.int64)
         self.spare, self.open = np.arange(NODES), np.zeros(NODES, np.int64)
         self.d, self.uses, self.spare_rows = np.zeros((NODES, n)), np.zeros(NODES, np.int64), np.arange(NODES)
         #: Open nodes, spare nodes, spare rows, turns, nodes expanded, sets found.
@@ -73,7 +73,7 @@ class CompiledTree(Frontier[Node]):
             event = subset_tree.run(
                 search.gram, search.norm, search.b, search.low_energy, search.reach, search.group,
                 search.incumbent.value, self.cut, self.margin, MOST_SETS, budget, last,
-                self.status, self.state, self.room, self.bound, self.turn, self.row, self.age, self.spare,
+                self.status, self.state, self.room, self.bound, self.turn, self.row, self.spare,
                 self.d, self.uses, self.spare_rows, self.open, self.counts, self.nearest, self.found,
             )  # fmt: skip
             self.nodes = int(self.counts[4])
@@ -99,7 +99,7 @@ class CompiledTree(Frontier[Node]):
         """Twice the room for nodes or for diagonals, whichever is used up."""
         if self.counts[1] < 1:
             size = len(self.bound)
-            for name in ("status", "state", "room", "bound", "turn", "row", "age", "open"):
+            for name in ("status", "state", "room", "bound", "turn", "row", "open"):
                 old = getattr(self, name)
                 setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
             self.spare = np.concatenate([np.arange(size, 2 * size), np.zeros(size, np.int64)])
