@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matrices import never
 from scipy.sparse import csr_array
 
 import layerbounds as lb
@@ -19,10 +20,6 @@ from layerbounds.search.box_tree import BoxTree
 from layerbounds.search.split_forms import prepare_split
 from layerbounds.search.units import UnitProblem, make_units
 from layerbounds.solve import make_task
-
-
-def never() -> bool:
-    return False
 
 
 def channel(seed: int, n: int, bits: int, scale: float = 1.0) -> UnitProblem:

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from matrices import correlated
 
 import layerbounds as lb
 from layerbounds.bounds.cuts import (
@@ -20,12 +21,6 @@ from layerbounds.bounds.diagonal import maximize_minorant
 from layerbounds.search import cut_tests
 
 
-def correlated(rng, n, strength=3.0):
-    mixing = rng.normal(size=(n, n)) + strength * rng.normal(size=(n, 1)) @ np.ones((1, n))
-    inputs = rng.normal(size=(4 * n, n)) @ mixing
-    return inputs.T @ inputs / (4 * n)
-
-
 def joint_bound(z, units, weights, forms):
     values = z @ forms
     return units @ (z - np.rint(z)) ** 2 + weights @ (values - np.rint(values)) ** 2
@@ -35,7 +30,7 @@ def joint_bound(z, units, weights, forms):
 def test_the_joint_bound_is_below_every_integer_point(seed):
     rng = np.random.default_rng(seed)
     n = int(rng.integers(3, 6))
-    gram = correlated(rng, n)
+    gram = correlated(rng, n, strength=3.0)
     start = maximize_minorant(gram, np.ones(n))
     found = generate_cuts(gram, start, rounds=3)
     assert found is not None, "strongly correlated inputs have violated forms"
@@ -53,7 +48,7 @@ def test_the_joint_bound_is_below_every_integer_point(seed):
 
 def test_forms_raise_the_expected_bound():
     rng = np.random.default_rng(0)
-    gram = correlated(rng, 24)
+    gram = correlated(rng, 24, strength=3.0)
     start = maximize_minorant(gram, np.ones(24))
     cuts, units, weights = generate_cuts(gram, start, rounds=4)
     units, weights = certified_weights(gram, cuts.forms, units, weights)
@@ -62,7 +57,7 @@ def test_forms_raise_the_expected_bound():
 
 def test_separation_returns_new_violated_integer_forms():
     rng = np.random.default_rng(1)
-    gram = correlated(rng, 12)
+    gram = correlated(rng, 12, strength=3.0)
     point = maximize_weights(
         gram, np.zeros((12, 0)), np.full(12, GENERIC), np.zeros(0), (np.full(12, 1e-3), np.zeros(0))
     )
@@ -78,7 +73,7 @@ def test_separation_returns_new_violated_integer_forms():
 def test_every_depth_of_a_schedule_is_a_proven_minorant():
     rng = np.random.default_rng(2)
     n = 16
-    gram = correlated(rng, n)
+    gram = correlated(rng, n, strength=3.0)
     found = generate_cuts(gram, maximize_minorant(gram, np.ones(n)), rounds=3)
     cuts, units, weights = strongest(*found, 20)
     expected = np.full((n + 1, n), GENERIC), np.full((n + 1, cuts.size), GENERIC)
@@ -102,7 +97,9 @@ def test_a_tree_with_cuts_finds_the_optimum(seed, bits, monkeypatch):
     monkeypatch.setattr(cut_tests, "ENOUGH", 1)
     rng = np.random.default_rng([seed, bits])
     n = 7 if bits == 2 else 5
-    layer = lb.Layer(weight=rng.normal(size=(3, n)), gram=correlated(rng, n) * 10.0 ** rng.integers(-6, 7))
+    layer = lb.Layer(
+        weight=rng.normal(size=(3, n)), gram=correlated(rng, n, strength=3.0) * 10.0 ** rng.integers(-6, 7)
+    )
     problem = lb.quantization_problem(layer, bits=bits)
     solution = lb.solve(problem, jobs=1, time_limit=20)
     for channel in range(3):

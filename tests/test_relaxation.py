@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matrices import never
 
 import layerbounds as lb
 from layerbounds.backends.native import NativeBackend
@@ -30,10 +31,6 @@ def instance(seed: int, n: int, levels: int) -> tuple[np.ndarray, np.ndarray, np
 def optimum(gram: np.ndarray, origin: np.ndarray, table: np.ndarray) -> float:
     points = np.array(list(itertools.product(*table.T))) - origin
     return float(np.einsum("ij,ij->i", points @ gram, points).min())
-
-
-def never() -> bool:
-    return False
 
 
 @pytest.mark.parametrize("seed", range(24))

@@ -17,8 +17,10 @@ from numba import njit
 
 import layerbounds as lb
 from layerbounds.arrays import Float, Int
+from layerbounds.backends.base import Control, RawSolve, Task
+from layerbounds.backends.native import NativeBackend
 from layerbounds.exceptions import InputError
-from layerbounds.search import preparation
+from layerbounds.search import preparation, quantization
 
 #: Set LAYERBOUNDS_FUZZ for a longer run with other examples.
 FUZZ = settings(
@@ -590,6 +592,28 @@ def test_no_time_still_gives_an_interval(gram: str) -> None:
         assert optimum <= Fraction(float(solution.upper_bound[c]))
         assert solution.status[c] in (lb.Status.TIME_LIMIT, lb.Status.OPTIMAL)
     assert np.all(solution.nodes == 0)
+
+
+def test_certification_is_part_of_the_time_limit(hard: lb.QuantizationProblem, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = []
+    search = NativeBackend.solve
+
+    def watched(self: NativeBackend, task: Task, control: Control) -> RawSolve:
+        limits.append(control.time_limit)
+        return search(self, task, control)
+
+    monkeypatch.setattr(NativeBackend, "solve", watched)
+    lb.solve(hard, jobs=1, time_limit=0.5)
+    assert len(limits) == 2
+    assert all(0.35 <= limit < 0.5 for limit in limits)
+
+
+def test_a_root_that_cannot_be_relaxed_in_time(hard: lb.QuantizationProblem, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantization, "RELAX_CUBIC", 1e9)
+    solution = lb.solve(hard, jobs=1, time_limit=0.5)
+    better = lb.solve(hard, jobs=1, node_limit=400_000, time_limit=60.0)
+    assert np.all((solution.lower_bound > 0) & (solution.lower_bound <= better.upper_bound))
+    assert np.all(better.lower_bound <= solution.upper_bound)
 
 
 def test_no_time_on_a_large_problem(hard: lb.QuantizationProblem) -> None:

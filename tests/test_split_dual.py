@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matrices import correlated, never
 
 import layerbounds as lb
 from layerbounds.arrays import Float
@@ -24,16 +25,6 @@ from layerbounds.certify import dual_bound
 from layerbounds.exceptions import CertificationError
 from layerbounds.search.split_forms import find_split, prepare_split
 from layerbounds.solve import make_task
-
-
-def never() -> bool:
-    return False
-
-
-def correlated(rng: np.random.Generator, n: int, rank: int | None = None, strength: float = 2.0) -> Float:
-    mixing = rng.normal(size=(n, n)) + strength * rng.normal(size=(n, 1)) @ np.ones((1, n))
-    inputs = rng.normal(size=(rank or 4 * n, n)) @ mixing
-    return np.asarray(inputs.T @ inputs / len(inputs))
 
 
 def random_split(rng: np.random.Generator, gram: Float, cuts: int) -> SplitWeights:

@@ -59,8 +59,9 @@ def _quantization_dual(task: ChannelTask, control: Control) -> DualPoint | Block
     origin = task.target / scale + task.zero_point - first
     count = np.full(n, len(levels), dtype=np.int64)
     # Certification charges what a singular matrix is shifted by, and proves the weights anew.
-    shifted = next((m for s in regularizations(gram) if cholesky(m := gram + np.diag(s)) is not None), None)
-    if shifted is None:
+    factorized = ((m, cholesky(m)) for m in (gram + np.diag(s) for s in regularizations(gram)))
+    shifted, factor = next((pair for pair in factorized if pair[1] is not None), (gram, None))
+    if factor is None:
         return None
 
     def later_than(share: float) -> Callable[[], bool]:
@@ -82,10 +83,7 @@ def _quantization_dual(task: ChannelTask, control: Control) -> DualPoint | Block
             return BlockDual(real, blocks.block, blocks.matrix * unit / np.outer(scale, scale))
     split = find_split(shifted, diagonal, later_than(0.5)) if splits else None
     if split is not None:
-        factor = cholesky(shifted)
-        assert factor is not None
-        covariance = symmetric_inverse(factor)
-        better = refine_split(shifted, covariance, origin, levels, split, z, REFITS, later_than(1.0))
+        better = refine_split(shifted, symmetric_inverse(factor), origin, levels, split, z, REFITS, later_than(1.0))
         if better.value > found.value:
             z, d = better.z, better.split.units
             terms = FormTerms(better.split.forms, better.split.weights * unit, better.multipliers * unit)
