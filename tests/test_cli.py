@@ -475,8 +475,10 @@ def test_as_a_process() -> None:
     assert_error((done.returncode, done.stdout, done.stderr), "nowhere")
 
 
-#: The command line, with a line on stderr when the search of a channel begins: compilation takes its time before.
+#: The command line, with a line on stderr when the search of a channel begins: compilation takes its time before. The
+#: handler is set because jobs in the background of a shell script inherit that interrupts are ignored.
 ANNOUNCING = """
+import signal
 import sys
 from layerbounds.backends.native import NativeBackend
 from layerbounds.cli.console import fits
@@ -490,6 +492,7 @@ def announce(self, task, control):
     return search(self, task, control)
 
 NativeBackend.solve = announce
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(main(sys.argv[1:]))
 """
 
