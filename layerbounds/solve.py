@@ -18,20 +18,18 @@ from layerbounds.arrays import Float, as_float64
 from layerbounds.backends.base import (
     Backend,
     BlockDual,
-    ChannelTask,
     Control,
     DualPoint,
-    PruningTask,
     RawSolve,
     Task,
     read_options,
 )
 from layerbounds.backends.native import NativeBackend
 from layerbounds.backends.registry import get_backend
+from layerbounds.backends.tasks import make_task
 from layerbounds.certify import CertifiedChannel, certify, certify_foreign
 from layerbounds.exceptions import InputError, LayerboundsError, MissingExtraError, UnsupportedProblemError
 from layerbounds.problem import Problem, check_channels
-from layerbounds.pruning_problem import PruningProblem
 from layerbounds.search.root import root_dual
 from layerbounds.solution import Solution, Status
 
@@ -118,12 +116,11 @@ def solve(
     def work(channel: int) -> tuple[CertifiedChannel, float, int]:
         task = make_task(problem, channel, shared[problem.layer.group_of(channel)], starts.get(channel))
         share = max(threads // len(chosen), 1)
-        limit = time_limit
-        if isinstance(solver, NativeBackend):
-            # Certification is part of the channel's time.
-            limit -= min(CERTIFY_SQUARE * len(task.target) ** 2, CERTIFY_MOST * time_limit)
-        control = Control(limit, gaps[channel], node_limit, seed, share, cancel, options=settings)
-        if isinstance(solver, NativeBackend):
+        native = isinstance(solver, NativeBackend)
+        # Certification is part of the channel's time.
+        kept = min(CERTIFY_SQUARE * len(task.target) ** 2, CERTIFY_MOST * time_limit) if native else 0.0
+        control = Control(time_limit - kept, gaps[channel], node_limit, seed, share, cancel, options=settings)
+        if native:
             raw = solver.solve(task, control)
             return certify(task, raw, gaps[channel]), control.elapsed(), raw.nodes
         raw = _solve_foreign(solver, task, control)
@@ -203,36 +200,6 @@ def _solve_foreign(solver: Backend, task: Task, control: Control) -> RawSolve:
     if late > max(0.05 * control.time_limit, 0.2):
         raw = replace(raw, notes=(*raw.notes, f"the solver took {late:.1f} s more than the time limit"))
     return raw
-
-
-def make_task(problem: Problem, channel: int, shared: object, warm_start: Float | None) -> Task:
-    """Extract one channel of a problem, without its dead inputs."""
-    layer = problem.layer
-    live = layer.live(layer.group_of(channel))
-    gram = layer.channel_gram(channel)
-    common: dict[str, Any] = {
-        "channel": channel,
-        "gram": gram if live.all() else np.ascontiguousarray(gram[np.ix_(live, live)]),
-        "target": layer.target[channel][live],
-        "constant": float(layer.constant[channel]),
-        "energy": float(layer.energy()[channel]),
-        "live": live,
-        "shared": shared,
-        "warm_start": None if warm_start is None else warm_start[live],
-    }
-    if isinstance(problem, PruningProblem):
-        structure = problem.structure().restrict(live)
-        return PruningTask(original=layer.matrix[channel][live], structure=structure, refit=problem.refit, **common)
-    grid = problem.grid
-    group = (np.arange(layer.in_features) // grid.group_size)[live]
-    return ChannelTask(
-        levels=grid.levels(channel)[live],
-        codes=grid.codes,
-        scale=grid.scale[channel][group],
-        zero_point=grid.zero_point[channel][group],
-        uniform=grid.uniform,
-        **common,
-    )
 
 
 def full_weights(problem: Problem, channel: int, live_weights: Float) -> Float:

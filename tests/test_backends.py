@@ -30,11 +30,11 @@ from layerbounds.backends.formulation import dense_hessian, formulate, incumbent
 from layerbounds.backends.registry import _BACKENDS, get_backend
 from layerbounds.backends.scip import ScipBackend
 from layerbounds.backends.sublevel import rank_factor, reach
+from layerbounds.backends.tasks import make_task
 from layerbounds.cli.main import main
 from layerbounds.exceptions import InputError, UnsupportedProblemError
 from layerbounds.problem import Problem, squared_error
 from layerbounds.solution import TracePoint
-from layerbounds.solve import make_task
 
 Answer = Callable[[Task, Control], RawSolve]
 

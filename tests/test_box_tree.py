@@ -13,13 +13,13 @@ from scipy.sparse import csr_array
 import layerbounds as lb
 from layerbounds.arrays import Float
 from layerbounds.backends.native import NativeBackend
+from layerbounds.backends.tasks import make_task
 from layerbounds.bounds.alternating import AlternatingDirections
 from layerbounds.bounds.split_relaxation import SplitRelaxation, SplitWeights, evaluate_split, maximize_split
 from layerbounds.search import quantization
 from layerbounds.search.box_tree import BoxTree
 from layerbounds.search.split_forms import prepare_split
 from layerbounds.search.units import UnitProblem, make_units
-from layerbounds.solve import make_task
 
 
 def channel(seed: int, n: int, bits: int, scale: float = 1.0) -> UnitProblem:

@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 import layerbounds as lb
 from layerbounds.arrays import Float
 from layerbounds.backends.base import BlockDual, Control, DualPoint, PruningTask, RawSolve, SearchProof
+from layerbounds.backends.tasks import make_task
 from layerbounds.bounds.blocks import BlockMinorant
 from layerbounds.bounds.pruning_dual import is_block_minorant, pruning_bound
 from layerbounds.certify import certify, dual_bound
@@ -23,7 +24,6 @@ from layerbounds.search.blocks import BlockSearch, search_blocks
 from layerbounds.search.clusters import search_clusters
 from layerbounds.search.masks import MaskSearch
 from layerbounds.search.pruning import SubsetSearch, search_subset
-from layerbounds.solve import make_task
 
 
 def optimum(problem: lb.PruningProblem) -> Float:

@@ -16,11 +16,11 @@ from threadpoolctl import threadpool_limits
 import layerbounds as lb
 from layerbounds.arrays import Float
 from layerbounds.backends.base import Control, PruningTask
+from layerbounds.backends.tasks import make_task
 from layerbounds.bounds.clusters import make_clusters, prove_clusters, start_clusters
 from layerbounds.certify import certify
 from layerbounds.kernels import clusters as kernels
 from layerbounds.search import clusters as search
-from layerbounds.solve import make_task
 
 FUZZ = "LAYERBOUNDS_FUZZ" in os.environ
 COUNT = int(os.environ.get("LAYERBOUNDS_FUZZ", "40"))

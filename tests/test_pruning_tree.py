@@ -14,11 +14,11 @@ from threadpoolctl import threadpool_limits
 import layerbounds as lb
 from layerbounds.arrays import Float
 from layerbounds.backends.base import Control, PruningTask
+from layerbounds.backends.tasks import make_task
 from layerbounds.certify import certify
 from layerbounds.kernels import subset_tree
 from layerbounds.search import compiled_tree
 from layerbounds.search.pruning import SubsetSearch, search_subset
-from layerbounds.solve import make_task
 
 FUZZ = "LAYERBOUNDS_FUZZ" in os.environ
 COUNT = int(os.environ.get("LAYERBOUNDS_FUZZ", "30"))

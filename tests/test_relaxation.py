@@ -11,13 +11,13 @@ from matrices import never
 
 import layerbounds as lb
 from layerbounds.backends.native import NativeBackend
+from layerbounds.backends.tasks import make_task
 from layerbounds.bounds.box import box_multipliers
 from layerbounds.bounds.diagonal import maximize_minorant, proven_minorant
 from layerbounds.bounds.relaxation import evaluate_relaxation, maximize_relaxation, refine
 from layerbounds.search.preparation import prepare
 from layerbounds.search.tree import Tree
 from layerbounds.search.units import make_units
-from layerbounds.solve import make_task
 
 
 def instance(seed: int, n: int, levels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

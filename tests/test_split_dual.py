@@ -15,6 +15,7 @@ import layerbounds as lb
 from layerbounds.arrays import Float
 from layerbounds.backends.base import ChannelTask, DualPoint
 from layerbounds.backends.native import NativeBackend
+from layerbounds.backends.tasks import make_task
 from layerbounds.bounds.alternating import PENALTY, AlternatingDirections, _nearest_integer_kink, _nearest_kink
 from layerbounds.bounds.cuts import certified_weights, fractional_product, separate_at
 from layerbounds.bounds.diagonal import maximize_minorant
@@ -24,7 +25,6 @@ from layerbounds.bounds.split_relaxation import SplitWeights, evaluate_split, ma
 from layerbounds.certify import dual_bound
 from layerbounds.exceptions import CertificationError
 from layerbounds.search.split_forms import find_split, prepare_split
-from layerbounds.solve import make_task
 
 
 def random_split(rng: np.random.Generator, gram: Float, cuts: int) -> SplitWeights:

@@ -16,8 +16,8 @@ import numpy as np
 import layerbounds as lb
 from layerbounds.arrays import Float
 from layerbounds.backends.base import PruningTask, Task
+from layerbounds.backends.tasks import make_task
 from layerbounds.problem import Problem
-from layerbounds.solve import make_task
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,10 +23,10 @@ SINGLE_FROM = 200
 
 @dataclass(frozen=True, eq=False)
 class BarrierPoint:
-    """Strictly feasible weights d, M⁻¹ there, and the last μ."""
+    """Strictly feasible weights d, the lower Cholesky factor of M there, and the last μ."""
 
     d: Float
-    inverse: Float
+    factor: Float
     mu: float
 
 
@@ -67,11 +67,10 @@ def ascend_barrier(
     d, factor = start, factorize(start)
     if factor is None:
         return None
-    inverse = symmetric_inverse(factor)
     for _ in range(max_steps):
         if stop is not None and stop():
             break
-        middle = between(inverse)
+        middle = between(symmetric_inverse(factor))
         gradient = objective - mu * np.diag(middle) + mu / d
         hessian = middle * middle
         hessian *= mu
@@ -81,25 +80,25 @@ def ascend_barrier(
             break
         decrement = float(gradient @ step) / mu
         length = step_to_boundary(d, step)
-        factor = factorize(d + length * step)
-        while length > 1e-9 and factor is None:
+        following = factorize(d + length * step)
+        while length > 1e-9 and following is None:
             length *= 0.5
-            factor = factorize(d + length * step)
+            following = factorize(d + length * step)
         full = length == 1.0
         moved = d + (length if full else 0.9 * length) * step
         if not full:
-            factor = factorize(moved)
-        if factor is None or length <= 1e-9 or not np.all(moved > 0):
+            following = factorize(moved)
+        if following is None or length <= 1e-9 or not np.all(moved > 0):
             break
-        d, inverse = moved, symmetric_inverse(factor)
-        last = 0.5 * relative_gap * float(objective @ d) / len(inverse)
+        d, factor = moved, following
+        last = 0.5 * relative_gap * float(objective @ d) / len(factor)
         if full and decrement < 1.0:
             if mu <= last:
                 break
             mu *= COOLING
         # From a poor start the first μ is far too small.
         mu = max(mu, COOLING * last)
-    return BarrierPoint(d, inverse, mu)
+    return BarrierPoint(d, factor, mu)
 
 
 def newton_step(hessian: Float, gradient: Float) -> Float | None:

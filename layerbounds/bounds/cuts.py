@@ -19,7 +19,14 @@ from scipy.sparse import csr_array
 
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.barrier import ascend_barrier
-from layerbounds.bounds.semidefinite import UNIT, cholesky, gamma, is_positive_semidefinite, shrink_until
+from layerbounds.bounds.semidefinite import (
+    UNIT,
+    cholesky,
+    gamma,
+    is_positive_semidefinite,
+    shrink_until,
+    symmetric_inverse,
+)
 
 #: Expected squared distance of a number to the nearest integer, without knowledge of it.
 GENERIC = 1.0 / 12.0
@@ -155,7 +162,7 @@ def maximize_weights(
         mu = FIRST_BARRIER * float(a @ d) / n
         found = ascend_barrier(a, d, mu, factorize, lambda x: _between(columns, x), relative_gap, max_steps, stop)
         if found is not None:
-            dual = (found.mu * top) * found.inverse / np.outer(scale, scale)
+            dual = (found.mu * top) * symmetric_inverse(found.factor) / np.outer(scale, scale)
             return Barrier(found.d[:n] * units_scale, found.d[n:].copy(), dual)
         d *= 0.8
     return None

@@ -284,7 +284,7 @@ def relax(
     work, v, index, scores
         Work space.
     out
-        Number of active inputs, whose factor is in ``work``; number of rounds.
+        Number of active inputs, whose factor is in ``work``.
     """
     n = len(b)
     groups = len(free)
@@ -295,9 +295,7 @@ def relax(
     scratch = np.empty(n)
     limits = np.zeros((groups, 2))
     out[0] = 0
-    out[1] = 0
     for _ in range(rounds):
-        out[1] += 1
         m = 0
         for g in range(groups):
             room[g] = free[g]
@@ -413,7 +411,7 @@ def refit_value(gram, b, chosen, work, v):
 
 
 @njit(nogil=True, cache=True)
-def pick(d, group, status, state, u, edge, work, m, index, v, candidates):
+def pick(d, status, u, work, m, index, v, candidates):
     """The free active input whose exclusion is estimated to cost most: u²/(M⁻¹)_ii with M the relaxation's matrix.
 
     Only the ``candidates`` of largest separable estimate are looked at. −1 where no input is active and free.
@@ -580,6 +578,16 @@ def rank(key, order):
         order[at] = i
 
 
+@njit(nogil=True, cache=True)
+def members(code):
+    """How many inputs a cluster's code keeps."""
+    number = 0
+    while code:
+        code &= code - 1
+        number += 1
+    return number
+
+
 @njit(nogil=True, cache=True, error_model="numpy")
 def prefix_values(base, free, s, price, gap, tree, root, order):
     """For every beginning of a cluster's code the best value Σ saving − price of a code that continues it.
@@ -606,12 +614,7 @@ def prefix_values(base, free, s, price, gap, tree, root, order):
         codes = 1 << free[g]
         root[g] = start
         for code in range(codes):
-            number = 0
-            rest = code
-            while rest:
-                rest &= rest - 1
-                number += 1
-            tree[start + codes + code] = s[base[g] + code] - price * number
+            tree[start + codes + code] = s[base[g] + code] - price * members(code)
         for node in range(codes - 1, 0, -1):
             tree[start + node] = max(tree[start + 2 * node], tree[start + 2 * node + 1])
         total += tree[start + 1]
@@ -777,12 +780,7 @@ def estimate(base, free, s, price, gap):
         top = -np.inf
         values = np.empty(codes)
         for code in range(codes):
-            count = 0
-            rest = code
-            while rest:
-                rest &= rest - 1
-                count += 1
-            values[code] = s[base[g] + code] - price * count
+            values[code] = s[base[g] + code] - price * members(code)
             top = max(top, values[code])
         costs[:] = 0.0
         for code in range(codes):
@@ -1043,7 +1041,7 @@ def run(
     edge = np.zeros((groups, 2))
     work, other = np.empty((n, n)), np.empty((n, n))
     index = np.zeros(n, np.int64)
-    out = np.zeros(2)
+    out = np.zeros(1)
     alpha, tuned = np.zeros(n), np.zeros(n)
     trial = np.empty(n, np.int8)
     chosen = np.empty(n, np.bool_)
@@ -1126,7 +1124,7 @@ def run(
                 chosen[i] = st[i] == 1 or (st[i] == 0 and save[i] >= edge[group[i], 1])
         active = int(out[0])
         rounded = counts[4] % TRIALS == 1 and error_of(gram, b, chosen, energy) < upper * (1.0 - 1e-9)
-        branch = pick(d[row[node]], group, st, sg, u, edge, work, active, index, v, CANDIDATES)
+        branch = pick(d[row[node]], st, u, work, active, index, v, CANDIDATES)
         if fix(now, cut, group, rm, st, save, edge):
             settle(group, rm, st)
         free = 0

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-import weakref
 from dataclasses import dataclass
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.cuts import GENERIC, CutSet, fold, make_cuts, weight_schedule
 from layerbounds.bounds.diagonal import reciprocals
 from layerbounds.search.preparation import Preparation
+from layerbounds.search.remembered import once
 from layerbounds.search.split_forms import prepare_split
 
 #: Sizes at which cuts pay: smaller problems are closed without, for larger ones nothing was gained in 10 s.
@@ -66,20 +64,9 @@ class CutPreparation:
     deepest: int
 
 
-_prepared: weakref.WeakKeyDictionary[Preparation, CutPreparation | None] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
-
-
+@once
 def prepare_cuts(prep: Preparation) -> CutPreparation | None:
     """Cuts for a preparation, computed once; None where they do not pay or none are found."""
-    with _lock:
-        if prep not in _prepared:
-            with threadpool_limits(limits=1):
-                _prepared[prep] = _prepare_cuts(prep)
-        return _prepared[prep]
-
-
-def _prepare_cuts(prep: Preparation) -> CutPreparation | None:
     n = prep.size
     # The shift of a singular Gram matrix is charged for the single variables alone.
     if not SMALLEST <= n <= LARGEST or np.any(prep.shift):

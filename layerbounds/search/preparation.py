@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import joblib
 import numpy as np
 import scipy.linalg
-from threadpoolctl import threadpool_limits
 
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.diagonal import maximize_minorant
 from layerbounds.bounds.first_order import ascend_minorant
 from layerbounds.bounds.semidefinite import UNIT, cholesky, gamma, symmetric_inverse
 from layerbounds.exceptions import InputError
+from layerbounds.search.remembered import Recent
 
 #: Inverses of leading blocks are kept for the depths that fit into this many bytes.
 COVARIANCE_BYTES = 96 * 2**20
@@ -76,8 +74,7 @@ class Preparation:
         return len(self.order)
 
 
-_cache: OrderedDict[tuple[str, float, int], Preparation] = OrderedDict()
-_cache_lock = threading.Lock()
+_cache: Recent[Preparation] = Recent(_CACHE_SIZE)
 
 
 def prepare(gram: Float, exponent: float, threads: int = 1) -> Preparation:
@@ -92,17 +89,7 @@ def prepare(gram: Float, exponent: float, threads: int = 1) -> Preparation:
         BLAS threads: they change the last digits.
     """
     key = (joblib.hash(gram), exponent, threads)
-    with _cache_lock:
-        if key in _cache:
-            _cache.move_to_end(key)
-            return _cache[key]
-    with threadpool_limits(limits=threads):
-        result = _prepare(gram, exponent)
-    with _cache_lock:
-        _cache[key] = result
-        while len(_cache) > _CACHE_SIZE:
-            _cache.popitem(last=False)
-    return result
+    return _cache.get(key, lambda: _prepare(gram, exponent), threads)
 
 
 def _prepare(gram: Float, exponent: float) -> Preparation:

@@ -105,7 +105,7 @@ class SubsetSearch:
         self.edge = np.zeros((len(self.capacity), 2))
         self.solution, self.scores, self.alpha, self.tuned = np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n)
         self.index = np.zeros(n, dtype=np.int64)
-        self.out = np.zeros(2)
+        self.out = np.zeros(1)
         self.twins = self._twins()
         self.root_bound = 0.0
         self.root_dual: tuple[Float, Float] | None = None
@@ -407,8 +407,7 @@ class SubsetSearch:
             self._drop_twins(node.status, np.flatnonzero((node.status == 1) & (before != 1)))
         return int(
             subset_tree.pick(
-                node.d, self.group, node.status, node.state, self.point, self.edge, self.work, active, self.index,
-                self.solution, CANDIDATES,
+                node.d, node.status, self.point, self.work, active, self.index, self.solution, CANDIDATES
             )
         )  # fmt: skip
 

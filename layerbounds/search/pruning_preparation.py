@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 
 import joblib
-import numpy as np
-from threadpoolctl import threadpool_limits
 
 from layerbounds.backends.base import Control, PruningTask
+from layerbounds.backends.tasks import make_task
 from layerbounds.bounds.clusters import ClusterMinorant
 from layerbounds.pruning_problem import PruningProblem
 from layerbounds.search.clusters import ClusterSearch
 from layerbounds.search.pruning_dispatch import cluster_plan
+from layerbounds.search.remembered import Recent
 
 #: Numbers of live inputs for which a minorant is prepared: smaller ones are quick, larger ones take minutes.
 SHARED = (160, 800)
 _CACHE_SIZE = 8
 
-_cache: OrderedDict[str, ClusterMinorant | None] = OrderedDict()
-_cache_lock = threading.Lock()
+_cache: Recent[ClusterMinorant | None] = Recent(_CACHE_SIZE)
 
 
 def prepare_pruning(problem: PruningProblem, group: int) -> ClusterMinorant | None:
@@ -42,27 +40,18 @@ def prepare_pruning(problem: PruningProblem, group: int) -> ClusterMinorant | No
     channels = [c for c in range(layer.out_features) if layer.group_of(c) == group and energy[c] > 0]
     if not channels:
         return None
-    structure = problem.structure().restrict(live)
-    plan = cluster_plan(structure)
+    task = make_task(problem, channels[0], None, None)
+    assert isinstance(task, PruningTask)
+    plan = cluster_plan(task.structure)
     if plan is None:
         return None
-    channel = channels[0]
-    gram = np.ascontiguousarray(layer.gram[group][np.ix_(live, live)])
-    target, original = layer.target[channel][live], layer.matrix[channel][live]
-    task = PruningTask(channel, gram, target, 0.0, float(energy[channel]), live, original, structure, True, None, None)
-    key = joblib.hash((gram, target, structure.group, structure.capacity))
-    with _cache_lock:
-        if key in _cache:
-            _cache.move_to_end(key)
-            return _cache[key]
-    search = ClusterSearch(task, Control(1e9, 0.0, None, 0, 1, threading.Event()), *plan)
+    key = joblib.hash((task.gram, task.target, task.structure.group, task.structure.capacity))
     # Small factorizations with several BLAS threads are many times slower than with one.
-    with threadpool_limits(limits=1):
-        search.first_incumbents(kicks=False)
-        root = search.cluster_root()
-    minorant = None if root is None or len(root.minorant.member) < len(gram) else root.minorant
-    with _cache_lock:
-        _cache[key] = minorant
-        while len(_cache) > _CACHE_SIZE:
-            _cache.popitem(last=False)
-    return minorant
+    return _cache.get(key, lambda: _improved(task, plan))
+
+
+def _improved(task: PruningTask, plan: tuple[int, int]) -> ClusterMinorant | None:
+    search = ClusterSearch(task, Control(1e9, 0.0, None, 0, 1, threading.Event()), *plan)
+    search.first_incumbents(kicks=False)
+    root = search.cluster_root()
+    return None if root is None or len(root.minorant.member) < len(task.target) else root.minorant

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Callable
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from layerbounds.arrays import Float
 from layerbounds.bounds.cuts import certified_weights, generate_cuts, strongest
 from layerbounds.bounds.split_relaxation import SplitWeights
 from layerbounds.search.preparation import Preparation
+from layerbounds.search.remembered import once
 
 #: Above this size blocks of inputs bound the root better in the same time.
 LARGEST = 400
-
-_prepared: weakref.WeakKeyDictionary[Preparation, SplitWeights | None] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
 
 
 def rounds_and_share(n: int) -> tuple[int, float]:
@@ -26,13 +21,10 @@ def rounds_and_share(n: int) -> tuple[int, float]:
     return (6 if n <= 160 else 2), 1.5
 
 
+@once
 def prepare_split(prep: Preparation) -> SplitWeights | None:
     """Forms for a preparation, computed once; None where none are worth having."""
-    with _lock:
-        if prep not in _prepared:
-            with threadpool_limits(limits=1):
-                _prepared[prep] = find_split(prep.gram, prep.minorants[prep.size])
-        return _prepared[prep]
+    return find_split(prep.gram, prep.minorants[prep.size])
 
 
 def find_split(gram: Float, units: Float, stop: Callable[[], bool] | None = None) -> SplitWeights | None:
