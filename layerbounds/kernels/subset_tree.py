@@ -1024,7 +1024,7 @@ def run(
     counts
         Open nodes, spare nodes, spare rows, turns so far, nodes expanded, entries of ``found``.
     closed
-        ``closed[0]`` is the smallest bound of a closed node.
+        ``closed[0]`` is the smallest bound of a closed node, or of what was cut off one.
     found
         Result: flags of sets that have to be evaluated exactly.
 
@@ -1126,6 +1126,8 @@ def run(
         rounded = counts[4] % TRIALS == 1 and error_of(gram, b, chosen, energy) < upper * (1.0 - 1e-9)
         branch = pick(d[row[node]], st, u, work, active, index, v, CANDIDATES)
         if fix(now, cut, group, rm, st, save, edge):
+            # What was cut off is only known to reach the cut.
+            closed[0] = min(closed[0], cut)
             settle(group, rm, st)
         free = 0
         fallback = -1

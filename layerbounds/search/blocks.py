@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +60,8 @@ class BlockSearch:
         self.reach = 2.0 * extended / UNIT * size
         self.low_energy = self.energy - 2.0 * (len(self.b) + 8) * extended * size**2
         self.incumbent = Incumbent(self.energy, np.zeros(len(self.b)))
+        #: The smallest bound of what was cut off a node.
+        self.excluded = math.inf
         self.minorant: BlockMinorant | None = None
         self.root_bound = 0.0
         self.root_dual: Float | None = None
@@ -245,6 +248,8 @@ class BlockSearch:
             keep = [g for g in ranked[: node.free] if now + (self.saving[g] - first) * (1.0 - 1e-12) >= cut]
             drop = [g for g in ranked[node.free :] if now + (last - self.saving[g]) * (1.0 - 1e-12) >= cut]
             node.status[keep], node.status[drop] = 1, -1
+            if keep or drop:
+                self.excluded = min(self.excluded, cut)
             node.free -= len(keep)
             self._settle(node)
         free = np.flatnonzero(node.status == 0)

@@ -273,6 +273,7 @@ class ClusterSearch(SubsetSearch):
             m.first, m.member, self.place, self.kept_in, self.free_in, self.base, self.allowed, self.codes,
             self.shared, self.result[3], node.price, cut, node.status,
         ):  # fmt: skip
+            self.excluded = min(self.excluded, cut)
             np.subtract.at(node.free, self.group[(node.status == 1) & (before == 0)], 1)
             if np.any(node.free < 0):
                 # More inputs than the pattern allows would have to be kept: every other choice reaches the cut.
@@ -372,6 +373,11 @@ class _Adapter:
     def incumbent(self) -> Incumbent:
         """The search's own."""
         return self.search.incumbent
+
+    @property
+    def excluded(self) -> float:
+        """The search's own."""
+        return self.search.excluded
 
     def expand(self, node: ClusterNode, bound: float, cut: float) -> tuple[float, list[ClusterNode]]:
         """Bound and branch."""

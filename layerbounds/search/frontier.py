@@ -35,6 +35,10 @@ class Expander(Protocol[NodeT]):
     def incumbent(self) -> Incumbent:
         """The best weights so far."""
 
+    @property
+    def excluded(self) -> float:
+        """The smallest proven bound of what was cut off a node before it was branched on; infinite if nothing was."""
+
     def expand(self, node: NodeT, bound: float, cut: float) -> tuple[float, list[NodeT]]:
         """Bound a node, look for incumbents in it, and branch.
 
@@ -86,9 +90,9 @@ class Frontier(Generic[NodeT]):
 
     @property
     def lower(self) -> float:
-        """The proven bound: the smallest of all open and closed nodes."""
+        """The proven bound: the smallest of all open and closed nodes, and of what was cut off them."""
         opened = self.heap[0][0] if self.heap else float("inf")
-        return min(opened, self.closed, self.expander.incumbent.value)
+        return min(opened, self.closed, self.expander.excluded, self.expander.incumbent.value)
 
     def record(self) -> None:
         """Add a point to the trace."""

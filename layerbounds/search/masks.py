@@ -5,6 +5,7 @@ The mathematics and the rounding are in docs/pruning-bounds.md.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,6 +66,8 @@ class MaskSearch:
         reach = float(np.sum(np.sqrt(task.gram.diagonal()) * np.abs(task.target))) + size
         self.allowance += 4.0 * (len(target) + 32) * float(np.finfo(np.longdouble).eps) * reach**2
         self.incumbent = Incumbent(self.energy, np.zeros(units))
+        #: The smallest bound of what was cut off a node.
+        self.excluded = math.inf
         self.d = np.zeros(units)
         self.root_bound = 0.0
         self.root_dual: Float | None = None
@@ -141,6 +144,8 @@ class MaskSearch:
         drop = free & ~inside & (now + (positive - self.saving) * (1.0 - 1e-12) >= cut + self.allowance)
         node.status[keep] = 1
         node.status[drop] = -1
+        if np.any(keep | drop):
+            self.excluded = min(self.excluded, cut)
         np.subtract.at(node.free, self.group[keep], 1)
         self._settle(node)
         free = node.status == 0

@@ -111,6 +111,8 @@ class SubsetSearch:
         self.root_dual: tuple[Float, Float] | None = None
         self.incumbent = Incumbent(self.energy, np.zeros(n))
         self.expanded = 0
+        #: The smallest bound of what was cut off a node.
+        self.excluded = math.inf
         #: Nodes with at most so many sets are enumerated.
         self.enumerated = ENUMERATED
         #: A proven lower bound of the smallest eigenvalue, 0 where there is none.
@@ -403,6 +405,7 @@ class SubsetSearch:
         before = node.status.copy()
         active = int(self.out[0])
         if subset_tree.fix(value, cut, self.group, node.free, node.status, self.saving, self.edge):
+            self.excluded = min(self.excluded, cut)
             subset_tree.settle(self.group, node.free, node.status)
             self._drop_twins(node.status, np.flatnonzero((node.status == 1) & (before != 1)))
         return int(
