@@ -148,39 +148,42 @@ def test_enumeration_finds_the_best_sets(rng: np.random.Generator) -> None:
     a, r = x.T @ x / len(x), rng.normal(size=n)
     # Three clusters of inputs; a code's value is the sum of its inputs' values and a random one of its own.
     free = np.array([4, 3, 4])
-    base = np.array([0, 16, 24])
+    base = np.array([0, 16, 24, 40])
+    code = np.concatenate([np.arange(1 << g) for g in free])
+    number = np.array([int(x).bit_count() for x in code])
     s = np.abs(rng.normal(size=40))
-    s[base] = 0.0
+    s[base[:-1]] = 0.0
     price = 0.3
     for room in (0, 1, 2, 5, 9, 11):
         savings = savings_of(a, r, room)
         threshold = float(np.quantile(list(savings.values()), 0.5)) - 1e-9
         for gap in (0.5, 2.0, 1e9):
-            tree, root, order = np.empty(2 * 40), np.empty(3, np.int64), np.empty(3, np.int64)
-            best = subset_tree.prefix_values(base, free, s, price, gap, tree, root, order)
+            child, value = np.empty((163, 2), np.int64), np.empty(163)
+            root, order = np.empty(3, np.int64), np.empty(3, np.int64)
+            best = subset_tree.make_tries(base, free, code, number, s, price, gap, child, value, root, order)
             starts = np.array([0, 4, 7])
             ids = np.concatenate([np.arange(starts[g], starts[g] + free[g]) for g in order])
             found = np.empty((500, room), np.int64)
             count = subset_tree.near_sets(
-                a[np.ix_(ids, ids)], r[ids], room, tree, root, order, free, gap, threshold, 10**8, found
+                a[np.ix_(ids, ids)], r[ids], room, child, value, root, order, free, gap, threshold, 10**8, found
             )
             sets = {tuple(sorted(ids[row])) for row in found[:count]}
             assert len(sets) == count
             for chosen, saving in savings.items():
-                value = 0.0
+                total = 0.0
                 for g in range(3):
-                    code = sum(1 << (free[g] - 1 - (i - starts[g])) for i in chosen if 0 <= i - starts[g] < free[g])
-                    value += s[base[g] + code] - price * int(code).bit_count()
-                if saving > threshold + 1e-9 and best - value <= gap - 1e-9:
+                    own = sum(1 << (free[g] - 1 - (i - starts[g])) for i in chosen if 0 <= i - starts[g] < free[g])
+                    total += s[base[g] + own] - price * int(own).bit_count()
+                if saving > threshold + 1e-9 and best - total <= gap - 1e-9:
                     assert chosen in sets
                 if saving < threshold - 1e-9:
                     assert chosen not in sets
             if count > 0:
                 few = subset_tree.near_sets(
-                    a[np.ix_(ids, ids)], r[ids], room, tree, root, order, free, gap, threshold, 10**8, found[:0]
+                    a[np.ix_(ids, ids)], r[ids], room, child, value, root, order, free, gap, threshold, 10**8, found[:0]
                 )
                 assert few == -1 or room == 0
-    assert subset_tree.near_sets(a, r, 6, tree, root, order, free, 1e9, 1e9, 10, found) == -2
+    assert subset_tree.near_sets(a, r, 6, child, value, root, order, free, 1e9, 1e9, 10, found) == -2
 
 
 def test_elimination_is_the_schur_complement(rng: np.random.Generator) -> None:

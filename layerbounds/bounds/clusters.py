@@ -95,10 +95,59 @@ def prove_clusters(
     if not all(is_positive_semidefinite(p) for p in padded):
         return None
     # A saving by Schur complements is exact for a block changed by at most 4·m·γ_{3m+8} of its diagonal's size.
-    loss = 5.0 * widest * gamma(3 * widest + 8) * largest / smallest + 2.0 * gamma(widest + 8)
+    loss = _loss(widest, largest, smallest)
     if np.any(loss > LOSS):
         return None
     return ClusterMinorant(first, member, np.ascontiguousarray(block), loss, smallest)
+
+
+def _loss(widest: int, largest: Float, smallest: Float) -> Float:
+    return np.asarray(5.0 * widest * gamma(3 * widest + 8) * largest / smallest + 2.0 * gamma(widest + 8))
+
+
+def join_clusters(minorant: ClusterMinorant, parts: list[list[int]], status: np.ndarray) -> ClusterMinorant | None:
+    """The same minorant with some clusters joined, without dropped inputs; None where savings would round too much.
+
+    Parameters
+    ----------
+    minorant : ClusterMinorant
+    parts : list of lists of int
+        The clusters that make up each new one.
+    status : ndarray of int8, shape (n,)
+        −1 for dropped inputs.
+    """
+    first, member = minorant.first, minorant.member
+    left = [np.flatnonzero(status[member[first[g] : first[g + 1]]] >= 0) for g in range(len(first) - 1)]
+    size = [sum(len(left[g]) for g in part) for part in parts]
+    block = np.zeros((len(parts), max(size), max(size)))
+    members = []
+    for x, part in enumerate(parts):
+        at = 0
+        for g in part:
+            end = at + len(left[g])
+            block[x, at:end, at:end] = minorant.block[g][np.ix_(left[g], left[g])]
+            members.append(member[first[g] + left[g]])
+            at = end
+    smallest = np.array([min(minorant.smallest[g] for g in part) for part in parts])
+    largest = np.einsum("gii->gi", block).max(axis=1)
+    loss = _loss(max(size), np.where(largest > 0, largest, 1.0), smallest)
+    if np.any(loss > LOSS):
+        return None
+    return ClusterMinorant(
+        np.concatenate([[0], np.cumsum(size)]).astype(np.int64), np.concatenate(members), block, loss, smallest
+    )
+
+
+def partial_correlations(gram: Float, active: Int) -> Float | None:
+    """Squared partial correlations of the active inputs, zero on the diagonal; None where H is singular."""
+    factor = cholesky(np.ascontiguousarray(gram[np.ix_(active, active)]))
+    if factor is None:
+        return None
+    inverse = symmetric_inverse(factor)
+    scale = np.sqrt(np.diag(inverse))
+    link: Float = (inverse / np.outer(scale, scale)) ** 2
+    np.fill_diagonal(link, 0.0)
+    return link
 
 
 def start_clusters(gram: Float, parts: list[Int], active: Int) -> ClusterMinorant | None:
@@ -135,13 +184,9 @@ def make_clusters(gram: Float, most: int, group: Int, active: Int) -> list[Int] 
     list of ndarray or None
         None where the Gram matrix is numerically singular.
     """
-    factor = cholesky(np.ascontiguousarray(gram[np.ix_(active, active)]))
-    if factor is None:
+    link = partial_correlations(gram, active)
+    if link is None:
         return None
-    inverse = symmetric_inverse(factor)
-    scale = np.sqrt(np.diag(inverse))
-    link = (inverse / np.outer(scale, scale)) ** 2
-    np.fill_diagonal(link, 0.0)
     own = np.arange(len(active)) if group.max() == 0 else np.unique(group[active], return_inverse=True)[1]
     member = np.zeros((int(own.max()) + 1, len(active)))
     member[own, np.arange(len(active))] = 1.0

@@ -75,16 +75,6 @@ def invert(a, m):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def ones(code):
-    """Number of bits set."""
-    count = 0
-    while code:
-        code &= code - 1
-        count += 1
-    return count
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
 def inverse_diagonal(a, m, i, y):
     """Entry (i, i) of (UᵀU)⁻¹."""
     total = 0.0
@@ -100,30 +90,25 @@ def inverse_diagonal(a, m, i, y):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def survivors(first, member, place, kept, free, base, allowed, s, budget, bound, price, cut, status):
-    """Fix inputs that all codes of their cluster which may lead below the cut keep, or drop; returns how many.
+def survivors(first, member, place, kept, free, base, code, number, s, price, gap, status, alive):
+    """Mark the codes within the gap of their cluster's best one; fix inputs that all of them keep, or drop.
 
-    ``bound`` is proven with ``price`` for the best code of every cluster; another code raises it by the difference.
-    Returns −1 where a cluster has no code left.
+    With a price, another code than the best one raises the bound by the difference of their values. Returns how many
+    inputs were fixed.
     """
     count = 0
     for g in range(len(free)):
         f0 = first[g]
-        if free[g] == 0:
-            continue
         hard = -np.inf
-        for code in range(1 << free[g]):
-            if allowed[base[g] + code]:
-                hard = max(hard, s[base[g] + code] - (price * ones(code) if budget else 0.0))
+        for at in range(base[g], base[g + 1]):
+            hard = max(hard, s[at] - price * number[at])
         some = 0
         every = (1 << free[g]) - 1
-        threshold = hard - (cut - bound) * (1.0 + 1e-12)
-        for code in range(1 << free[g]):
-            if allowed[base[g] + code]:
-                value = s[base[g] + code] - (price * ones(code) if budget else 0.0)
-                if value > threshold:
-                    some |= code
-                    every &= code
+        for at in range(base[g], base[g + 1]):
+            alive[at] = hard - (s[at] - price * number[at]) <= gap
+            if alive[at]:
+                some |= code[at]
+                every &= code[at]
         for p in range(free[g]):
             bit = 1 << (free[g] - 1 - p)
             i = member[f0 + place[f0 + kept[g] + p]]
@@ -137,18 +122,16 @@ def survivors(first, member, place, kept, free, base, allowed, s, budget, bound,
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def best_codes(first, member, place, kept, free, base, allowed, s, budget, price, chosen):
+def best_codes(first, member, place, kept, free, base, code, number, s, price, chosen):
     """The set that keeps, in every cluster, the inputs of its best code."""
     for g in range(len(free)):
         f0 = first[g]
         best = -np.inf
         arg = 0
-        for code in range(1 << free[g]):
-            if allowed[base[g] + code]:
-                value = s[base[g] + code] - (price * ones(code) if budget else 0.0)
-                if value > best:
-                    best = value
-                    arg = code
+        for at in range(base[g], base[g + 1]):
+            if s[at] - price * number[at] > best:
+                best = s[at] - price * number[at]
+                arg = code[at]
         for p in range(kept[g] + free[g]):
             chosen[member[f0 + place[f0 + p]]] = p < kept[g] or (arg >> (kept[g] + free[g] - 1 - p)) & 1
 

@@ -3,7 +3,7 @@
 Inputs are partitioned into clusters. Cluster g holds the inputs ``member[first[g]:first[g + 1]]`` and the block
 ``block[g]`` of the minorant, in that order. At a node, ``place[first[g] + p]`` is the position within the cluster of
 its p-th input that is not dropped, kept ones first; a *code* is a bit mask over the free ones, the first one the
-highest bit.
+highest bit. The codes of cluster g that a node may still use are ``code[base[g]:base[g + 1]]``, ascending.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ from numba import njit
 
 UNIT = 2.0**-53
 # In all of these a division by zero must give a useless bound (NaN compares false), not an exception.
-#: Largest number of free inputs of a cluster.
-MOST = 14
 #: Weights below exp(−CUTOFF) of the largest one are left out of the smoothed maximum's derivatives.
-CUTOFF = 18.0
+CUTOFF = 10.0
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -98,9 +96,8 @@ def ones(code):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def arrange(first, member, status, place, kept, free, base):
-    """Order the inputs of each cluster (kept, free) and number the codes; returns how many codes there are."""
-    total = 0
+def arrange(first, member, status, place, kept, free):
+    """Order the inputs of each cluster: kept ones, then free ones."""
     for g in range(len(first) - 1):
         p = first[g]
         for sign in (1, 0):
@@ -111,14 +108,11 @@ def arrange(first, member, status, place, kept, free, base):
             if sign == 1:
                 kept[g] = p - first[g]
         free[g] = p - first[g] - kept[g]
-        base[g] = total
-        total += 1 << free[g]
-    return total
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def enumerate_savings(b, place, kept, free, c, allowed, s, matrix, vector, depth_of):
-    """Savings c_Sᵀ(B_SS)⁻¹c_S of the kept inputs with every allowed set of free ones, by Schur complements.
+def enumerate_savings(b, place, kept, free, c, codes, s, matrix, vector, depth_of):
+    """Savings c_Sᵀ(B_SS)⁻¹c_S of the kept inputs with each set of free ones, by Schur complements.
 
     ``matrix`` and ``vector`` are stacks: entry q after q eliminations on the path.
     """
@@ -142,9 +136,8 @@ def enumerate_savings(b, place, kept, free, c, allowed, s, matrix, vector, depth
     vector[0, last] = total
     depth_of[0] = 0
     previous = -1
-    for code in range(1 << free):
-        if not allowed[code]:
-            continue
+    for at in range(len(codes)):
+        code = codes[at]
         d = 0
         if previous >= 0:
             change = code ^ previous
@@ -170,7 +163,7 @@ def enumerate_savings(b, place, kept, free, c, allowed, s, matrix, vector, depth
             else:
                 depth_of[d + 1] = q
             d += 1
-        s[code] = vector[depth_of[free], last]
+        s[at] = vector[depth_of[free], last]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -246,7 +239,7 @@ def find_price(lse, free, tau, room, price):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def evaluate(
-    gram, norm, b, energy, reach, block, loss, smallest, first, member, place, kept, free, base, allowed, budget, u, c,
+    gram, norm, b, energy, reach, block, loss, smallest, first, member, place, kept, free, base, code, number, u, c,
     s, top, matrix, vector, depth_of, resid, out,
 ):  # fmt: skip
     """Savings of all codes at a point u.
@@ -257,8 +250,8 @@ def evaluate(
         H, the roots of its diagonal, Hw, a lower bound of wᵀHw, and the Σ √h_jj |u_j| that accounts for the error of b.
     block, loss, smallest
         The minorant, the relative error of a saving, and lower bounds of the blocks' smallest eigenvalues.
-    budget
-        Whether all clusters share one number of kept inputs; otherwise only ``allowed`` restricts the codes.
+    base, code, number
+        The codes, and how many inputs each one takes off a number that all clusters share; 0 where there is none.
     top
         Result: the largest saving of each cluster by number of kept inputs.
     out
@@ -299,20 +292,17 @@ def evaluate(
             charge += abs(u[i]) * heavy
             e = gamma * (norm[i] * size + abs(b[i]) + heavy)
             error += e * e
-        codes = 1 << free[g]
-        part = s[base[g] : base[g] + codes]
         enumerate_savings(
-            block[g], place[f0 : f0 + m], kept[g], free[g], c[f0:], allowed[base[g] : base[g] + codes],
-            part, matrix, vector, depth_of,
+            block[g], place[f0 : f0 + m], kept[g], free[g], c[f0:], code[base[g] : base[g + 1]],
+            s[base[g] : base[g + 1]], matrix, vector, depth_of,
         )  # fmt: skip
         for j in range(free[g] + 1):
             top[g, j] = -np.inf
         most = 0.0
-        for code in range(codes):
-            if allowed[base[g] + code]:
-                j = ones(code) if budget else 0
-                if part[code] > top[g, j]:
-                    top[g, j] = part[code]
+        for at in range(base[g], base[g + 1]):
+            j = number[at]
+            if s[at] > top[g, j]:
+                top[g, j] = s[at]
         for j in range(free[g] + 1):
             most = max(most, top[g, j])
         # (√s + η)² with η² the largest saving of the error of c, and the rounding of the savings themselves.
@@ -323,7 +313,7 @@ def evaluate(
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def bounds(free, base, allowed, s, top, budget, room, tau, n, lse, best, following, out):
+def bounds(free, base, number, s, top, budget, room, tau, n, lse, best, following, out):
     """Bounds from the savings.
 
     ``out[:4]`` become the proven bound, the smoothed value, the price, and the proven bound for this price; on entry
@@ -333,19 +323,22 @@ def bounds(free, base, allowed, s, top, budget, room, tau, n, lse, best, followi
     for g in range(len(free)):
         for j in range(free[g] + 1):
             lse[g, j] = 0.0
-        for code in range(1 << free[g]):
-            if allowed[base[g] + code]:
-                j = ones(code) if budget else 0
-                x = (s[base[g] + code] - top[g, j]) / tau
-                if x > -CUTOFF:
-                    lse[g, j] += np.exp(x)
+        for at in range(base[g], base[g + 1]):
+            j = number[at]
+            x = (s[at] - top[g, j]) / tau
+            if x > -CUTOFF:
+                lse[g, j] += np.exp(x)
         for j in range(free[g] + 1):
             lse[g, j] = np.log(lse[g, j]) + top[g, j] / tau if lse[g, j] > 0.0 else -np.inf
     price = 0.0
     total = 0.0
     if budget:
-        price = find_price(lse, free, tau, room, out[2])
         total = knapsack(top, free, room, best, following)
+        if total == -np.inf:
+            # All codes that are left keep too many inputs.
+            out[0] = out[1] = out[3] = np.inf
+            return
+        price = find_price(lse, free, tau, room, out[2])
     else:
         for g in range(len(free)):
             total += top[g, 0]
@@ -369,7 +362,7 @@ def bounds(free, base, allowed, s, top, budget, room, tau, n, lse, best, followi
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def moments(b, place, kept, free, c, allowed, s, top, lse, budget, tau, price, k, cov, mean, tilt, share, x, t, index):
+def moments(b, place, kept, free, c, codes, number, s, lse, tau, price, k, cov, mean, tilt, share, x, t, index):
     """Moments of a cluster's choices under the smoothed maximum's weights.
 
     Fills ``k`` = Σ w_S (B_SS)⁻¹, ``cov`` the covariance of t_S = (B_SS)⁻¹c_S, its ``mean``, its covariance ``tilt``
@@ -393,16 +386,15 @@ def moments(b, place, kept, free, c, allowed, s, top, lse, budget, tau, price, k
     mean_number = 0.0
     square_number = 0.0
     ready = 0
-    for code in range(1 << free):
-        if not allowed[code]:
-            continue
-        number = ones(code) if budget else 0
-        w = s[code] / tau - price * number / tau - peak
+    for at in range(len(codes)):
+        code = codes[at]
+        many = number[at]
+        w = s[at] / tau - price * many / tau - peak
         if w < -CUTOFF:
             continue
         w = np.exp(w) / total
-        mean_number += w * number
-        square_number += w * number * number
+        mean_number += w * many
+        square_number += w * many * many
         q = 0
         same = True
         for d in range(m):
@@ -446,7 +438,7 @@ def moments(b, place, kept, free, c, allowed, s, top, lse, budget, tau, price, k
             f = w * solved[a]
             share[i] += w
             mean[i] += f
-            tilt[i] += number * f
+            tilt[i] += many * f
             for e in range(q):
                 k[i, index[e]] += w * inverse[a, e]
                 cov[i, index[e]] += f * solved[e]
@@ -458,51 +450,27 @@ def moments(b, place, kept, free, c, allowed, s, top, lse, budget, tau, price, k
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def allow(first, member, place, kept, free, base, group, capacity, status, budget, allowed):
-    """Mark the codes that fit the pattern: with several groups, those that use up the room of every group."""
-    for g in range(len(free)):
-        codes = 1 << free[g]
-        f0 = first[g]
-        for code in range(codes):
-            allowed[base[g] + code] = True
-        if budget:
-            continue
-        for p in range(free[g]):
-            own = group[member[f0 + place[f0 + kept[g] + p]]]
-            mask = 0
-            new = True
-            for q in range(free[g]):
-                if group[member[f0 + place[f0 + kept[g] + q]]] == own:
-                    mask |= 1 << (free[g] - 1 - q)
-                    if q < p:
-                        new = False
-            if not new:
-                continue
-            room = min(capacity[own], ones(mask))
-            for code in range(codes):
-                if ones(code & mask) != room:
-                    allowed[base[g] + code] = False
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
 def relax(
-    gram, norm, b, energy, reach, block, loss, smallest, first, member, group, capacity, budget, status, tau, widen,
-    expected, rounds, stop, tolerance, u, place, kept, free, base, allowed, s, c, work, covariance, curve, share, out,
+    gram, norm, b, energy, reach, block, loss, smallest, first, member, budget, room, status, tau, widen, expected,
+    rounds, stop, tolerance, base, code, number, u, place, kept, free, s, c, work, covariance, curve, share, out,
 ):  # fmt: skip
     """Maximise the block dual of a node by Newton's method on its smoothed form; returns the best proven bound.
 
     Parameters
     ----------
-    capacity
-        Room that is left in each group.
+    budget, room
+        Whether all clusters share one number of kept inputs, and how many may still be kept.
     tau, widen, expected
         Width of the smoothing; where the start is far below the ``expected`` bound, it begins with up to ``widen``.
     rounds, stop, tolerance
         Limit of Newton steps; a bound that ends the work; least gain of a step.
+    base, code
+        The codes of each cluster.
     u
         Warm start and result: the point.
-    place, kept, free, base, allowed, s
-        Results: the order of the inputs, the codes and their savings at the point.
+    number, place, kept, free, s
+        Results: how many inputs each code takes off the shared number, the order of the inputs, and the codes' savings
+        at the point.
     work, curve
         Work space; ``curve`` holds on return Σ w_S (B_SS)⁻¹ of each cluster.
     covariance
@@ -512,15 +480,15 @@ def relax(
     """
     n = len(b)
     groups = len(first) - 1
-    arrange(first, member, status, place, kept, free, base)
-    allow(first, member, place, kept, free, base, group, capacity, status, budget, allowed)
+    arrange(first, member, status, place, kept, free)
+    for at in range(base[groups]):
+        number[at] = ones(code[at]) if budget else 0
     widest = block.shape[1]
-    top = np.empty((groups, MOST + 1))
-    lse = np.empty((groups, MOST + 1))
-    room = capacity[0] if budget else 0
-    matrix = np.empty((MOST + 1, widest, widest))
-    vector = np.empty((MOST + 1, widest + 1))
-    depth_of = np.empty(MOST + 1, np.int64)
+    top = np.empty((groups, widest + 1))
+    lse = np.empty((groups, widest + 1))
+    matrix = np.empty((widest + 1, widest, widest))
+    vector = np.empty((widest + 1, widest + 1))
+    depth_of = np.empty(widest + 1, np.int64)
     best_fit = np.empty(room + 1)
     following = np.empty(room + 1)
     resid = np.empty(n)
@@ -536,16 +504,16 @@ def relax(
             u[i] = 0.0
         best_u[i] = u[i]
     evaluate(
-        gram, norm, b, energy, reach, block, loss, smallest, first, member, place, kept, free, base, allowed, budget, u,
+        gram, norm, b, energy, reach, block, loss, smallest, first, member, place, kept, free, base, code, number, u,
         c, s, top, matrix, vector, depth_of, resid, out,
     )  # fmt: skip
-    bounds(free, base, allowed, s, top, budget, room, tau, n, lse, best_fit, following, out)
+    bounds(free, base, number, s, top, budget, room, tau, n, lse, best_fit, following, out)
     best = out[0]
     best_price = out[2]
     width = tau
     if widen > 0.0 and expected - best > 8.0 * tau:
         width = min((expected - best) / 8.0, widen)
-        bounds(free, base, allowed, s, top, budget, room, width, n, lse, best_fit, following, out)
+        bounds(free, base, number, s, top, budget, room, width, n, lse, best_fit, following, out)
     smooth = out[1]
     at_best = True
     out[4] = 0
@@ -558,10 +526,10 @@ def relax(
         for g in range(groups):
             f0 = first[g]
             size = kept[g] + free[g]
-            codes = slice(base[g], base[g] + (1 << free[g]))
+            codes = slice(base[g], base[g + 1])
             variance += moments(
-                block[g], place[f0 : f0 + size], kept[g], free[g], c[f0:], allowed[codes], s[codes], top[g], lse[g],
-                budget, width, out[2], curve[g], covariance[g], mean[g], tilt[g], share[g], inverses, solutions, index,
+                block[g], place[f0 : f0 + size], kept[g], free[g], c[f0:], code[codes], number[codes], s[codes], lse[g],
+                width, out[2], curve[g], covariance[g], mean[g], tilt[g], share[g], inverses, solutions, index,
             )  # fmt: skip
         # (A⁻¹ + H − B) δ = A⁻¹(v − u) on the inputs that occur, A = K + (2/τ) cov; the others go to zero.
         for i in range(n):
@@ -656,11 +624,11 @@ def relax(
                 trial[i] = u[i] + step * deviation[i]
             out[4] += 1
             evaluate(
-                gram, norm, b, energy, reach, block, loss, smallest, first, member, place, kept, free, base, allowed,
-                budget, trial, c, s, top, matrix, vector, depth_of, resid, out,
+                gram, norm, b, energy, reach, block, loss, smallest, first, member, place, kept, free, base, code,
+                number, trial, c, s, top, matrix, vector, depth_of, resid, out,
             )  # fmt: skip
             out[2] = price
-            bounds(free, base, allowed, s, top, budget, room, width, n, lse, best_fit, following, out)
+            bounds(free, base, number, s, top, budget, room, width, n, lse, best_fit, following, out)
             at_best = out[0] > best
             if at_best:
                 best = out[0]
@@ -678,7 +646,7 @@ def relax(
                 u[i] = trial[i]
             if width > tau:
                 width = max(0.3 * width, tau)
-                bounds(free, base, allowed, s, top, budget, room, width, n, lse, best_fit, following, out)
+                bounds(free, base, number, s, top, budget, room, width, n, lse, best_fit, following, out)
                 smooth = out[1]
             elif gain < tolerance:
                 break
@@ -689,19 +657,19 @@ def relax(
                 break
             width = min(8.0 * width, widen)
             evaluate(
-                gram, norm, b, energy, reach, block, loss, smallest, first, member, place, kept, free, base, allowed,
-                budget, u, c, s, top, matrix, vector, depth_of, resid, out,
+                gram, norm, b, energy, reach, block, loss, smallest, first, member, place, kept, free, base, code,
+                number, u, c, s, top, matrix, vector, depth_of, resid, out,
             )  # fmt: skip
-            bounds(free, base, allowed, s, top, budget, room, width, n, lse, best_fit, following, out)
+            bounds(free, base, number, s, top, budget, room, width, n, lse, best_fit, following, out)
             smooth = out[1]
             at_best = False
     if not at_best or width > tau:
         evaluate(
-            gram, norm, b, energy, reach, block, loss, smallest, first, member, place, kept, free, base, allowed,
-            budget, best_u, c, s, top, matrix, vector, depth_of, resid, out,
+            gram, norm, b, energy, reach, block, loss, smallest, first, member, place, kept, free, base, code,
+            number, best_u, c, s, top, matrix, vector, depth_of, resid, out,
         )  # fmt: skip
         out[2] = best_price
-        bounds(free, base, allowed, s, top, budget, room, tau, n, lse, best_fit, following, out)
+        bounds(free, base, number, s, top, budget, room, tau, n, lse, best_fit, following, out)
     for i in range(n):
         u[i] = best_u[i]
     if best >= stop:
@@ -709,9 +677,9 @@ def relax(
     for g in range(groups):
         f0 = first[g]
         size = kept[g] + free[g]
-        codes = slice(base[g], base[g] + (1 << free[g]))
+        codes = slice(base[g], base[g + 1])
         moments(
-            block[g], place[f0 : f0 + size], kept[g], free[g], c[f0:], allowed[codes], s[codes], top[g], lse[g],
-            budget, tau, out[2], curve[g], covariance[g], mean[g], tilt[g], share[g], inverses, solutions, index,
+            block[g], place[f0 : f0 + size], kept[g], free[g], c[f0:], code[codes], number[codes], s[codes], lse[g],
+            tau, out[2], curve[g], covariance[g], mean[g], tilt[g], share[g], inverses, solutions, index,
         )  # fmt: skip
     return best

@@ -578,26 +578,18 @@ def rank(key, order):
         order[at] = i
 
 
-@njit(nogil=True, cache=True)
-def members(code):
-    """How many inputs a cluster's code keeps."""
-    number = 0
-    while code:
-        code &= code - 1
-        number += 1
-    return number
-
-
 @njit(nogil=True, cache=True, error_model="numpy")
-def prefix_values(base, free, s, price, gap, tree, root, order):
-    """For every beginning of a cluster's code the best value Σ saving − price of a code that continues it.
+def make_tries(base, free, code, number, s, price, gap, child, value, root, order):
+    """A binary tree for the codes of each cluster within a gap, with the best value s − price of its continuations.
 
     Parameters
     ----------
-    base, free, s
-        See `kernels.clusters`: ``free[g]`` inputs, savings ``s[base[g]:]`` of the codes.
-    tree, root
-        Results: the entry of a beginning with d bits is ``tree[root[g] + (1 << d) + bits]``.
+    base, free, code, number, s
+        As in `kernels.clusters`.
+    child, value
+        Results: the nodes after a 0 and a 1, −1 where there is no code, and the best value of the codes below.
+    root
+        Result: the root of each cluster's tree.
     order
         Result: the clusters, those of fewest codes within the gap first, so that the enumeration branches late.
 
@@ -609,34 +601,58 @@ def prefix_values(base, free, s, price, gap, tree, root, order):
     groups = len(free)
     total = 0.0
     choices = np.zeros(groups)
-    start = 0
+    count = 0
     for g in range(groups):
-        codes = 1 << free[g]
-        root[g] = start
-        for code in range(codes):
-            tree[start + codes + code] = s[base[g] + code] - price * members(code)
-        for node in range(codes - 1, 0, -1):
-            tree[start + node] = max(tree[start + 2 * node], tree[start + 2 * node + 1])
-        total += tree[start + 1]
-        for code in range(codes):
-            if tree[start + 1] - tree[start + codes + code] <= gap:
-                choices[g] += 1.0
+        best = -np.inf
+        for at in range(base[g], base[g + 1]):
+            best = max(best, s[at] - price * number[at])
+        total += best
+        root[g] = count
+        child[count] = -1
+        value[count] = best
+        count += 1
+        for at in range(base[g], base[g + 1]):
+            x = s[at] - price * number[at]
+            if best - x > gap:
+                continue
+            choices[g] += 1.0
+            node = root[g]
+            for d in range(free[g] - 1, -1, -1):
+                bit = (code[at] >> d) & 1
+                if child[node, bit] < 0:
+                    child[node, bit] = count
+                    child[count] = -1
+                    value[count] = x
+                    count += 1
+                node = child[node, bit]
+                value[node] = max(value[node], x)
         choices[g] /= 1.0 + free[g]
-        start += 2 * codes
     rank(choices, order)
     return total
 
 
+@njit(nogil=True, cache=True)
+def free_tries(savings, child, value, root):
+    """The same for inputs that are clusters of their own, kept for a value and dropped for nothing."""
+    for p in range(len(savings)):
+        root[p] = 3 * p
+        child[3 * p, 0] = 3 * p + 1
+        child[3 * p, 1] = 3 * p + 2
+        value[3 * p] = max(savings[p], 0.0)
+        value[3 * p + 1] = 0.0
+        value[3 * p + 2] = savings[p]
+
+
 @njit(nogil=True, cache=True, error_model="numpy")
-def near_sets(a, r, room, tree, root, order, free, gap, threshold, most, found):
+def near_sets(a, r, room, child, best, root, order, free, gap, threshold, most, found):
     """Sets of exactly ``room`` free inputs within a gap whose saving exceeds a threshold.
 
     Parameters
     ----------
     a, r
         Schur complement (upper triangle) and residual of the free inputs, clusters in ``order``.
-    tree, root, order, free
-        See `prefix_values`.
+    child, best, root, order, free
+        See `make_tries`; ``best`` are the values.
     gap
         How much the costs of a set, the differences of values to those of the best codes, may add up to.
     threshold
@@ -655,6 +671,8 @@ def near_sets(a, r, room, tree, root, order, free, gap, threshold, most, found):
     count = 0
     if room == 0:
         return 1 if threshold < 0.0 else 0
+    if room > m:
+        return 0
     cluster = np.empty(m, np.int64)
     depth = np.empty(m, np.int64)
     t = 0
@@ -681,7 +699,7 @@ def near_sets(a, r, room, tree, root, order, free, gap, threshold, most, found):
     diagonal = np.empty((levels, m))
     saved = np.zeros(levels)
     position = np.zeros(levels, np.int64)
-    bits = np.ones(levels, np.int64)
+    begun = np.zeros(levels, np.int64)
     cost = np.zeros(levels)
     chosen = np.empty(room, np.int64)
     for i in range(m):
@@ -689,6 +707,7 @@ def near_sets(a, r, room, tree, root, order, free, gap, threshold, most, found):
         diagonal[0, i] = a[i, i]
         for j in range(i, m):
             matrix[0, i, j] = a[i, j]
+    begun[0] = root[cluster[0]]
     work = 0
     q = 0
     while q >= 0:
@@ -697,14 +716,16 @@ def near_sets(a, r, room, tree, root, order, free, gap, threshold, most, found):
             q -= 1
             continue
         g = cluster[t]
-        best = tree[root[g] + 1]
-        here = 2 * bits[q] + 1
-        with_it = cost[q] + best - tree[root[g] + here]
-        without = cost[q] + best - tree[root[g] + here - 1]
+        top_value = best[root[g]]
+        out, into = child[begun[q], 0], child[begun[q], 1]
+        with_it = cost[q] + top_value - best[into] if into >= 0 else np.inf
+        without = cost[q] + top_value - best[out] if out >= 0 else np.inf
         # The state of this level: the input is left out.
         position[q] = t + 1 if without <= gap else m
         closes = depth[t] + 1 == free[g]
-        bits[q] = 1 if closes else here - 1
+        entered = cost[q]
+        following_root = root[cluster[t + 1]] if t + 1 < m else 0
+        begun[q] = following_root if closes else out
         if closes:
             cost[q] = without
         if with_it > gap:
@@ -728,7 +749,7 @@ def near_sets(a, r, room, tree, root, order, free, gap, threshold, most, found):
         v, dg = vector[q], diagonal[q]
         inverse = 1.0 / pivot
         if q == levels - 1:
-            # The saving of the last input is v²/d after the input t is in.
+            # The saving of the last input is v²/d after the input t is in; its own cost is not looked at.
             need = threshold - value
             peak = -np.inf
             for j in range(t + 1, m):
@@ -749,8 +770,8 @@ def near_sets(a, r, room, tree, root, order, free, gap, threshold, most, found):
         q += 1
         saved[q] = value
         position[q] = t + 1
-        bits[q] = 1 if closes else here
-        cost[q] = with_it if closes else cost[q - 1]
+        begun[q] = following_root if closes else into
+        cost[q] = with_it if closes else entered
         following, remaining = vector[q], diagonal[q]
         for j in range(t + 1, m):
             following[j] = v[j] - top[j] * f
@@ -769,31 +790,28 @@ def near_sets(a, r, room, tree, root, order, free, gap, threshold, most, found):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def estimate(base, free, s, price, gap):
+def estimate(base, number, s, price, gap):
     """About how many sets, of any size, lie within a gap: their costs are added up in steps of the gap's 64th part."""
     steps = 64
-    number = np.zeros(steps + 1)
-    number[0] = 1.0
+    sets = np.zeros(steps + 1)
+    sets[0] = 1.0
     costs = np.empty(steps + 1)
-    for g in range(len(free)):
-        codes = 1 << free[g]
+    for g in range(len(base) - 1):
         top = -np.inf
-        values = np.empty(codes)
-        for code in range(codes):
-            values[code] = s[base[g] + code] - price * members(code)
-            top = max(top, values[code])
+        for at in range(base[g], base[g + 1]):
+            top = max(top, s[at] - price * number[at])
         costs[:] = 0.0
-        for code in range(codes):
-            x = (top - values[code]) / gap * steps
+        for at in range(base[g], base[g + 1]):
+            x = (top - (s[at] - price * number[at])) / gap * steps
             if x < steps + 0.5:
                 costs[int(x + 0.5)] += 1.0
         following = np.zeros(steps + 1)
         for x in range(steps + 1):
             if costs[x] > 0.0:
                 for y in range(steps + 1 - x):
-                    following[x + y] += costs[x] * number[y]
-        number = following
-    return number.sum()
+                    following[x + y] += costs[x] * sets[y]
+        sets = following
+    return sets.sum()
 
 
 @njit(nogil=True, cache=True)
@@ -948,21 +966,19 @@ def close_by_sets(gram, b, status, room, save, edge, value, cut, energy, margin,
     order = np.empty(m, np.int64)
     rank(key, order)
     free = np.empty(m, np.int64)
-    tree = np.empty(4 * m)
+    child, best = np.empty((3 * m, 2), np.int64), np.empty(3 * m)
     root = np.empty(m, np.int64)
+    savings = np.empty(m)
     for p in range(m):
         free[p] = index[order[p]]
-        x = save[free[p]] - price
-        root[p] = 4 * p
-        tree[4 * p + 1] = max(x, 0.0)
-        tree[4 * p + 2] = 0.0
-        tree[4 * p + 3] = x
+        savings[p] = save[free[p]] - price
+    free_tries(savings, child, best, root)
     a = np.empty((m, m))
     r = np.empty(m)
     base = eliminate(gram, b, kept[:kept_count], free, a, r)
     sets = np.empty((len(found), room), np.int64)
     count = near_sets(
-        a, r, room, tree, root, np.arange(m), np.ones(m, np.int64), gap, energy - base - cut - margin,
+        a, r, room, child, best, root, np.arange(m), np.ones(m, np.int64), gap, energy - base - cut - margin,
         np.int64(MOST_WORK), sets,
     )  # fmt: skip
     if base != base:

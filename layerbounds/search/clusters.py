@@ -13,9 +13,16 @@ import numpy as np
 
 from layerbounds.arrays import Float, Int
 from layerbounds.backends.base import BlockDual, Control, PruningTask, RawSolve, SearchProof
-from layerbounds.bounds.clusters import ClusterMinorant, make_clusters, prove_clusters, start_clusters
+from layerbounds.bounds.clusters import (
+    ClusterMinorant,
+    make_clusters,
+    partial_correlations,
+    prove_clusters,
+    start_clusters,
+)
 from layerbounds.bounds.semidefinite import UNIT, cholesky, symmetric_inverse
-from layerbounds.kernels import cluster_minorant, cluster_tree, clusters, subset_tree
+from layerbounds.kernels import cluster_codes, cluster_minorant, cluster_tree, clusters, subset_tree
+from layerbounds.search.cluster_codes import Codes, every_code, merge
 from layerbounds.search.frontier import Frontier, Incumbent
 from layerbounds.search.pruning import ENUMERATED, EXACT, MOST_WORK, Flags, SubsetSearch, run_subset, set_bound
 
@@ -46,6 +53,8 @@ LATE = 0.5
 
 #: Nodes with about so many sets within the gap are enumerated, before and after their minorant is improved.
 EARLY_SETS, MOST_SETS = 2e4, 1e5
+#: Clusters are merged as long as all together have no more codes than this.
+MERGED = 8000
 
 
 @dataclass(eq=False)
@@ -64,6 +73,8 @@ class ClusterNode:
         What one more kept input has to save.
     minorant : ClusterMinorant
         Proven on all inputs that are not dropped.
+    codes : Codes or None
+        What its clusters may keep, or those of an ancestor with the same clusters; None for all that fits the pattern.
     """
 
     status: Flags
@@ -71,6 +82,7 @@ class ClusterNode:
     point: Float
     price: float
     minorant: ClusterMinorant
+    codes: Codes | None = None
 
 
 class ClusterSearch(SubsetSearch):
@@ -106,10 +118,15 @@ class ClusterSearch(SubsetSearch):
         n = self.size
         self.place, self.savings_at, self.column = np.zeros(n, np.int64), np.zeros(n), np.zeros(n)
         self.result = np.zeros(7)
-        self.codes, self.allowed = np.zeros(0), np.zeros(0, dtype=bool)
+        self.savings, self.number, self.alive = np.zeros(0), np.zeros(0, np.int64), np.zeros(0, dtype=bool)
         self.covariance = self.curve = np.zeros((0, 0, 0))
         self.share = np.zeros((0, 0))
-        self.kept_in = self.free_in = self.base = np.zeros(0, np.int64)
+        self.kept_in = self.free_in = np.zeros(0, np.int64)
+        #: Those of the last relaxation.
+        self.codes: Codes | None = None
+        #: Clusters are merged up to so many codes, 0 for never: certification knows nothing of codes.
+        self.merged = 0 if control.node_limit == 0 else MERGED
+        self.link: Float | None = None
 
     def warm_up(self) -> None:
         """Call what a small instance may not need."""
@@ -126,21 +143,28 @@ class ClusterSearch(SubsetSearch):
     def relax_clusters(
         self, node: ClusterNode, tau: float, rounds: int, stop: float, gain: float, expected: float = -math.inf
     ) -> float:
-        """Proven bound of a node; moves its point and price."""
+        """Proven bound of a node; moves its point and price. Infinite where no code is left."""
         m = node.minorant
         if self.covariance.shape != m.block.shape:
             groups = len(m.block)
             self.covariance, self.curve = np.zeros(m.block.shape), np.zeros(m.block.shape)
             self.share = np.zeros(m.block.shape[:2])
-            self.kept_in, self.free_in, self.base = (np.zeros(groups, np.int64) for _ in range(3))
-        number = int(np.sum(1 << np.add.reduceat(node.status[m.member] == 0, m.first[:-1])))
-        if len(self.codes) < number:
-            self.codes, self.allowed = np.zeros(number), np.zeros(number, dtype=bool)
+            self.kept_in, self.free_in = np.zeros(groups, np.int64), np.zeros(groups, np.int64)
+        if node.codes is None:
+            node.codes = every_code(m, node.status, self.group, node.free)
+        else:
+            node.codes = node.codes.restrict(m, node.status)
+            if node.codes is None:
+                return math.inf
+        self.codes = codes = node.codes
+        if len(self.savings) < len(codes.code):
+            size = 2 * len(codes.code)
+            self.savings, self.number, self.alive = np.zeros(size), np.zeros(size, np.int64), np.zeros(size, dtype=bool)
         self.result[2] = node.price
         value = clusters.relax(
             self.gram, self.norm, self.b, self.low_energy, self.reach, m.block, m.loss, m.smallest, m.first, m.member,
-            self.group, node.free, self.shared, node.status, tau, WIDE * self.incumbent.value, expected, rounds, stop,
-            gain, node.point, self.place, self.kept_in, self.free_in, self.base, self.allowed, self.codes,
+            self.shared, node.free[0], node.status, tau, WIDE * self.incumbent.value, expected, rounds, stop, gain,
+            codes.base, codes.code, self.number, node.point, self.place, self.kept_in, self.free_in, self.savings,
             self.savings_at, self.work, self.covariance, self.curve, self.share, self.result,
         )  # fmt: skip
         node.price = float(self.result[2])
@@ -178,7 +202,7 @@ class ClusterSearch(SubsetSearch):
             mu, narrowing, steps = MU_STARTED, NARROWING_STARTED, int(self.steps * STARTED_SHARE)
         else:
             parts = make_clusters(self.gram, self.most, self.group, active)
-            small = parts is not None and max(len(p) for p in parts) <= clusters.MOST
+            small = parts is not None and max(len(p) for p in parts) <= cluster_codes.MOST
             minorant = start_clusters(self.gram, parts, active) if parts is not None and small else None
         if minorant is None:
             return None
@@ -193,16 +217,20 @@ class ClusterSearch(SubsetSearch):
             tau *= 0.3
         tau, best = WIDE * upper, -math.inf
         value = self.relax_clusters(node, tau, ROOT_ROUNDS, upper, gain)
-        keep = (node.minorant, node.point.copy(), node.price)
+        keep = (node.minorant, node.codes, node.point.copy(), node.price)
         for _ in range(steps):
             if value > best:
-                best, keep = value, (node.minorant, node.point.copy(), node.price)
-                if best >= upper or self.near(node, upper) <= EARLY_SETS:
+                best = value
+                done = best >= upper or self.near(node, upper) <= EARLY_SETS
+                if not done and self.merged and self.tighten(node, upper):
+                    self.relax_clusters(node, tau, 0, upper, gain)
+                keep = (node.minorant, node.codes, node.point.copy(), node.price)
+                if done or np.any(node.free < 0):
                     break
             elif value < best - BACK * upper:
                 # The ascent overshot: back to the best one, with a wider smoothing.
                 mu, tau = min(2.0 * mu, MU_FIRST), min(2.0 * tau, WIDE * upper)
-                node.minorant, node.point, node.price = keep[0], keep[1].copy(), keep[2]
+                node.minorant, node.codes, node.point, node.price = keep[0], keep[1], keep[2].copy(), keep[3]
                 self.relax_clusters(node, tau, ROOT_ROUNDS, math.inf, gain)
             if self.control.remaining() <= 0:
                 break
@@ -214,9 +242,9 @@ class ClusterSearch(SubsetSearch):
             node.minorant = improved
             value = self.relax_clusters(node, tau, ROOT_ROUNDS, upper, gain)
         if value > best:
-            best, keep = value, (node.minorant, node.point.copy(), node.price)
-        node.minorant, node.point, node.price = keep
-        self.root_bound = max(best, 0.0)
+            best, keep = value, (node.minorant, node.codes, node.point.copy(), node.price)
+        node.minorant, node.codes, node.point, node.price = keep
+        self.root_bound = max(upper if np.any(node.free < 0) else best, 0.0)
         return node
 
     def certifiable(self, root: ClusterNode) -> BlockDual | None:
@@ -229,6 +257,51 @@ class ClusterSearch(SubsetSearch):
         return BlockDual(root.point / self.factor, block, m.matrix(np.arange(self.size), self.size))
 
     # The tree
+
+    def gap(self, cut: float) -> float:
+        """What a set's costs may add up to if its bound is to stay below the cut; costs are rounded differences."""
+        return (cut - float(self.result[3])) * (1.0 + 1e-12) + 32.0 * UNIT * self.energy
+
+    def tighten(self, node: ClusterNode, cut: float) -> bool:
+        """Drop codes that reach the cut, fix the inputs that are the same in all others, and merge clusters.
+
+        The node has to be the one that was relaxed last. Returns whether more than the lists of codes has changed;
+        ``node.free`` is negative where nothing is left.
+        """
+        codes, m = self.codes, node.minorant
+        assert codes is not None
+        if not math.isfinite(self.result[3]):
+            return False
+        before, gap, count = codes.status, self.gap(cut), len(codes.code)
+        fixed = cluster_tree.survivors(
+            m.first, m.member, self.place, self.kept_in, self.free_in, codes.base, codes.code, self.number,
+            self.savings, node.price, gap, node.status, self.alive,
+        )  # fmt: skip
+        alive = self.alive[:count]
+        if not alive.all():
+            self.excluded = min(self.excluded, cut)
+        if fixed:
+            np.subtract.at(node.free, self.group[(node.status == 1) & (before == 0)], 1)
+            if np.any(node.free < 0):
+                # More inputs than the pattern allows would have to be kept: every other choice reaches the cut.
+                return True
+            subset_tree.settle(self.group, node.free, node.status)
+            self._drop_twins(node.status, np.flatnonzero((node.status == 1) & (before != 1)))
+        own = np.repeat(np.arange(len(codes.base) - 1), np.diff(codes.base))[alive]
+        base = np.concatenate([[0], np.cumsum(np.bincount(own, minlength=len(codes.base) - 1))])
+        node.codes = Codes(before, base, codes.code[alive])
+        if not self.merged or len(m.block) < 2:
+            return bool(fixed)
+        value = (self.savings[:count] - node.price * self.number[:count])[alive]
+        cost = np.maximum.reduceat(value, base[:-1])[own] - value
+        if self.link is None:
+            every = np.flatnonzero(self.root_status()[0] >= 0)
+            self.link = np.zeros((self.size, self.size))
+            link = partial_correlations(self.gram, every)
+            if link is not None:
+                self.link[np.ix_(every, every)] = link
+        node.minorant, node.codes = merge(m, node.codes, cost, self.link, gap, self.merged)
+        return bool(fixed) or node.minorant is not m
 
     def expand_clusters(self, node: ClusterNode, bound: float, cut: float) -> tuple[float, list[ClusterNode]]:
         """Bound, improve the minorant, fix, round, branch."""
@@ -255,9 +328,10 @@ class ClusterSearch(SubsetSearch):
         m = node.minorant
         if self.expanded % 16 == 1:
             chosen = np.zeros(self.size, dtype=bool)
+            assert self.codes is not None
             cluster_tree.best_codes(
-                m.first, m.member, self.place, self.kept_in, self.free_in, self.base, self.allowed, self.codes,
-                self.shared, node.price, chosen,
+                m.first, m.member, self.place, self.kept_in, self.free_in, self.codes.base, self.codes.code,
+                self.number, self.savings, node.price, chosen,
             )  # fmt: skip
             self.polish(chosen, 0)
         if self.expanded % 128 == 0:
@@ -268,21 +342,12 @@ class ClusterSearch(SubsetSearch):
                 node.point, node.status, CANDIDATES, POWER, self.work, self.column,
             )
         )  # fmt: skip
-        before = node.status.copy()
-        if math.isfinite(self.result[3]) and cluster_tree.survivors(
-            m.first, m.member, self.place, self.kept_in, self.free_in, self.base, self.allowed, self.codes,
-            self.shared, self.result[3], node.price, cut, node.status,
-        ):  # fmt: skip
-            self.excluded = min(self.excluded, cut)
-            np.subtract.at(node.free, self.group[(node.status == 1) & (before == 0)], 1)
-            if np.any(node.free < 0):
-                # More inputs than the pattern allows would have to be kept: every other choice reaches the cut.
-                return max(value, cut), []
-            subset_tree.settle(self.group, node.free, node.status)
-            self._drop_twins(node.status, np.flatnonzero((node.status == 1) & (before != 1)))
+        self.tighten(node, cut)
+        if np.any(node.free < 0):
+            return max(value, cut), []
         free = np.flatnonzero(node.status == 0)
         if not len(free):
-            return value, [ClusterNode(node.status, node.free, node.point, node.price, m)]
+            return value, [ClusterNode(node.status, node.free, node.point, node.price, node.minorant)]
         if branch >= 0 and node.status[branch] != 0:
             branch = -1
         return value, self._branch(node, branch, free)
@@ -294,7 +359,7 @@ class ClusterSearch(SubsetSearch):
         improved = self.ascend(node, MU_TREE)
         if improved is None:
             return value
-        trial = ClusterNode(node.status, node.free, node.point.copy(), node.price, improved)
+        trial = ClusterNode(node.status, node.free, node.point.copy(), node.price, improved, node.codes)
         now = self.relax_clusters(trial, tau, ROUNDS, cut, gain, value)
         if now >= value:
             node.minorant, node.point, node.price = improved, trial.point, trial.price
@@ -307,24 +372,27 @@ class ClusterSearch(SubsetSearch):
         bound = float(self.result[3])
         if not self.shared or not bound < cut:
             return math.inf
-        gap = (cut - bound) * (1.0 + 1e-12)
-        return float(subset_tree.estimate(self.base, self.free_in, self.codes, node.price, gap))
+        assert self.codes is not None
+        return float(
+            subset_tree.estimate(self.codes.base, self.number, self.savings, node.price, (cut - bound) * (1.0 + 1e-12))
+        )
 
     def enumerate_near(self, node: ClusterNode, cut: float, most: float) -> float | None:
         """Proven bound of a node by trying the sets whose savings leave the bound below the cut; None if too many."""
-        bound = float(self.result[3])
         kept = np.flatnonzero(node.status == 1)
         room = int(node.free[0])
         margin = 2.0 * self.saving_error(len(kept) + room)
         if not margin < 0.1 * cut or not self.near(node, cut) <= most:
             return None
-        # Costs are differences of savings, each of them rounded.
-        gap = (cut - bound) * (1.0 + 1e-12) + 32.0 * UNIT * self.energy
-        m = node.minorant
+        gap, codes, m = self.gap(cut), self.codes, node.minorant
+        assert codes is not None
         groups = len(m.block)
         root, order = np.empty(groups, np.int64), np.empty(groups, np.int64)
-        tree = np.empty(2 * int(np.sum(1 << self.free_in)))
-        subset_tree.prefix_values(self.base, self.free_in, self.codes, node.price, gap, tree, root, order)
+        size = groups + int(np.diff(codes.base) @ self.free_in)
+        child, best = np.empty((size, 2), np.int64), np.empty(size)
+        subset_tree.make_tries(
+            codes.base, self.free_in, codes.code, self.number, self.savings, node.price, gap, child, best, root, order
+        )
         free = np.concatenate(
             [
                 m.member[
@@ -339,7 +407,18 @@ class ClusterSearch(SubsetSearch):
         base = subset_tree.eliminate(self.gram, self.b, kept, free, a, r)
         found = np.empty((EXACT, room), np.int64)
         count = subset_tree.near_sets(
-            a, r, room, tree, root, order, self.free_in, gap, self.low_energy - base - cut - margin, MOST_WORK, found
+            a,
+            r,
+            room,
+            child,
+            best,
+            root,
+            order,
+            self.free_in,
+            gap,
+            self.low_energy - base - cut - margin,
+            MOST_WORK,
+            found,
         )
         if count < 0 or math.isnan(base):
             return None
@@ -359,7 +438,7 @@ class ClusterSearch(SubsetSearch):
                 point -= point[branch] * self.column
             subset_tree.settle(self.group, room, status)
             self._drop_twins(status, np.flatnonzero((status == 1) & (node.status != 1)))
-            children.append(ClusterNode(status, room, point, node.price, node.minorant))
+            children.append(ClusterNode(status, room, point, node.price, node.minorant, node.codes))
         return children
 
 

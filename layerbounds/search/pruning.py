@@ -202,9 +202,11 @@ class SubsetSearch:
         a, r = np.empty((width, width)), np.empty(width)
         base = subset_tree.eliminate(self.gram, self.b, kept, free, a, r)
         # Every input is a cluster of its own whose choices cost nothing.
-        every, found = np.arange(width), np.empty((EXACT, room), np.int64)
+        found = np.empty((EXACT, room), np.int64)
+        child, best, root = np.empty((3 * width, 2), np.int64), np.empty(3 * width), np.empty(width, np.int64)
+        subset_tree.free_tries(np.zeros(width), child, best, root)
         count = subset_tree.near_sets(
-            a, r, room, np.zeros(4 * width), 4 * every, every, np.ones(width, np.int64), 0.0,
+            a, r, room, child, best, root, np.arange(width), np.ones(width, np.int64), 0.0,
             self.low_energy - base - cut - margin, MOST_WORK, found,
         )  # fmt: skip
         if math.isnan(base) or count < 0:

@@ -52,6 +52,8 @@ def prepare_pruning(problem: PruningProblem, group: int) -> ClusterMinorant | No
 
 def _improved(task: PruningTask, plan: tuple[int, int]) -> ClusterMinorant | None:
     search = ClusterSearch(task, Control(1e9, 0.0, None, 0, 1, threading.Event()), *plan)
+    # Merged clusters are those of one channel.
+    search.merged = 0
     search.first_incumbents(kicks=False)
     root = search.cluster_root()
     return None if root is None or len(root.minorant.member) < len(task.target) else root.minorant
