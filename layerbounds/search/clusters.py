@@ -26,11 +26,13 @@ from layerbounds.search.cluster_codes import Codes, every_code, merge
 from layerbounds.search.frontier import Frontier, Incumbent
 from layerbounds.search.pruning import ENUMERATED, EXACT, MOST_WORK, Flags, SubsetSearch, run_subset, set_bound
 
-#: Width of the smoothed maximum, relative to the incumbent: times the number of inputs in the tree and at the end of
-#: the root, and at most.
-TAU, ROOT_TAU, WIDE = 0.5, 0.25, 0.1
-#: Newton steps at a node and at the root, and the least gain of a step, relative to the incumbent.
-ROUNDS, ROOT_ROUNDS, GAIN = 8, 8, 0.002
+#: Width of the smoothed maximum, relative to the incumbent: times the number of inputs at the end of the root, and at
+#: most. In the tree, times the number of clusters and relative to what separates bound and cut, but at least to a share
+#: of the cut: each cluster's smoothing costs some of the bound.
+ROOT_TAU, WIDE, TAU, LEAST = 0.25, 0.1, 0.16, 0.05
+#: Newton steps at a node and at the root, and the least gain of a step: at the root, relative to the incumbent, and in
+#: the tree, relative to what separates bound and cut.
+ROUNDS, ROOT_ROUNDS, ROOT_GAIN, GAIN = 8, 8, 1e-4, 0.01
 #: Barrier weights of the minorant's ascent: first, factor, last.
 MU_FIRST, MU_FACTOR, MU_LAST = 0.5, 0.7, 0.03
 #: Width of the smoothing for the first point, and its narrowing at each improvement.
@@ -38,7 +40,7 @@ WIDEST, NARROWING = 3.0, 0.75
 #: Where the minorant was improved for another channel: narrowing, barrier weight and the share of the improvements.
 NARROWING_STARTED, MU_STARTED, STARTED_SHARE = 0.3, 0.1, 0.5
 #: The same in the tree.
-MU_TREE = 0.02
+MU_TREE = 0.03
 #: A fall of the root's bound, relative to the incumbent, after which the ascent goes back.
 BACK = 0.1
 #: Up to so many inputs the diagonal dual is used if its root bound reaches a fraction of the incumbent: the first
@@ -210,7 +212,7 @@ class ClusterSearch(SubsetSearch):
         point = np.where(status == 1, 1.0, np.where(status == 0, share, 0.0)) * self.target
         node = ClusterNode(status, free, point, 0.0, minorant)
         upper = self.incumbent.value
-        gain = 1e-4 * upper
+        gain = ROOT_GAIN * upper
         tau = WIDEST * upper
         while tau > WIDE * upper and self.control.remaining() > 0:
             self.relax_clusters(node, tau, ROOT_ROUNDS, math.inf, 100.0 * gain)
@@ -313,12 +315,11 @@ class ClusterSearch(SubsetSearch):
         closed = self.enumerate(node.status, node.free, cut)
         if closed is not None:
             return max(bound, closed), []
-        upper = self.incumbent.value
-        tau, gain = TAU / self.size * upper, GAIN * upper
+        tau, gain = self.widths(node, bound, cut)
         now = self.relax_clusters(node, tau, ROUNDS, cut, gain, bound)
         closed = self.enumerate_near(node, cut, EARLY_SETS) if now < cut else cut
         if closed is None:
-            now = self.improve(node, now, cut)
+            now = self.improve(node, now, bound, cut)
             closed = self.enumerate_near(node, cut, MOST_SETS) if now < cut else cut
         value = max(bound, now)
         if closed is not None:
@@ -352,10 +353,14 @@ class ClusterSearch(SubsetSearch):
             branch = -1
         return value, self._branch(node, branch, free)
 
-    def improve(self, node: ClusterNode, value: float, cut: float) -> float:
+    def widths(self, node: ClusterNode, bound: float, cut: float) -> tuple[float, float]:
+        """Width of the smoothed maximum at a node of the tree, and the least gain of a Newton step."""
+        gap = max(cut - bound, LEAST * cut)
+        return TAU * gap / len(node.minorant.block), GAIN * gap
+
+    def improve(self, node: ClusterNode, value: float, bound: float, cut: float) -> float:
         """Improve the minorant of a relaxed node and relax it again; the codes are those of the better minorant."""
-        upper = self.incumbent.value
-        tau, gain = TAU / self.size * upper, GAIN * upper
+        tau, gain = self.widths(node, bound, cut)
         improved = self.ascend(node, MU_TREE)
         if improved is None:
             return value
