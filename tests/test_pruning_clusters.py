@@ -79,7 +79,7 @@ def test_never_above_the_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(search, "SMALL", int(rng.choice([0, 0, 80])))
         monkeypatch.setattr(search, "EARLY_SETS", float(rng.choice([0.0, 10.0, 2e4])))
         monkeypatch.setattr(search, "MOST_SETS", float(rng.choice([0.0, 30.0, 1e5])))
-        monkeypatch.setattr(search, "MERGED", int(rng.choice([0, 20, 100, 10000])))
+        monkeypatch.setattr(search, "MERGED", (int(rng.choice([0, 20, 100, 10000])),) * 2)
         node_limit = None if rng.random() < 0.7 else int(rng.integers(1, 20))
         control = Control(60.0, 0.0, node_limit, 0, 1, threading.Event())
         with threadpool_limits(1):

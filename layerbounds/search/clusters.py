@@ -28,8 +28,9 @@ from layerbounds.search.pruning import ENUMERATED, EXACT, MOST_WORK, Flags, Subs
 
 #: Width of the smoothed maximum, relative to the incumbent: times the number of inputs at the end of the root, and at
 #: most. In the tree, times the number of clusters and relative to what separates bound and cut, but at least to a share
-#: of the cut: each cluster's smoothing costs some of the bound.
-ROOT_TAU, WIDE, TAU, LEAST = 0.25, 0.1, 0.16, 0.05
+#: of the cut: each cluster's smoothing costs some of the bound. The pairs here and below: for a number of inputs that
+#: all clusters share, and for patterns whose groups lie in one cluster each.
+ROOT_TAU, WIDE, TAU, LEAST = 0.25, 0.1, (0.16, 0.25), 0.05
 #: Newton steps at a node and at the root, and the least gain of a step: at the root, relative to the incumbent, and in
 #: the tree, relative to what separates bound and cut.
 ROUNDS, ROOT_ROUNDS, ROOT_GAIN, GAIN = 8, 8, 1e-4, 0.01
@@ -56,7 +57,7 @@ LATE = 0.5
 #: Nodes with about so many sets within the gap are enumerated, before and after their minorant is improved.
 EARLY_SETS, MOST_SETS = 2e4, 1e5
 #: Clusters are merged as long as all together have no more codes than this.
-MERGED = 8000
+MERGED = (8000, 1500)
 
 
 @dataclass(eq=False)
@@ -127,7 +128,7 @@ class ClusterSearch(SubsetSearch):
         #: Those of the last relaxation.
         self.codes: Codes | None = None
         #: Clusters are merged up to so many codes, 0 for never: certification knows nothing of codes.
-        self.merged = 0 if control.node_limit == 0 else MERGED
+        self.merged = 0 if control.node_limit == 0 else MERGED[0 if self.shared else 1]
         self.link: Float | None = None
 
     def warm_up(self) -> None:
@@ -356,7 +357,7 @@ class ClusterSearch(SubsetSearch):
     def widths(self, node: ClusterNode, bound: float, cut: float) -> tuple[float, float]:
         """Width of the smoothed maximum at a node of the tree, and the least gain of a Newton step."""
         gap = max(cut - bound, LEAST * cut)
-        return TAU * gap / len(node.minorant.block), GAIN * gap
+        return TAU[0 if self.shared else 1] * gap / len(node.minorant.block), GAIN * gap
 
     def improve(self, node: ClusterNode, value: float, bound: float, cut: float) -> float:
         """Improve the minorant of a relaxed node and relax it again; the codes are those of the better minorant."""
