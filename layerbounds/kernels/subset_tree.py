@@ -19,7 +19,9 @@ LAZY = 4
 #: What `run` returns: nothing is left below the cut; a limit; no room for children; sets to look at; a rounded set.
 DONE, LIMIT, FULL, FOUND, ROUNDED = 0, 1, 2, 3, 4
 #: The barrier weight of a node's improvement of the diagonal, and the least emphasis.
-TREE_MU, FLOOR = 0.03, 0.05
+TREE_MU, FLOOR = 0.3, 0.05
+#: Least share of an entry that is left by a sweep: the relaxation finds inputs of very small entries at no cost.
+SHRINK = 0.7
 #: Rounds of the active-set method at a node; inputs whose exclusion cost is estimated before branching.
 ROUNDS, CANDIDATES = 8, 8
 #: Nodes between two trials of the rounded set.
@@ -466,7 +468,8 @@ def emphasis(group, free, status, u, d, save, edge, floor, alpha):
 def ascend(inverse, alpha, mu, d):
     """One sweep of coordinate ascent on Σ α_i log d_i + μ logdet(M), M = H' − D, given M⁻¹; both are updated.
 
-    Each coordinate is optimal at d_i = s_i α_i/(α_i + μ), where s_i = d_i + 1/(M⁻¹)_ii is the largest feasible value.
+    Each coordinate is optimal at d_i = s_i α_i/(α_i + μ), where s_i = d_i + 1/(M⁻¹)_ii is the largest feasible value;
+    it falls to no less than ``SHRINK`` times its value.
     Rank-one updates of the whole of M⁻¹ where it fits into the cache; else sixteen coordinates at a time, so that the
     update is a matrix product.
     """
@@ -481,7 +484,7 @@ def ascend(inverse, alpha, mu, d):
         for p in range(m):
             t = local[p, p]
             most = d[k0 + p] + 1.0 / t
-            new = max(most * alpha[k0 + p] / (alpha[k0 + p] + mu), 1e-7 * most)
+            new = max(most * alpha[k0 + p] / (alpha[k0 + p] + mu), SHRINK * d[k0 + p])
             delta[p] = new - d[k0 + p]
             d[k0 + p] = new
             f = delta[p] / (1.0 - delta[p] * t)
