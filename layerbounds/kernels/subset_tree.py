@@ -14,6 +14,8 @@ import numpy as np
 from numba import njit
 
 UNIT = 2.0**-53
+#: Share of the sets that a node may have to be enumerated before its diagonal is improved.
+EARLY = 0.3
 #: Levels of the enumeration, from the last one, below which no Schur complement is kept.
 LAZY = 4
 #: What `run` returns: nothing is left below the cut; a limit; no room for children; sets to look at; a rounded set.
@@ -1096,7 +1098,10 @@ def run(
             gram, norm, b, energy, reach, d[row[node]], group, rm, st, sg, rounds, cut,
             u, save, edge, work, v, index, scores, out,
         )  # fmt: skip
-        if now < cut:
+        count = -1
+        if now < cut and groups == 1:
+            count = close_by_sets(gram, b, st, rm[0], save, edge[0], now, cut, energy, margin, EARLY * most, found)
+        if now < cut and count < 0:
             budget -= 1
             mean = emphasis(group, rm, st, u, d[row[node]], save, edge, FLOOR, alpha)
             if mean > 0.0 and climb(gram, st, d[row[node]], alpha, TREE_MU * mean, tuned, index, other, work):
@@ -1123,21 +1128,21 @@ def run(
                         gram, norm, b, energy, reach, d[row[node]], group, rm, st, sg, rounds, cut,
                         u, save, edge, work, v, index, scores, out,
                     )  # fmt: skip
+            if now < cut and groups == 1:
+                count = close_by_sets(gram, b, st, rm[0], save, edge[0], now, cut, energy, margin, most, found)
+        if count >= 0:
+            budget -= 4
+            closed[0] = min(closed[0], cut)
+            release(node, row, uses, spare, spare_rows, counts)
+            counts[5] = count
+            if count > 0:
+                return FOUND
+            continue
         value = max(now, bound[node])
         if value >= cut:
             closed[0] = min(closed[0], value)
             release(node, row, uses, spare, spare_rows, counts)
             continue
-        if groups == 1:
-            count = close_by_sets(gram, b, st, rm[0], save, edge[0], now, cut, energy, margin, most, found)
-            if count >= 0:
-                budget -= 4
-                closed[0] = min(closed[0], cut)
-                release(node, row, uses, spare, spare_rows, counts)
-                counts[5] = count
-                if count > 0:
-                    return FOUND
-                continue
         if counts[4] % TRIALS == 1:
             for i in range(n):
                 chosen[i] = st[i] == 1 or (st[i] == 0 and save[i] >= edge[group[i], 1])
