@@ -154,12 +154,13 @@ class ClusterSearch(SubsetSearch):
             self.share = np.zeros(m.block.shape[:2])
             self.kept_in, self.free_in = np.zeros(groups, np.int64), np.zeros(groups, np.int64)
         if node.codes is None:
-            node.codes = every_code(m, node.status, self.group, node.free)
+            codes = every_code(m, node.status, self.group, node.free)
         else:
-            node.codes = node.codes.restrict(m, node.status)
-            if node.codes is None:
+            left = node.codes.restrict(m, node.status)
+            if left is None:
                 return math.inf
-        self.codes = codes = node.codes
+            codes = left
+        self.codes = node.codes = codes
         if len(self.savings) < len(codes.code):
             size = 2 * len(codes.code)
             self.savings, self.number, self.alive = np.zeros(size), np.zeros(size, np.int64), np.zeros(size, dtype=bool)
@@ -226,9 +227,13 @@ class ClusterSearch(SubsetSearch):
                 best = value
                 done = best >= upper or self.near(node, upper) <= EARLY_SETS
                 if not done and self.merged and self.tighten(node, upper):
-                    self.relax_clusters(node, tau, 0, upper, gain)
+                    if np.any(node.free < 0):
+                        best = max(best, upper)
+                    else:
+                        best = max(best, self.relax_clusters(node, tau, 0, upper, gain))
+                    done = best >= upper
                 keep = (node.minorant, node.codes, node.point.copy(), node.price)
-                if done or np.any(node.free < 0):
+                if done:
                     break
             elif value < best - BACK * upper:
                 # The ascent overshot: back to the best one, with a wider smoothing.
@@ -247,7 +252,7 @@ class ClusterSearch(SubsetSearch):
         if value > best:
             best, keep = value, (node.minorant, node.codes, node.point.copy(), node.price)
         node.minorant, node.codes, node.point, node.price = keep
-        self.root_bound = max(upper if np.any(node.free < 0) else best, 0.0)
+        self.root_bound = max(best, 0.0)
         return node
 
     def certifiable(self, root: ClusterNode) -> BlockDual | None:
@@ -413,19 +418,9 @@ class ClusterSearch(SubsetSearch):
         base = subset_tree.eliminate(self.gram, self.b, kept, free, a, r)
         found = np.empty((EXACT, room), np.int64)
         count = subset_tree.near_sets(
-            a,
-            r,
-            room,
-            child,
-            best,
-            root,
-            order,
-            self.free_in,
-            gap,
-            self.low_energy - base - cut - margin,
-            MOST_WORK,
+            a, r, room, child, best, root, order, self.free_in, gap, self.low_energy - base - cut - margin, MOST_WORK,
             found,
-        )
+        )  # fmt: skip
         if count < 0 or math.isnan(base):
             return None
         return self.evaluate(node.status, free, found[:count], cut)
