@@ -22,6 +22,13 @@ def ones(code):
     return count
 
 
+@njit(nogil=True, cache=True)
+def count_inputs(code, number):
+    """How many free inputs each code keeps."""
+    for at in range(len(code)):
+        number[at] = ones(code[at])
+
+
 @njit(nogil=True, cache=True, error_model="numpy")
 def every_code(first, member, place, kept, free, group, capacity, budget, base, code):
     """All codes that fit the pattern: with several groups, those that use up the room of every group."""
@@ -115,7 +122,7 @@ def count_pairs(first, second, gap):
 
 @njit(nogil=True, cache=True)
 def choose_pair(base, ranked, width, link, gap, most):
-    """The two clusters to merge: of all that leave at most ``most`` codes, those of most link per new code; or −1.
+    """The two clusters to merge: of all that leave at most ``most`` codes, those of the strongest link; or −1.
 
     Parameters
     ----------
@@ -140,9 +147,8 @@ def choose_pair(base, ranked, width, link, gap, most):
             count = count_pairs(ranked[base[g] : base[g + 1]], ranked[base[h] : base[h + 1]], gap)
             if total - own + count > most:
                 continue
-            value = (link[g, h] + 1e-12) / max(count - own, 1) ** 0.0
-            if value > best:
-                best = value
+            if link[g, h] > best:
+                best = link[g, h]
                 one = g
                 other = h
                 number = count

@@ -90,11 +90,10 @@ def inverse_diagonal(a, m, i, y):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def survivors(first, member, place, kept, free, base, code, number, s, price, gap, status, alive):
-    """Mark the codes within the gap of their cluster's best one; fix inputs that all of them keep, or drop.
+def survivors(first, member, place, kept, free, base, code, number, s, price, gap, status, cost):
+    """What each code adds to the bound; fixes inputs that all codes within the gap keep, or drop; returns how many.
 
-    With a price, another code than the best one raises the bound by the difference of their values. Returns how many
-    inputs were fixed.
+    With a price, another code than its cluster's best one raises the bound by the difference of their values.
     """
     count = 0
     for g in range(len(free)):
@@ -105,8 +104,8 @@ def survivors(first, member, place, kept, free, base, code, number, s, price, ga
         some = 0
         every = (1 << free[g]) - 1
         for at in range(base[g], base[g + 1]):
-            alive[at] = hard - (s[at] - price * number[at]) <= gap
-            if alive[at]:
+            cost[at] = hard - (s[at] - price * number[at])
+            if cost[at] <= gap:
                 some |= code[at]
                 every &= code[at]
         for p in range(free[g]):

@@ -86,16 +86,6 @@ def invert(a, m):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def ones(code):
-    """Number of bits set."""
-    count = 0
-    while code:
-        code &= code - 1
-        count += 1
-    return count
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
 def arrange(first, member, status, place, kept, free):
     """Order the inputs of each cluster: kept ones, then free ones."""
     for g in range(len(first) - 1):
@@ -464,13 +454,12 @@ def relax(
         Width of the smoothing; where the start is far below the ``expected`` bound, it begins with up to ``widen``.
     rounds, stop, tolerance
         Limit of Newton steps; a bound that ends the work; least gain of a step.
-    base, code
-        The codes of each cluster.
+    base, code, number
+        The codes of each cluster, and how many inputs each one takes off the shared number; 0 where there is none.
     u
         Warm start and result: the point.
-    number, place, kept, free, s
-        Results: how many inputs each code takes off the shared number, the order of the inputs, and the codes' savings
-        at the point.
+    place, kept, free, s
+        Results: the order of the inputs, and the codes' savings at the point.
     work, curve
         Work space; ``curve`` holds on return Σ w_S (B_SS)⁻¹ of each cluster.
     covariance
@@ -481,8 +470,6 @@ def relax(
     n = len(b)
     groups = len(first) - 1
     arrange(first, member, status, place, kept, free)
-    for at in range(base[groups]):
-        number[at] = ones(code[at]) if budget else 0
     widest = block.shape[1]
     top = np.empty((groups, widest + 1))
     lse = np.empty((groups, widest + 1))

@@ -728,7 +728,6 @@ def near_sets(a, r, room, child, best, root, order, free, gap, threshold, most, 
         # The state of this level: the input is left out.
         position[q] = t + 1 if without <= gap else m
         closes = depth[t] + 1 == free[g]
-        entered = cost[q]
         following_root = root[cluster[t + 1]] if t + 1 < m else 0
         begun[q] = following_root if closes else out
         if closes:
@@ -776,7 +775,7 @@ def near_sets(a, r, room, child, best, root, order, free, gap, threshold, most, 
         saved[q] = value
         position[q] = t + 1
         begun[q] = following_root if closes else into
-        cost[q] = with_it if closes else entered
+        cost[q] = with_it if closes else cost[q - 1]
         following, remaining = vector[q], diagonal[q]
         for j in range(t + 1, m):
             following[j] = v[j] - top[j] * f

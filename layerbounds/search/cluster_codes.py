@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.clusters import ClusterMinorant, join_clusters
 from layerbounds.kernels import cluster_codes
-
-Flags = npt.NDArray[np.int8]
+from layerbounds.search.pruning import Flags
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,31 +82,30 @@ def merge(
     holds[own, member] = status[member] == 0
     bits = holds.sum(axis=1).astype(np.int64)
     width = np.bincount(own, weights=status[member] >= 0, minlength=len(parts)).astype(np.int64)
-    strength: Float | None = None
+    strength = holds @ link @ holds.T
+    ranked = [np.sort(paid) for _, paid in lists]
+    base = codes.base
     while len(parts) > 1:
-        base = np.concatenate([[0], np.cumsum([len(code) for code, _ in lists])])
-        ranked = np.concatenate([np.sort(paid) for _, paid in lists])
-        if strength is None:
-            strength = holds @ link @ holds.T
-        g, h, count = cluster_codes.choose_pair(base, ranked, width, strength, gap, most)
+        g, h, count = cluster_codes.choose_pair(base, np.concatenate(ranked), width, strength, gap, most)
         if g < 0:
             break
         code, paid = np.empty(count, np.int64), np.empty(count)
         (code_g, cost_g), (code_h, cost_h) = lists[g], lists[h]
         found = cluster_codes.join(code_g, cost_g, code_h, cost_h, bits[h], gap, code, paid)
         lists[g] = (code[:found], paid[:found])
+        ranked[g] = np.sort(lists[g][1])
         parts[g] += parts[h]
         bits[g] += bits[h]
         width[g] += width[h]
         strength[g] += strength[h]
         strength[:, g] += strength[:, h]
-        del lists[h], parts[h]
+        del lists[h], ranked[h], parts[h]
         bits, width = np.delete(bits, h), np.delete(width, h)
         strength = np.delete(np.delete(strength, h, 0), h, 1)
+        base = np.concatenate([[0], np.cumsum([len(code) for code, _ in lists])]).astype(np.int64)
     if len(parts) == len(first) - 1:
         return minorant, codes
     merged = join_clusters(minorant, parts, status)
     if merged is None:
         return minorant, codes
-    base = np.concatenate([[0], np.cumsum([len(code) for code, _ in lists])]).astype(np.int64)
     return merged, Codes(status, base, np.concatenate([code for code, _ in lists]))

@@ -121,7 +121,7 @@ class ClusterSearch(SubsetSearch):
         n = self.size
         self.place, self.savings_at, self.column = np.zeros(n, np.int64), np.zeros(n), np.zeros(n)
         self.result = np.zeros(7)
-        self.savings, self.number, self.alive = np.zeros(0), np.zeros(0, np.int64), np.zeros(0, dtype=bool)
+        self.savings, self.number, self.cost = np.zeros(0), np.zeros(0, np.int64), np.zeros(0)
         self.covariance = self.curve = np.zeros((0, 0, 0))
         self.share = np.zeros((0, 0))
         self.kept_in = self.free_in = np.zeros(0, np.int64)
@@ -163,7 +163,9 @@ class ClusterSearch(SubsetSearch):
         self.codes = node.codes = codes
         if len(self.savings) < len(codes.code):
             size = 2 * len(codes.code)
-            self.savings, self.number, self.alive = np.zeros(size), np.zeros(size, np.int64), np.zeros(size, dtype=bool)
+            self.savings, self.number, self.cost = np.zeros(size), np.zeros(size, np.int64), np.zeros(size)
+        if self.shared:
+            cluster_codes.count_inputs(codes.code, self.number)
         self.result[2] = node.price
         value = clusters.relax(
             self.gram, self.norm, self.b, self.low_energy, self.reach, m.block, m.loss, m.smallest, m.first, m.member,
@@ -280,12 +282,13 @@ class ClusterSearch(SubsetSearch):
         assert codes is not None
         if not math.isfinite(self.result[3]):
             return False
-        before, gap, count = codes.status, self.gap(cut), len(codes.code)
+        before, gap = codes.status, self.gap(cut)
         fixed = cluster_tree.survivors(
             m.first, m.member, self.place, self.kept_in, self.free_in, codes.base, codes.code, self.number,
-            self.savings, node.price, gap, node.status, self.alive,
+            self.savings, node.price, gap, node.status, self.cost,
         )  # fmt: skip
-        alive = self.alive[:count]
+        cost = self.cost[: len(codes.code)]
+        alive = cost <= gap
         if not alive.all():
             self.excluded = min(self.excluded, cut)
         if fixed:
@@ -300,15 +303,13 @@ class ClusterSearch(SubsetSearch):
         node.codes = Codes(before, base, codes.code[alive])
         if not self.merged or len(m.block) < 2:
             return bool(fixed)
-        value = (self.savings[:count] - node.price * self.number[:count])[alive]
-        cost = np.maximum.reduceat(value, base[:-1])[own] - value
         if self.link is None:
             every = np.flatnonzero(self.root_status()[0] >= 0)
             self.link = np.zeros((self.size, self.size))
             link = partial_correlations(self.gram, every)
             if link is not None:
                 self.link[np.ix_(every, every)] = link
-        node.minorant, node.codes = merge(m, node.codes, cost, self.link, gap, self.merged)
+        node.minorant, node.codes = merge(m, node.codes, cost[alive], self.link, gap, self.merged)
         return bool(fixed) or node.minorant is not m
 
     def expand_clusters(self, node: ClusterNode, bound: float, cut: float) -> tuple[float, list[ClusterNode]]:
