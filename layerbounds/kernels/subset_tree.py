@@ -24,6 +24,8 @@ DONE, LIMIT, FULL, FOUND, ROUNDED = 0, 1, 2, 3, 4
 TREE_MU, FLOOR = 0.3, 0.05
 #: Least share of an entry that is left by a sweep: the relaxation finds inputs of very small entries at no cost.
 SHRINK = 0.7
+#: Order of the largest matrix whose inverse is updated one coordinate at a time.
+CACHED = 128
 #: Rounds of the active-set method at a node; inputs whose exclusion cost is estimated before branching.
 ROUNDS, CANDIDATES = 8, 8
 #: Nodes between two trials of the rounded set.
@@ -35,10 +37,13 @@ MOST_OPEN = 400000
 
 
 @njit(nogil=True, cache=True)
-def factorize(a, m):
-    """Upper Cholesky factor UᵀU of the leading block, in place, four rows at a time; False where it breaks down."""
-    for k0 in range(0, m, 4):
-        k1 = min(k0 + 4, m)
+def factorize(a, m, stop):
+    """Upper Cholesky factor UᵀU of the leading m × m block, in place, four rows at a time; False where it breaks down.
+
+    It ends after the first ``stop`` rows; the others are then the Schur complement.
+    """
+    for k0 in range(0, stop, 4):
+        k1 = min(k0 + 4, stop)
         for k in range(k0, k1):
             for p in range(k0, k):
                 f = a[p, k]
@@ -57,22 +62,80 @@ def factorize(a, m):
                 row = a[i]
                 for j in range(i, m):
                     row[j] -= f0 * r0[j] + f1 * r1[j] + f2 * r2[j] + f3 * r3[j]
+        else:
+            for k in range(k0, k1):
+                top = a[k]
+                for i in range(k1, m):
+                    f = top[i]
+                    row = a[i]
+                    for j in range(i, m):
+                        row[j] -= f * top[j]
     return True
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def forward(a, m, stop, x):
+    """Solve the first ``stop`` equations of Uᵀy = x in place, and take them off the others; returns Σ y² of those."""
+    total = 0.0
+    for i in range(stop):
+        f = x[i] / a[i, i]
+        x[i] = f
+        total += f * f
+        row = a[i]
+        for j in range(i + 1, m):
+            x[j] -= f * row[j]
+    return total
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+def backward(a, m, stop, x):
+    """Solve the first ``stop`` equations of Uy = x in place, the other entries being known."""
+    for i in range(stop - 1, -1, -1):
+        row = a[i]
+        t = 0.0
+        for j in range(i + 1, m):
+            t += row[j] * x[j]
+        x[i] = (x[i] - t) / row[i]
 
 
 @njit(nogil=True, cache=True)
 def back_substitute(a, m, x):
     """Solve UᵀU y = x in place."""
-    for i in range(m):
-        x[i] /= a[i, i]
-        f = x[i]
-        for j in range(i + 1, m):
-            x[j] -= f * a[i, j]
-    for i in range(m - 1, -1, -1):
-        t = x[i]
-        for j in range(i + 1, m):
-            t -= a[i, j] * x[j]
-        x[i] = t / a[i, i]
+    forward(a, m, m, x)
+    backward(a, m, m, x)
+
+
+@njit(nogil=True, cache=True)
+def reduce(gram, b, index, kept, m, a, r):
+    """Eliminate the first ``kept`` of the inputs ``index[:m]``; returns their saving, NaN where they are dependent.
+
+    ``a`` and ``r`` are the rows of the Cholesky factor and the Schur complement (upper triangles), and the residuals.
+    """
+    for p in range(m):
+        row = gram[index[p]]
+        line = a[p]
+        r[p] = b[index[p]]
+        for q in range(p, m):
+            line[q] = row[index[q]]
+    if not factorize(a, m, kept):
+        return np.nan
+    return forward(a, m, kept, r)
+
+
+@njit(nogil=True, cache=True)
+def alive(status, index):
+    """The kept inputs and then the free ones; returns how many are kept, and how many there are in all."""
+    kept = 0
+    for i in range(len(status)):
+        if status[i] == 1:
+            index[kept] = i
+            kept += 1
+    m = kept
+    for i in range(len(status)):
+        if status[i] == 0:
+            index[m] = i
+            m += 1
+    return kept, m
 
 
 @njit(nogil=True, cache=True)
@@ -91,26 +154,48 @@ def inverse_diagonal(a, m, i, y):
 
 
 @njit(nogil=True, cache=True)
+def select(values, count, place):
+    """Reorder ``values[:count]`` so that those below ``place`` are at most as large as those from it on (Hoare)."""
+    low, high = 0, count - 1
+    while low < high:
+        pivot = values[(low + high) // 2]
+        i, j = low, high
+        while i <= j:
+            while values[i] < pivot:
+                i += 1
+            while values[j] > pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if place <= j:
+            high = j
+        elif place >= i:
+            low = i
+        else:
+            return
+
+
+@njit(nogil=True, cache=True)
 def top_sum(values, count, many):
-    """Sum of the largest ``many`` of ``values[:count]``, sorted in place; the first one left out, the last one in."""
-    if many <= 0:
-        best = 0.0
-        for i in range(count):
-            best = max(best, values[i])
-        return 0.0, best, np.inf
-    part = values[:count]
-    part.sort()
-    total = 0.0
-    for i in range(max(count - many, 0), count):
-        total += part[i]
-    after = part[count - many - 1] if count > many else 0.0
-    last = part[count - many] if count >= many else 0.0
-    return total, after, last
+    """Sum of the largest ``many`` of ``values[:count]``, reordered; the first one left out, the last one in."""
+    first = max(count - many, 0)
+    if 0 < first < count:
+        select(values, count, first)
+    after = 0.0
+    for i in range(first):
+        after = max(after, values[i])
+    total, last = 0.0, np.inf
+    for i in range(first, count):
+        total += values[i]
+        last = min(last, values[i])
+    return total, after, last if count >= many else 0.0
 
 
 # A division by zero must give a useless bound (NaN compares false), not an exception.
 @njit(nogil=True, cache=True, error_model="numpy")
-def bound_at(gram, norm, b, energy, reach, d, group, free, status, point, resid, scores, scratch, edge):
+def bound_at(gram, norm, b, energy, reach, d, group, free, status, point, resid, scores, scratch, support, edge):
     """Proven lower bound of a node at a point.
 
     Parameters
@@ -120,7 +205,7 @@ def bound_at(gram, norm, b, energy, reach, d, group, free, status, point, resid,
     resid, scores, edge
         Results: h = Hu − b, c²/d of each input rounded up, and per group the threshold below and above which inputs are
         dropped and kept.
-    scratch
+    scratch, support
         Work space.
     """
     n = len(b)
@@ -128,13 +213,23 @@ def bound_at(gram, norm, b, energy, reach, d, group, free, status, point, resid,
     size = reach
     for i in range(n):
         resid[i] = -b[i]
+    m = 0
     for i in range(n):
-        f = point[i]
-        if f != 0.0:
-            size += norm[i] * abs(f)
-            row = gram[i]
-            for j in range(n):
-                resid[j] += f * row[j]
+        if point[i] != 0.0:
+            size += norm[i] * abs(point[i])
+            support[m] = i
+            m += 1
+    for p in range(0, m - 3, 4):
+        i0, i1, i2, i3 = support[p], support[p + 1], support[p + 2], support[p + 3]
+        f0, f1, f2, f3 = point[i0], point[i1], point[i2], point[i3]
+        r0, r1, r2, r3 = gram[i0], gram[i1], gram[i2], gram[i3]
+        for j in range(n):
+            resid[j] += f0 * r0[j] + f1 * r1[j] + f2 * r2[j] + f3 * r3[j]
+    for p in range(m // 4 * 4, m):
+        f = point[support[p]]
+        row = gram[support[p]]
+        for j in range(n):
+            resid[j] += f * row[j]
     quad = 0.0
     charge = 0.0
     kept = 0.0
@@ -148,6 +243,9 @@ def bound_at(gram, norm, b, energy, reach, d, group, free, status, point, resid,
         error = gamma * (norm[i] * size + abs(b[i]) + di * abs(x))
         c = abs(di * x - resid[i])
         s = (c + error) * (c + error) / di * (1.0 + 8.0 * UNIT)
+        if not s < np.inf:
+            # Neither the selection below nor a comparison would see a NaN.
+            return -np.inf
         scores[i] = s
         if status[i] == 1:
             kept += s
@@ -195,9 +293,12 @@ def bound_at(gram, norm, b, energy, reach, d, group, free, status, point, resid,
 
 
 @njit(nogil=True, cache=True)
-def next_state(d, group, free, status, point, resid, scores, scratch, state):
-    """New active set: z_i = min(1, β_i/θ) with Σ z = the group's room, β_i = √d_i |v_i|; whether it is another one."""
-    n = len(d)
+def next_state(root, group, free, status, point, resid, scores, scratch, state):
+    """New active set: z_i = min(1, β_i/θ) with Σ z = the group's room, β_i = √d_i |v_i|; whether it is another one.
+
+    ``root`` is √d.
+    """
+    n = len(root)
     groups = len(free)
     theta = np.zeros(groups)
     for g in range(groups):
@@ -206,7 +307,7 @@ def next_state(d, group, free, status, point, resid, scores, scratch, state):
             if status[i] == 0 and state[i] != 0 and group[i] == g:
                 if state[i] != 2 and state[i] * point[i] <= 0.0:
                     continue
-                scratch[t] = np.sqrt(d[i]) * abs(point[i])
+                scratch[t] = root[i] * abs(point[i])
                 t += 1
         if t == 0:
             continue
@@ -232,7 +333,7 @@ def next_state(d, group, free, status, point, resid, scores, scratch, state):
         if state[i] != 0:
             if state[i] != 2 and state[i] * x <= 0.0:
                 new = 0
-            elif np.sqrt(d[i]) * abs(x) >= bar:
+            elif root[i] * abs(x) >= bar:
                 new = 2
             else:
                 new = 1 if x > 0.0 else -1
@@ -245,20 +346,21 @@ def next_state(d, group, free, status, point, resid, scores, scratch, state):
             changed = True
             state[i] = new
     # A group whose capacity is used up by whole inputs has no room for fractional ones.
+    whole_inputs, fractional = np.zeros(groups, np.int64), np.zeros(groups, np.int64)
+    weakest = np.full(groups, -1)
+    for i in range(n):
+        if status[i] != 0 or state[i] == 0:
+            continue
+        g = group[i]
+        if state[i] != 2:
+            fractional[g] += 1
+            continue
+        whole_inputs[g] += 1
+        if weakest[g] < 0 or root[i] * abs(point[i]) < root[weakest[g]] * abs(point[weakest[g]]):
+            weakest[g] = i
     for g in range(groups):
-        whole = 0
-        fractional = 0
-        weakest = -1
-        for i in range(n):
-            if status[i] == 0 and group[i] == g:
-                if state[i] == 2:
-                    whole += 1
-                    if weakest < 0 or np.sqrt(d[i]) * abs(point[i]) < np.sqrt(d[weakest]) * abs(point[weakest]):
-                        weakest = i
-                elif state[i] != 0:
-                    fractional += 1
-        if fractional > 0 and whole >= free[g] and weakest >= 0:
-            state[weakest] = 1 if point[weakest] > 0.0 else -1
+        if fractional[g] > 0 and weakest[g] >= 0 and whole_inputs[g] >= free[g]:
+            state[weakest[g]] = 1 if point[weakest[g]] > 0.0 else -1
             changed = True
     return changed
 
@@ -266,7 +368,7 @@ def next_state(d, group, free, status, point, resid, scores, scratch, state):
 @njit(nogil=True, cache=True, error_model="numpy")
 def relax(
     gram, norm, b, energy, reach, d, group, free, status, state, rounds, stop,
-    u, save, edge, work, v, index, scores, out,
+    inputs, kept, count, a, r, u, save, edge, work, v, index, scores, out,
 ):  # fmt: skip
     """Relaxation of one node by a primal–dual active-set method; returns the best proven lower bound.
 
@@ -282,13 +384,15 @@ def relax(
         Of the inputs; ``state`` is warm start and result.
     rounds, stop
         Limit of iterations; a bound that ends the work.
+    inputs, kept, count, a, r
+        The inputs that are not dropped, the kept ones first, and what `reduce` leaves of them.
     u, save, edge
         Results of the best round: the point, c²/d of each input rounded up, and per group the threshold below and
         above which inputs are dropped and kept.
     work, v, index, scores
         Work space.
     out
-        Number of active inputs, whose factor is in ``work``.
+        Number of free active inputs, which are ``index``, and whose factor is in ``work``.
     """
     n = len(b)
     groups = len(free)
@@ -298,44 +402,58 @@ def relax(
     point = np.empty(n)
     scratch = np.empty(n)
     limits = np.zeros((groups, 2))
+    root = np.sqrt(d)
+    place, support = np.empty(n, np.int64), np.empty(n, np.int64)
+    signed, x = np.empty(n), np.empty(n)
     out[0] = 0
     for _ in range(rounds):
         m = 0
         for g in range(groups):
             room[g] = free[g]
-        for i in range(n):
-            if status[i] == 1:
+        for p in range(kept, count):
+            i = inputs[p]
+            if state[i] != 0:
                 index[m] = i
-                m += 1
-            elif status[i] == 0 and state[i] != 0:
-                index[m] = i
-                m += 1
+                place[m] = p
+                v[m] = r[p]
+                signed[m] = 0.0
                 if state[i] == 2:
                     room[group[i]] -= 1.0
+                else:
+                    signed[m] = state[i] * root[i]
+                m += 1
         for p in range(m):
             i = index[p]
-            row = gram[i]
-            out_row = work[p]
+            row = a[place[p]]
+            line = work[p]
             for q in range(p, m):
-                out_row[q] = row[index[q]]
-            if status[i] == 0 and state[i] != 2:
-                out_row[p] -= d[i]
-                r = max(room[group[i]], 1e-3)
-                f = state[i] * np.sqrt(d[i]) / r
+                line[q] = row[place[q]]
+            if signed[p] == 0.0:
+                continue
+            line[p] -= d[i]
+            f = signed[p] / max(room[group[i]], 1e-3)
+            if groups == 1:
                 for q in range(p, m):
-                    j = index[q]
-                    if status[j] == 0 and state[j] != 2 and group[j] == group[i]:
-                        out_row[q] += f * state[j] * np.sqrt(d[j])
-            v[p] = b[i]
-        if not factorize(work, m):
+                    line[q] += f * signed[q]
+            else:
+                for q in range(p, m):
+                    if group[index[q]] == group[i]:
+                        line[q] += f * signed[q]
+        if not factorize(work, m, m):
             break
         back_substitute(work, m, v)
         for i in range(n):
             point[i] = 0.0
+        for p in range(count):
+            x[p] = r[p] if p < kept else 0.0
         for p in range(m):
             point[index[p]] = v[p]
+            x[place[p]] = v[p]
+        backward(a, count, kept, x)
+        for p in range(kept):
+            point[inputs[p]] = x[p]
         value = bound_at(
-            gram, norm, b, energy, reach, d, group, free, status, point, resid, scores, scratch, limits
+            gram, norm, b, energy, reach, d, group, free, status, point, resid, scores, scratch, support, limits
         )  # fmt: skip
         out[0] = m
         if value > best:
@@ -346,7 +464,7 @@ def relax(
             for g in range(groups):
                 edge[g, 0] = limits[g, 0]
                 edge[g, 1] = limits[g, 1]
-        if value >= stop or not next_state(d, group, free, status, point, resid, scores, scratch, state):
+        if value >= stop or not next_state(root, group, free, status, point, resid, scores, scratch, state):
             break
     return best
 
@@ -405,13 +523,9 @@ def refit_value(gram, b, chosen, work, v):
         for q in range(p, m):
             work[p, q] = gram[index[p], index[q]]
         v[p] = b[index[p]]
-    if not factorize(work, m):
+    if not factorize(work, m, m):
         return -np.inf
-    back_substitute(work, m, v)
-    total = 0.0
-    for p in range(m):
-        total += v[p] * b[index[p]]
-    return total
+    return forward(work, m, m, v)
 
 
 @njit(nogil=True, cache=True)
@@ -468,35 +582,44 @@ def emphasis(group, free, status, u, d, save, edge, floor, alpha):
 
 @njit(nogil=True, cache=True)
 def ascend(inverse, alpha, mu, d):
-    """One sweep of coordinate ascent on Σ α_i log d_i + μ logdet(M), M = H' − D, given M⁻¹; both are updated.
+    """One sweep of coordinate ascent on Σ α_i log d_i + μ logdet(M), M = H' − D, given M⁻¹, which is overwritten.
 
     Each coordinate is optimal at d_i = s_i α_i/(α_i + μ), where s_i = d_i + 1/(M⁻¹)_ii is the largest feasible value;
-    it falls to no less than ``SHRINK`` times its value.
-    Rank-one updates of the whole of M⁻¹ where it fits into the cache; else sixteen coordinates at a time, so that the
+    it falls to no less than ``SHRINK`` times its value. Later coordinates need M⁻¹ after this change: a rank-one update
+    of what is left of its upper triangle where it fits into the cache; else sixteen coordinates at a time, so that the
     update is a matrix product.
     """
     n = len(d)
-    width = n if n <= 128 else 16
+    width = n if n <= CACHED else 16
     for k0 in range(0, n, width):
         k1 = min(k0 + width, n)
         m = k1 - k0
         local = inverse if m == n else inverse[k0:k1, k0:k1].copy()
-        delta = np.zeros(m)
-        row = np.empty(m)
-        for p in range(m):
-            t = local[p, p]
-            most = d[k0 + p] + 1.0 / t
-            new = max(most * alpha[k0 + p] / (alpha[k0 + p] + mu), SHRINK * d[k0 + p])
-            delta[p] = new - d[k0 + p]
-            d[k0 + p] = new
-            f = delta[p] / (1.0 - delta[p] * t)
-            row[:] = local[p]
-            for q in range(m):
-                g = f * row[q]
-                target = local[q]
-                for j in range(m):
-                    target[j] += g * row[j]
-        if m == n:
+        delta, factor = np.zeros(m), np.zeros(4)
+        for p0 in range(0, m, 4):
+            p1 = min(p0 + 4, m)
+            for p in range(p0, p1):
+                row = local[p]
+                for o in range(p0, p):
+                    other = local[o]
+                    g = factor[o - p0] * other[p]
+                    for j in range(p, m):
+                        row[j] += g * other[j]
+                t = row[p]
+                most = d[k0 + p] + 1.0 / t
+                new = max(most * alpha[k0 + p] / (alpha[k0 + p] + mu), SHRINK * d[k0 + p])
+                delta[p] = new - d[k0 + p]
+                d[k0 + p] = new
+                factor[p - p0] = delta[p] / (1.0 - delta[p] * t)
+            if p1 == m:
+                break
+            r0, r1, r2, r3 = local[p0], local[p0 + 1], local[p0 + 2], local[p0 + 3]
+            for q in range(p1, m):
+                f0, f1, f2, f3 = factor[0] * r0[q], factor[1] * r1[q], factor[2] * r2[q], factor[3] * r3[q]
+                row = local[q]
+                for j in range(q, m):
+                    row[j] += f0 * r0[j] + f1 * r1[j] + f2 * r2[j] + f3 * r3[j]
+        if k1 == n:
             return
         # M⁻¹ + M⁻¹E K EᵀM⁻¹ with K = (I − ΔP)⁻¹Δ and P = (M⁻¹)_EE.
         system = np.empty((m, m))
@@ -506,9 +629,9 @@ def ascend(inverse, alpha, mu, d):
                 system[p, q] = -delta[p] * inverse[k0 + p, k0 + q]
             system[p, p] += 1.0
             right[p, p] = delta[p]
-        rows = inverse[k0:k1].copy()
+        rows = inverse[k0:k1, k1:n].copy()
         middle = np.linalg.solve(system, right)
-        inverse += np.dot(np.ascontiguousarray(rows.T), np.dot(middle, rows))
+        inverse[k1:n, k1:n] += np.dot(np.ascontiguousarray(rows.T), np.dot(middle, rows))
 
 
 @njit(nogil=True, cache=True)
@@ -528,43 +651,19 @@ def prove(gram, status, d, index, m, inner, work):
         work[p, p] = (work[p, p] - (1e-6 * d[i] if p < inner else d[i])) * shift
         if not work[p, p] > 0.0:
             return False
-    return factorize(work, m)
+    return factorize(work, m, m)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(nogil=True, cache=True)
 def eliminate(gram, b, kept, free, a, r):
     """Schur complement (upper triangle) and residual of the free inputs after the kept ones; returns their saving.
 
-    NaN or a useless value where a pivot is not positive: then comparisons are false.
+    NaN where the kept inputs are dependent: then comparisons are false.
     """
     count = len(kept)
     m = count + len(free)
-    work = np.empty((m, m))
-    right = np.empty(m)
-    index = np.empty(m, np.int64)
-    for p in range(count):
-        index[p] = kept[p]
-    for p in range(len(free)):
-        index[count + p] = free[p]
-    for p in range(m):
-        row = gram[index[p]]
-        right[p] = b[index[p]]
-        for q in range(p, m):
-            work[p, q] = row[index[q]]
-    saving = 0.0
-    for d in range(count):
-        pivot = work[d, d]
-        if not pivot > 0.0:
-            return np.nan
-        f = right[d] / pivot
-        saving += right[d] * f
-        top = work[d]
-        for i in range(d + 1, m):
-            ratio = top[i] / pivot
-            right[i] -= top[i] * f
-            row = work[i]
-            for j in range(i, m):
-                row[j] -= ratio * top[j]
+    work, right = np.empty((m, m)), np.empty(m)
+    saving = reduce(gram, b, np.concatenate((kept, free)), count, m, work, right)
     for p in range(len(free)):
         r[p] = right[count + p]
         for q in range(p, len(free)):
@@ -858,57 +957,72 @@ def pop(heap, size, bound, turn):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def climb(gram, status, d, alpha, mu, tuned, index, work, inverse):
-    """A sweep of coordinate ascent on a node's diagonal, into ``tuned``; False where its proof fails."""
-    n = len(d)
-    kept = 0
-    for i in range(n):
-        tuned[i] = d[i]
-        if status[i] == 1:
-            index[kept] = i
-            kept += 1
-    m = kept
-    for i in range(n):
-        if status[i] == 0:
-            index[m] = i
-            m += 1
-    free = m - kept
+def invert(u, m, inverse):
+    """The upper triangle of (UᵀU)⁻¹, by products of four rows of U⁻ᵀ; ``u`` keeps the factor."""
+    # Rows that fill the last four are zero.
+    w = np.zeros(((m + 3) // 4 * 4, m))
+    for r in range(m):
+        row = w[r]
+        whole = r // 4 * 4
+        for k in range(0, whole, 4):
+            f0, f1, f2, f3 = u[k, r], u[k + 1, r], u[k + 2, r], u[k + 3, r]
+            w0, w1, w2, w3 = w[k], w[k + 1], w[k + 2], w[k + 3]
+            for j in range(k + 4):
+                row[j] -= f0 * w0[j] + f1 * w1[j] + f2 * w2[j] + f3 * w3[j]
+        for k in range(whole, r):
+            f = u[k, r]
+            other = w[k]
+            for j in range(k + 1):
+                row[j] -= f * other[j]
+        scale = 1.0 / u[r, r]
+        for j in range(r):
+            row[j] *= scale
+        row[r] = scale
     for p in range(m):
-        row = gram[index[p]]
         for q in range(p, m):
-            work[p, q] = row[index[q]]
-        if p >= kept:
-            work[p, p] -= d[index[p]]
-    if free == 0 or not factorize(work, m):
-        return False
-    # The rest of the factor belongs to (H/kept − D); its inverse, transposed, row by row.
+            inverse[p, q] = 0.0
+    for r in range(0, m, 4):
+        w0, w1, w2, w3 = w[r], w[r + 1], w[r + 2], w[r + 3]
+        end = min(r + 4, m)
+        for p in range(end):
+            f0, f1, f2, f3 = w0[p], w1[p], w2[p], w3[p]
+            row = inverse[p]
+            for q in range(p, end):
+                row[q] += f0 * w0[q] + f1 * w1[q] + f2 * w2[q] + f3 * w3[q]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def climb(gram, status, d, alpha, mu, tuned, inputs, kept, m, a, work, inverse):
+    """A sweep of coordinate ascent on a node's diagonal, into ``tuned``; False where its proof fails.
+
+    ``inputs``, ``kept``, ``m`` and ``a`` as in `relax`.
+    """
+    tuned[:] = d
+    free = m - kept
     for p in range(free):
-        for q in range(p):
-            inverse[p, q] = 0.0
-        inverse[p, p] = 1.0
-        for q in range(p + 1, free):
-            inverse[p, q] = 0.0
+        row, line = a[kept + p], work[p]
         for q in range(p, free):
-            f = inverse[p, q] / work[kept + q, kept + q]
-            inverse[p, q] = f
-            row = work[kept + q]
-            for j in range(q + 1, free):
-                inverse[p, j] -= f * row[kept + j]
-    factor = inverse[:free, :free].copy()
-    whole = np.dot(factor, factor.T)
-    values = np.empty(free)
-    weights = np.empty(free)
+            line[q] = row[kept + q]
+        line[p] -= d[inputs[kept + p]]
+    if free == 0 or not factorize(work, free, free):
+        return False
+    invert(work, free, inverse)
+    if free > CACHED:
+        for p in range(free):
+            for q in range(p):
+                inverse[p, q] = inverse[q, p]
+    values, weights = np.empty(free), np.empty(free)
     for p in range(free):
-        values[p] = d[index[kept + p]]
-        weights[p] = alpha[index[kept + p]]
-    ascend(whole, weights, mu, values)
+        values[p] = d[inputs[kept + p]]
+        weights[p] = alpha[inputs[kept + p]]
+    ascend(inverse, weights, mu, values)
     for p in range(free):
         if not values[p] > 0.0:
             return False
     for shrink in (1.0, 0.97, 0.8):
         for p in range(free):
-            tuned[index[kept + p]] = shrink * values[p]
-        if prove(gram, status, tuned, index, m, kept, work):
+            tuned[inputs[kept + p]] = shrink * values[p]
+        if prove(gram, status, tuned, inputs, m, kept, work):
             return True
     return False
 
@@ -942,24 +1056,18 @@ def near_count(save, index, m, room, price, gap, most):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def close_by_sets(gram, b, status, room, save, edge, value, cut, energy, margin, most, found):
+def close_by_sets(
+    inputs, kept, total, reduced, residual, base, status, room, save, edge, value, cut, energy, margin, most, found
+):  # fmt: skip
     """Enumerate the sets of a node of one group whose bound stays below the cut.
 
-    ``value`` is the bound that belongs to the savings ``save``. Returns the number of sets in ``found`` (rows of flags)
-    that have to be evaluated exactly, or a negative number where the node cannot be closed so.
+    ``inputs``, ``kept`` and ``total`` as in `relax`; ``reduced``, ``residual`` and ``base`` are what `reduce` left and
+    returned; ``value`` is the bound that belongs to the savings ``save``. Returns the number of sets in ``found`` (rows
+    of flags) that have to be evaluated exactly, or a negative number where the node cannot be closed so.
     """
-    n = len(b)
-    index = np.empty(n, np.int64)
-    m = 0
-    kept_count = 0
-    kept = np.empty(n, np.int64)
-    for i in range(n):
-        if status[i] == 0:
-            index[m] = i
-            m += 1
-        elif status[i] == 1:
-            kept[kept_count] = i
-            kept_count += 1
+    n = len(status)
+    index = inputs[kept:total]
+    m = total - kept
     price = 0.5 * (edge[0] + edge[1])
     gap = (cut - value) * (1.0 + 1e-12)
     if not near_count(save, index, m, room, price, gap, most) <= most:
@@ -969,29 +1077,26 @@ def close_by_sets(gram, b, status, room, save, edge, value, cut, energy, margin,
         key[p] = -abs(save[index[p]] - price)
     order = np.empty(m, np.int64)
     rank(key, order)
-    free = np.empty(m, np.int64)
     child, best = np.empty((3 * m, 2), np.int64), np.empty(3 * m)
     root = np.empty(m, np.int64)
-    savings = np.empty(m)
+    a, r, savings = np.empty((m, m)), np.empty(m), np.empty(m)
     for p in range(m):
-        free[p] = index[order[p]]
-        savings[p] = save[free[p]] - price
+        savings[p] = save[index[order[p]]] - price
+        r[p] = residual[kept + order[p]]
+        for q in range(p, m):
+            low, high = min(order[p], order[q]), max(order[p], order[q])
+            a[p, q] = reduced[kept + low, kept + high]
     free_tries(savings, child, best, root)
-    a = np.empty((m, m))
-    r = np.empty(m)
-    base = eliminate(gram, b, kept[:kept_count], free, a, r)
     sets = np.empty((len(found), room), np.int64)
     count = near_sets(
         a, r, room, child, best, root, np.arange(m), np.ones(m, np.int64), gap, energy - base - cut - margin,
         np.int64(MOST_WORK), sets,
     )  # fmt: skip
-    if base != base:
-        return -2
     for x in range(count):
         for i in range(n):
             found[x, i] = status[i] == 1
         for p in range(room):
-            found[x, free[sets[x, p]]] = True
+            found[x, index[order[sets[x, p]]]] = True
     return count
 
 
@@ -1059,8 +1164,9 @@ def run(
     rounds = np.int64(ROUNDS)
     u, save, v, scores = np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n)
     edge = np.zeros((groups, 2))
-    work, other = np.empty((n, n)), np.empty((n, n))
-    index = np.zeros(n, np.int64)
+    work, other, inverse, reduced = np.empty((n, n)), np.empty((n, n)), np.empty((n, n)), np.empty((n, n))
+    index, inputs = np.zeros(n, np.int64), np.zeros(n, np.int64)
+    residual = np.zeros(n)
     out = np.zeros(1)
     alpha, tuned = np.zeros(n), np.zeros(n)
     trial = np.empty(n, np.int8)
@@ -1076,11 +1182,8 @@ def run(
         counts[4] += 1
         budget -= 1
         st, sg, rm = status[node], state[node], room[node]
-        free = 0
-        for i in range(n):
-            if st[i] == 0:
-                free += 1
-        if free == 0:
+        kept, live = alive(st, inputs)
+        if kept == live:
             for i in range(n):
                 chosen[i] = st[i] == 1
             error = error_of(gram, b, chosen, energy)
@@ -1093,21 +1196,27 @@ def run(
             if counts[5]:
                 return FOUND
             continue
+        base = reduce(gram, b, inputs, kept, live, reduced, residual)
         now = relax(
             gram, norm, b, energy, reach, d[row[node]], group, rm, st, sg, rounds, cut,
-            u, save, edge, work, v, index, scores, out,
+            inputs, kept, live, reduced, residual, u, save, edge, work, v, index, scores, out,
         )  # fmt: skip
         count = -1
         if now < cut and groups == 1:
-            count = close_by_sets(gram, b, st, rm[0], save, edge[0], now, cut, energy, margin, EARLY * most, found)
+            count = close_by_sets(
+                inputs, kept, live, reduced, residual, base, st, rm[0], save, edge[0], now, cut, energy, margin,
+                EARLY * most, found,
+            )  # fmt: skip
         if now < cut and count < 0:
             budget -= 1
             mean = emphasis(group, rm, st, u, d[row[node]], save, edge, FLOOR, alpha)
-            if mean > 0.0 and climb(gram, st, d[row[node]], alpha, TREE_MU * mean, tuned, index, other, work):
+            if mean > 0.0 and climb(
+                gram, st, d[row[node]], alpha, TREE_MU * mean, tuned, inputs, kept, live, reduced, other, inverse
+            ):
                 trial[:] = sg
                 better = relax(
                     gram, norm, b, energy, reach, tuned, group, rm, st, trial, rounds, cut,
-                    u, save, edge, work, v, index, scores, out,
+                    inputs, kept, live, reduced, residual, u, save, edge, work, v, index, scores, out,
                 )  # fmt: skip
                 if better > now:
                     now = better
@@ -1125,10 +1234,13 @@ def run(
                     # The work arrays belong to the last relaxation: back to the better one.
                     now = relax(
                         gram, norm, b, energy, reach, d[row[node]], group, rm, st, sg, rounds, cut,
-                        u, save, edge, work, v, index, scores, out,
+                        inputs, kept, live, reduced, residual, u, save, edge, work, v, index, scores, out,
                     )  # fmt: skip
             if now < cut and groups == 1:
-                count = close_by_sets(gram, b, st, rm[0], save, edge[0], now, cut, energy, margin, most, found)
+                count = close_by_sets(
+                    inputs, kept, live, reduced, residual, base, st, rm[0], save, edge[0], now, cut, energy, margin,
+                    most, found,
+                )  # fmt: skip
         if count >= 0:
             budget -= 4
             closed[0] = min(closed[0], cut)

@@ -104,7 +104,8 @@ class SubsetSearch:
         self.point, self.saving, self.work, self.other = np.zeros(n), np.zeros(n), np.empty((n, n)), np.empty((n, n))
         self.edge = np.zeros((len(self.capacity), 2))
         self.solution, self.scores, self.alpha, self.tuned = np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n)
-        self.index = np.zeros(n, dtype=np.int64)
+        self.index, self.inputs = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
+        self.reduced, self.residual = np.empty((n, n)), np.empty(n)
         self.out = np.zeros(1)
         self.twins = self._twins()
         self.root_bound = 0.0
@@ -307,13 +308,15 @@ class SubsetSearch:
 
     def relax(self, node: Node, d: Float, state: Flags, cut: float, rounds: int = ROUNDS) -> float:
         """Proven bound of a node with a given diagonal."""
-        return float(
-            subset_tree.relax(
-                self.gram, self.norm, self.b, self.low_energy,
-                self.reach, d, self.group, node.free, node.status, state, rounds, cut,
-                self.point, self.saving, self.edge, self.work, self.solution, self.index, self.scores, self.out,
-            )
+        kept, count = subset_tree.alive(node.status, self.inputs)
+        subset_tree.reduce(self.gram, self.b, self.inputs, kept, count, self.reduced, self.residual)
+        value = subset_tree.relax(
+            self.gram, self.norm, self.b, self.low_energy,
+            self.reach, d, self.group, node.free, node.status, state, rounds, cut,
+            self.inputs, kept, count, self.reduced, self.residual,
+            self.point, self.saving, self.edge, self.work, self.solution, self.index, self.scores, self.out,
         )  # fmt: skip
+        return float(value)
 
     def retune(self, node: Node, value: float, cut: float) -> float:
         """Improve the diagonal of a node; ``value`` is the bound with the present one."""
