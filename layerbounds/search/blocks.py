@@ -13,7 +13,7 @@ from layerbounds.arrays import Bool, Float
 from layerbounds.backends.base import BlockDual, Control, PruningTask, RawSolve, SearchProof
 from layerbounds.bounds.blocks import BlockMinorant, improve_blocks, start_blocks
 from layerbounds.bounds.semidefinite import UNIT, cholesky
-from layerbounds.search.frontier import Frontier, Incumbent
+from layerbounds.search.frontier import Forkable, Frontier, Incumbent
 from layerbounds.search.pruning import set_bound
 
 Flags = npt.NDArray[np.int8]
@@ -33,7 +33,7 @@ class BlockNode:
     z: Float
 
 
-class BlockSearch:
+class BlockSearch(Forkable):
     """Expander for one group of units of several inputs, with refit.
 
     Parameters
@@ -60,7 +60,6 @@ class BlockSearch:
         self.reach = 2.0 * extended / UNIT * size
         self.low_energy = self.energy - 2.0 * (len(self.b) + 8) * extended * size**2
         self.incumbent = Incumbent(self.energy, np.zeros(len(self.b)))
-        #: The smallest bound of what was cut off a node.
         self.excluded = math.inf
         self.minorant: BlockMinorant | None = None
         self.root_bound = 0.0
@@ -82,8 +81,7 @@ class BlockSearch:
                 weights[s] = scipy.linalg.cho_solve((factor, True), self.b[s], check_finite=False)
         deviation = weights - self.target
         value = max(float(deviation @ (self.gram @ deviation)), 0.0)
-        if value < self.incumbent.value:
-            self.incumbent = Incumbent(value, weights)
+        self.incumbent.offer(value, weights)
         return value
 
     def descend(self, kept: Bool) -> None:

@@ -464,6 +464,10 @@ class _Adapter:
         """Bound and branch."""
         return self.search.expand_clusters(node, bound, cut)
 
+    def fork(self, number: int) -> _Adapter:
+        """Of another thread."""
+        return _Adapter(self.search.fork(number))
+
 
 def search_clusters(
     task: PruningTask, control: Control, most: int, steps: int, start: ClusterMinorant | None = None

@@ -2,83 +2,120 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
+from layerbounds.arrays import Float, Int
 from layerbounds.kernels import subset_tree
 from layerbounds.search.frontier import Frontier
-from layerbounds.search.pruning import EXACT, Node, SubsetSearch, set_bound
+from layerbounds.search.pruning import EXACT, Flags, Node, SubsetSearch, set_bound
 from layerbounds.solution import Status
 
-#: Work between two looks at the clock, in nodes of 64 inputs: their work grows with the cube.
+Number = TypeVar("Number", np.int8, np.int64, np.float64)
+
+#: Work between two looks at the clock, in nodes of 64 inputs: their work grows with the cube. Of several threads each
+#: does a quarter of it before open nodes are shared anew.
 BUDGET = 400
 #: Nodes with about so many sets within the gap are enumerated.
 MOST_SETS = 30000.0
 #: Nodes for which there is room at first.
 NODES = 1024
+#: Open nodes of each thread from which on a tree is divided.
+SHARED = 8
 
 
-class CompiledTree(Frontier[Node]):
-    """The open nodes as arrays.
+@dataclass(frozen=True, eq=False)
+class OpenNodes:
+    """Nodes, a row each: flags, what their groups may still keep, bounds, and diagonals."""
+
+    status: Flags
+    state: Flags
+    room: Int
+    bound: Float
+    d: Float
+
+    def __getitem__(self, index: Int | slice) -> OpenNodes:
+        """Some of the nodes."""
+        return OpenNodes(self.status[index], self.state[index], self.room[index], self.bound[index], self.d[index])
+
+    @staticmethod
+    def join(parts: Sequence[OpenNodes]) -> OpenNodes:
+        """All nodes, those of smallest bound first."""
+        names = ("status", "state", "room", "bound", "d")
+        every = OpenNodes(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+        return every[np.argsort(every.bound, kind="stable")]
+
+
+class Subtree:
+    """The open nodes of one thread as arrays.
 
     Parameters
     ----------
     search : SubsetSearch
-        Its Gram matrix is proven positive definite; see `applies`.
-    root : Node
-        With a proven diagonal.
+        Of this thread.
+    nodes : OpenNodes
+        At least one, by ascending bounds.
     """
 
-    def __init__(self, search: SubsetSearch, root: Node) -> None:
+    def __init__(self, search: SubsetSearch, nodes: OpenNodes) -> None:
         self.search = search
-        n, groups = search.size, len(search.capacity)
-        self.status, self.state = np.zeros((NODES, n), np.int8), np.zeros((NODES, n), np.int8)
-        self.room, self.bound = np.zeros((NODES, groups), np.int64), np.zeros(NODES)
-        self.turn, self.row = np.zeros(NODES, np.int64), np.zeros(NODES, np.int64)
-        self.spare, self.open = np.arange(NODES), np.zeros(NODES, np.int64)
-        self.d, self.uses, self.spare_rows = np.zeros((NODES, n)), np.zeros(NODES, np.int64), np.arange(NODES)
-        #: Open nodes, spare nodes, spare rows, turns, nodes expanded, sets found.
-        self.counts = np.array([1, NODES - 1, NODES - 1, 1, 0, 0])
         self.nearest = np.array([np.inf])
-        self.found = np.zeros((EXACT, n), dtype=bool)
-        self.margin = 2.0 * search.saving_error(n)
-        first = NODES - 1
-        assert root.d is not None
-        self.status[first], self.state[first], self.room[first] = root.status, root.state, root.free
-        self.bound[first], self.d[first], self.row[first], self.uses[first] = search.root_bound, root.d, first, 1
-        self.open[0] = first
-        super().__init__(
-            search, search.control, search.energy, root, search.root_bound, search.factor**-2, search.task.constant
+        self.found = np.zeros((EXACT, search.size), dtype=bool)
+        self.margin = 2.0 * search.saving_error(search.size)
+        self.expanded = 0
+        self.put(nodes)
+
+    def put(self, nodes: OpenNodes) -> None:
+        """Replace the open nodes."""
+        many, size = len(nodes.bound), NODES
+        while size < 2 * many:
+            size *= 2
+
+        def array(rows: npt.NDArray[Number]) -> npt.NDArray[Number]:
+            return np.concatenate([rows, np.zeros((size - many, *rows.shape[1:]), rows.dtype)])
+
+        self.status, self.state, self.room = array(nodes.status), array(nodes.state), array(nodes.room)
+        self.bound, self.d = array(nodes.bound), array(nodes.d)
+        # Rows of ``d`` are those of the nodes; a sorted array is a heap.
+        self.turn, self.row, self.open = np.arange(size), np.arange(size), np.arange(size)
+        self.uses = (np.arange(size) < many).astype(np.int64)
+        self.spare, self.spare_rows = np.arange(size)[::-1].copy(), np.arange(size)[::-1].copy()
+        #: Open nodes, spare nodes, spare rows, turns, nodes expanded, sets found.
+        self.counts = np.array([many, size - many, size - many, many, self.expanded, 0])
+
+    def take(self) -> OpenNodes:
+        """The open nodes; they stay."""
+        index = self.open[: self.counts[0]]
+        return OpenNodes(
+            self.status[index], self.state[index], self.room[index], self.bound[index], self.d[self.row[index]]
         )
 
-    @staticmethod
-    def applies(search: SubsetSearch, root: Node) -> bool:
-        """Whether sets can be compared by their computed errors; otherwise each one has to be evaluated exactly."""
-        return root.d is not None and 2.0 * search.saving_error(search.size) < 0.1 * search.incumbent.value
+    @property
+    def many(self) -> int:
+        """Number of open nodes."""
+        return int(self.counts[0])
 
     @property
-    def lower(self) -> float:
-        """The proven bound: the smallest of all open and closed nodes."""
-        opened = float(self.bound[self.open[0]]) if self.counts[0] else float("inf")
-        return min(opened, float(self.nearest[0]), self.expander.incumbent.value)
+    def opened(self) -> float:
+        """Smallest bound of the open nodes."""
+        return float(self.bound[self.open[0]]) if self.counts[0] else float("inf")
 
-    def run(self) -> Status:
-        """Work until the interval is closed or a limit is reached."""
-        search, control = self.search, self.control
-        shown, known = control.elapsed(), search.incumbent.value
-        budget = max(int(BUDGET * min((64 / search.size) ** 3, 1.0)), 1)
-        last = np.iinfo(np.int64).max if control.node_limit is None else control.node_limit
-        while True:
-            if control.remaining() <= 0 and self.lower < self.cut:
-                return self._stop(Status.INTERRUPTED if control.cancel.is_set() else Status.TIME_LIMIT)
+    def work(self, cut: Callable[[], float], budget: int, last: int) -> None:
+        """Expand nodes up to about a budget, or a number of them, and evaluate what the enumeration finds."""
+        search, until = self.search, min(self.expanded + budget, last)
+        while self.expanded < until and search.control.remaining() > 0:
             event = subset_tree.run(
                 search.gram, search.norm, search.b, search.low_energy, search.reach, search.group,
-                search.incumbent.value, self.cut, self.margin, MOST_SETS, budget, last,
+                search.incumbent.value, cut(), self.margin, MOST_SETS, budget, last,
                 self.status, self.state, self.room, self.bound, self.turn, self.row, self.spare,
                 self.d, self.uses, self.spare_rows, self.open, self.counts, self.nearest, self.found,
             )  # fmt: skip
-            self.nodes = int(self.counts[4])
-            if event == subset_tree.DONE:
-                return self._stop(Status.GAP_REACHED if control.gap > 0 else Status.OPTIMAL)
+            self.expanded = int(self.counts[4])
             if event == subset_tree.FULL:
                 self._grow()
             elif event == subset_tree.ROUNDED:
@@ -87,13 +124,9 @@ class CompiledTree(Frontier[Node]):
                 for chosen in self.found[: self.counts[5]]:
                     search.offer(chosen)
                     self.nearest[0] = min(self.nearest[0], set_bound(search.task.gram, search.target, chosen))
-            elif self.nodes >= last:
-                return self._stop(Status.NODE_LIMIT)
+            else:
+                return
             self.counts[5] = 0
-            elapsed = control.elapsed()
-            if search.incumbent.value < known or elapsed > 1.2 * shown + 0.01:
-                known, shown = search.incumbent.value, elapsed
-                self.record()
 
     def _grow(self) -> None:
         """Twice the room for nodes or for diagonals, whichever is used up."""
@@ -110,3 +143,76 @@ class CompiledTree(Frontier[Node]):
             self.uses = np.concatenate([self.uses, np.zeros_like(self.uses)])
             self.spare_rows = np.concatenate([np.arange(size, 2 * size), np.zeros(size, np.int64)])
             self.counts[2] = size
+
+
+class CompiledTree(Frontier[Node]):
+    """Open nodes of all threads. Threads work side by side for a while, then nodes are shared anew where they have to.
+
+    Parameters
+    ----------
+    search : SubsetSearch
+        Its Gram matrix is proven positive definite; see `applies`.
+    root : Node
+        With a proven diagonal.
+    """
+
+    most_threads: ClassVar[int] = 64
+
+    def __init__(self, search: SubsetSearch, root: Node) -> None:
+        assert root.d is not None
+        node = OpenNodes(
+            root.status[None], root.state[None], root.free[None], np.array([search.root_bound]), root.d[None]
+        )
+        self.trees = [Subtree(search, node)]
+        super().__init__(
+            search, search.control, search.energy, root, search.root_bound, search.factor**-2, search.task.constant
+        )
+
+    @staticmethod
+    def applies(search: SubsetSearch, root: Node) -> bool:
+        """Whether sets can be compared by their computed errors; otherwise each one has to be evaluated exactly."""
+        return root.d is not None and 2.0 * search.saving_error(search.size) < 0.1 * search.incumbent.value
+
+    @property
+    def lower(self) -> float:
+        """The proven bound: the smallest of all open and closed nodes."""
+        return min(self.expander.incumbent.value, *(min(tree.opened, float(tree.nearest[0])) for tree in self.trees))
+
+    def run(self) -> Status:
+        """Work until the interval is closed or a limit is reached."""
+        control = self.control
+        threads = len(self.expanders)
+        budget = max(int(BUDGET * min((64 / len(self.root.status)) ** 3, 1.0)) // (4 if threads > 1 else 1), 1)
+        last = np.iinfo(np.int64).max if control.node_limit is None else control.node_limit
+        with ThreadPoolExecutor(max_workers=threads) as pool:
+            while any(tree.opened < self.cut for tree in self.trees):
+                status = self.limit()
+                if status is not None:
+                    return self._stop(status)
+                if threads > 1:
+                    self._share(threads)
+                open_trees = [tree for tree in self.trees if tree.opened < self.cut]
+                if len(open_trees) == 1:
+                    open_trees[0].work(lambda: self.cut, budget, last)
+                else:
+                    list(pool.map(lambda tree: tree.work(lambda: self.cut, budget, last), open_trees))
+                self.nodes = sum(tree.expanded for tree in self.trees)
+                self.record_progress()
+        return self._stop(Status.GAP_REACHED if control.gap > 0 else Status.OPTIMAL)
+
+    def _stop(self, status: Status) -> Status:
+        self.record()
+        return status
+
+    def _share(self, threads: int) -> None:
+        """Divide the open nodes evenly, best ones to all, where a thread has few of them."""
+        many = [tree.many for tree in self.trees]
+        if sum(many) < SHARED * threads or (len(many) == threads and min(many) > 0.25 * max(many)):
+            return
+        nodes = OpenNodes.join([tree.take() for tree in self.trees])
+        for k, tree in enumerate(self.trees):
+            tree.put(nodes[k::threads])
+        for k in range(len(self.trees), threads):
+            search = self.expanders[k]
+            assert isinstance(search, SubsetSearch)
+            self.trees.append(Subtree(search, nodes[k::threads]))

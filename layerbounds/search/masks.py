@@ -16,7 +16,7 @@ from layerbounds.backends.base import BlockDual, Control, PruningTask, RawSolve,
 from layerbounds.bounds.diagonal import maximize_minorant
 from layerbounds.bounds.semidefinite import UNIT
 from layerbounds.kernels.masks import descend_mask, relax_mask
-from layerbounds.search.frontier import Frontier, Incumbent
+from layerbounds.search.frontier import Forkable, Frontier, Incumbent
 
 Flags = npt.NDArray[np.int8]
 
@@ -35,7 +35,7 @@ class MaskNode:
     z: Float
 
 
-class MaskSearch:
+class MaskSearch(Forkable):
     """Expander for masks: with z_g = 1 for a kept unit, f = zᵀAz − 2βᵀz + wᵀHw with A_gh = Σ ω_i h_ij ω_j.
 
     Parameters
@@ -66,7 +66,6 @@ class MaskSearch:
         reach = float(np.sum(np.sqrt(task.gram.diagonal()) * np.abs(task.target))) + size
         self.allowance += 4.0 * (len(target) + 32) * float(np.finfo(np.longdouble).eps) * reach**2
         self.incumbent = Incumbent(self.energy, np.zeros(units))
-        #: The smallest bound of what was cut off a node.
         self.excluded = math.inf
         self.d = np.zeros(units)
         self.root_bound = 0.0
@@ -76,8 +75,7 @@ class MaskSearch:
     def offer(self, kept: Bool) -> None:
         """Local search from a mask; keep the result where it is the best one so far."""
         value = self.energy + float(descend_mask(self.a, self.beta, self.group, self.capacity, kept))
-        if value < self.incumbent.value:
-            self.incumbent = Incumbent(max(value, 0.0), kept.astype(np.float64))
+        self.incumbent.offer(max(value, 0.0), kept.astype(np.float64))
 
     def first_incumbents(self) -> None:
         """Nothing kept, magnitude, energy and the warm start, each with local search."""
@@ -177,8 +175,7 @@ class MaskSearch:
     def _leaf(self, node: MaskNode) -> None:
         kept = node.status == 1
         value = self.energy + float(kept @ self.a @ kept) - 2.0 * float(self.beta @ kept)
-        if value < self.incumbent.value:
-            self.incumbent = Incumbent(max(value, 0.0), kept.astype(np.float64))
+        self.incumbent.offer(max(value, 0.0), kept.astype(np.float64))
 
     def _settle(self, node: MaskNode) -> None:
         """Drop the free units of groups without room; one with room for all does not keep them, as dropping may pay."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from layerbounds.bounds.diagonal import certified_minorant, interior_start, is_m
 from layerbounds.bounds.perspective import centre, newton_step, schur_complement
 from layerbounds.bounds.semidefinite import UNIT, cholesky, gamma, symmetric_inverse
 from layerbounds.kernels import subset, subset_tree
-from layerbounds.search.frontier import Frontier, Incumbent
+from layerbounds.search.frontier import Forkable, Frontier, Incumbent
 
 Flags = npt.NDArray[np.int8]
 
@@ -67,7 +68,7 @@ class Node:
     age: int
 
 
-class SubsetSearch:
+class SubsetSearch(Forkable):
     """Expander for patterns of single inputs with refit.
 
     Parameters
@@ -98,9 +99,7 @@ class SubsetSearch:
         size = float(self.norm @ np.abs(self.target))
         self.reach = 2.0 * extended / UNIT * size
         self.low_energy = self.energy - 2.0 * (n + 8) * extended * size**2
-        self.random = np.array(
-            [np.random.SeedSequence([control.seed, task.channel]).generate_state(1, np.uint64)[0] | 1]
-        )
+        self.random = self._generator(0)
         self.point, self.saving, self.work, self.other = np.zeros(n), np.zeros(n), np.empty((n, n)), np.empty((n, n))
         self.edge = np.zeros((len(self.capacity), 2))
         self.solution, self.scores, self.alpha, self.tuned = np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n)
@@ -112,7 +111,6 @@ class SubsetSearch:
         self.root_dual: tuple[Float, Float] | None = None
         self.incumbent = Incumbent(self.energy, np.zeros(n))
         self.expanded = 0
-        #: The smallest bound of what was cut off a node.
         self.excluded = math.inf
         #: Nodes with at most so many sets are enumerated.
         self.enumerated = ENUMERATED
@@ -120,6 +118,17 @@ class SubsetSearch:
         self.smallest = 0.5 * float(np.linalg.eigvalsh(self.gram)[0])
         if self.smallest <= 0.0 or not is_minorant(self.gram, np.full(n, self.smallest)):
             self.smallest = 0.0
+
+    def _generator(self, number: int) -> npt.NDArray[np.uint64]:
+        """State of the random generator of a thread."""
+        entropy = [self.control.seed, self.task.channel] + ([number] if number else [])
+        return np.array([np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] | 1])
+
+    def fork(self, number: int) -> Self:
+        """The same search with work space and a random generator of its own; the incumbent is shared."""
+        other = super().fork(number)
+        other.random = self._generator(number)
+        return other
 
     def _skew(self) -> float:
         """How far the stored matrix is from |h_ij| ≤ √(h_ii h_jj), which every positive semidefinite matrix obeys."""
@@ -158,8 +167,7 @@ class SubsetSearch:
             weights[s] = scipy.linalg.cho_solve((factor, True), self.b[s], check_finite=False)
         deviation = weights - self.target
         value = max(float(deviation @ (self.gram @ deviation)), 0.0)
-        if value < self.incumbent.value:
-            self.incumbent = Incumbent(value, weights)
+        self.incumbent.offer(value, weights)
 
     def polish(self, chosen: Bool, kicks: int) -> None:
         """Local search from a set."""
