@@ -373,6 +373,7 @@ def moments(b, place, kept, free, c, codes, number, s, lse, tau, price, k, cov, 
     total = 0.0
     for j in range(free + 1):
         total += np.exp(lse[j] - price * j / tau - peak)
+    y, entry = np.empty(m), np.empty(m)
     mean_number = 0.0
     square_number = 0.0
     ready = 0
@@ -395,30 +396,33 @@ def moments(b, place, kept, free, c, codes, number, s, lse, tau, price, k, cov, 
                 continue
             same = False
             # One more row and column: with y = X b_d and σ = b_dd − b_dᵀy, X + yyᵀ/σ beside −y/σ and 1/σ.
-            old, new, y = x[q], x[q + 1], t[q]
-            pivot = b[place[d], place[d]]
+            old, new, before, after = x[q], x[q + 1], t[q], t[q + 1]
+            line = b[place[d]]
+            pivot = line[place[d]]
             right = c[d]
             for a in range(q):
-                f = 0.0
-                for e in range(q):
-                    f += old[a, e] * b[place[d], place[index[e]]]
-                share_of = b[place[d], place[index[a]]]
-                pivot -= share_of * f
-                right -= share_of * y[a]
-                new[a, q] = -f
+                y[a] = 0.0
+            for e in range(q):
+                f = line[place[index[e]]]
+                entry[e] = f
+                right -= f * before[e]
+                other = old[e]
+                for a in range(q):
+                    y[a] += f * other[a]
+            for a in range(q):
+                pivot -= entry[a] * y[a]
             right /= pivot
+            last = new[q]
             for a in range(q):
-                f = new[a, q]
-                g = f / pivot
-                for e in range(a, q):
-                    new[a, e] = old[a, e] + g * new[e, q]
-                    new[e, a] = new[a, e]
-                t[q + 1, a] = y[a] + f * right
-            for a in range(q):
-                new[a, q] /= pivot
-                new[q, a] = new[a, q]
-            new[q, q] = 1.0 / pivot
-            t[q + 1, q] = right
+                g = y[a] / pivot
+                other, row = old[a], new[a]
+                for e in range(q):
+                    row[e] = other[e] + g * y[e]
+                row[q] = -g
+                last[a] = -g
+                after[a] = before[a] - y[a] * right
+            last[q] = 1.0 / pivot
+            after[q] = right
             index[q] = d
             q += 1
         ready = q
@@ -429,13 +433,16 @@ def moments(b, place, kept, free, c, codes, number, s, lse, tau, price, k, cov, 
             share[i] += w
             mean[i] += f
             tilt[i] += many * f
-            for e in range(q):
-                k[i, index[e]] += w * inverse[a, e]
-                cov[i, index[e]] += f * solved[e]
+            sum_row, square_row, row = k[i], cov[i], inverse[a]
+            for e in range(a, q):
+                sum_row[index[e]] += w * row[e]
+                square_row[index[e]] += f * solved[e]
     for i in range(m):
         tilt[i] -= mean_number * mean[i]
-        for j in range(m):
+        for j in range(i, m):
             cov[i, j] -= mean[i] * mean[j]
+            cov[j, i] = cov[i, j]
+            k[j, i] = k[i, j]
     return square_number - mean_number * mean_number
 
 
