@@ -1,13 +1,13 @@
 """Time to proof, or the certified ratio at the time limit, of pruning real layers with refit.
 
     python -m benchmarks.pruning_speed [--time-limit 10] [--channels 0:3] [--layers linear,...] [--patterns 0.125,2:4]
-                                       [--mask-only] [--peers]
+                                       [--jobs 1] [--mask-only] [--peers]
 
 Layers come from ``resnet20_layers.safetensors`` in the folder that the environment variable LAYERBOUNDS_DATA names,
 else the embedded demonstration network is used. Instances are the live inputs alone, in groups of M for N:M as in the
 layer with its dead inputs ("first n": renumbered), with 1e-6 of the mean diagonal added to the diagonal so that every
 solver gets the same positive definite instance. With ``--peers``, Gurobi's big-M formulation runs on the
-same instances. The table at the end is the one of docs/pruning-results.md.
+same instances, with one thread. The table at the end is the one of docs/pruning-results.md.
 """
 
 from __future__ import annotations
@@ -104,6 +104,7 @@ def main() -> None:
     parser.add_argument("--channels", default="0:3")
     parser.add_argument("--layers", default="")
     parser.add_argument("--patterns", default="0.125,0.25,0.5,2:4")
+    parser.add_argument("--jobs", type=int, default=1, help="threads on the tree of a channel")
     parser.add_argument("--mask-only", action="store_true")
     parser.add_argument("--peers", action="store_true", help="run Gurobi on the same instances, where it is installed")
     options = parser.parse_args()
@@ -112,7 +113,9 @@ def main() -> None:
     if options.peers and not peers:
         print("gurobipy is not installed: no peer solver in this run.")
     table: dict[tuple[str, int], dict[str, list[str]]] = {}
-    print(f"layerbounds {lb.__version__}, Python {platform.python_version()}, {platform.machine()}, one thread")
+    print(
+        f"layerbounds {lb.__version__}, Python {platform.python_version()}, {platform.machine()}, threads: {options.jobs}"
+    )
     print(f"{'layer':26} {'live':>4} {'pattern':>7} {'ch':>2} {'root':>6} {'lo/up':>7} {'nodes':>7} {'s':>6} status")
     for layer in instances([x for x in options.layers.split(",") if x]):
         for text in options.patterns.split(","):
@@ -120,7 +123,7 @@ def main() -> None:
             pattern = text if ":" in text else "unstructured"
             problem = lb.pruning_problem(layer, pattern=pattern, refit=not options.mask_only, **count)
             for channel in range(first, min(last, layer.out_features)):
-                s = lb.solve(problem, channels=[channel], time_limit=options.time_limit, jobs=1)
+                s = lb.solve(problem, channels=[channel], time_limit=options.time_limit, jobs=options.jobs)
                 upper = s.upper_bound[0]
                 ratio = s.lower_bound[0] / upper if upper > 0 else math.nan
                 root = s.trace[0][0].lower / upper if s.trace[0] and upper > 0 else math.nan

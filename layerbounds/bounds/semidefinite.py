@@ -20,7 +20,12 @@ def gamma(n: int) -> float:
 def cholesky(matrix: Float) -> Float | None:
     """Lower Cholesky factor, or None where the factorization breaks down."""
     factor, info = lapack.dpotrf(matrix, lower=1, clean=1)
-    return factor if info == 0 else None
+    return factor if info == 0 and _finite(factor) else None
+
+
+def _finite(factor: Float) -> bool:
+    """Whether no pivot is NaN, which LAPACK lets pass: each one makes all later ones NaN."""
+    return factor.size == 0 or not np.isnan(factor[..., -1, -1]).any()
 
 
 def symmetric_inverse(factor: Float) -> Float:
@@ -36,12 +41,27 @@ def is_positive_semidefinite(matrix: Float) -> bool:
     Accuracy and Stability, theorem 10.3), hence A ⪰ −n·γ_{n+1}/(1−γ_{n+1})·diag(A): A is shifted down by more than that
     before it is factorized (Rump, BIT 46, 2006). The slack also covers one rounding of every entry.
     """
-    n = len(matrix)
-    diagonal = np.diag(matrix).copy()
+    return _lower_diagonal(matrix) and cholesky(matrix) is not None
+
+
+def are_positive_semidefinite(matrices: Float) -> bool:
+    """The same for all matrices of an array of shape (matrices, n, n)."""
+    if not _lower_diagonal(matrices):
+        return False
+    try:
+        return _finite(np.asarray(np.linalg.cholesky(matrices), dtype=np.float64))
+    except np.linalg.LinAlgError:
+        return False
+
+
+def _lower_diagonal(matrix: Float) -> bool:
+    """Lower the diagonals by more than the backward error of a factorization; False where an entry is negative."""
+    n = matrix.shape[-1]
+    diagonal = np.einsum("...ii->...i", matrix)
     if np.any(diagonal < 0):
         return False
-    matrix[np.diag_indices(n)] = diagonal * (1.0 - 1.25 * (n + 1) * gamma(n + 3))
-    return cholesky(matrix) is not None
+    diagonal *= 1.0 - 1.25 * (n + 1) * gamma(n + 3)
+    return True
 
 
 def shrink_until(accepted: Callable[[Float], bool], minorant: Float) -> Float:

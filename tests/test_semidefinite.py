@@ -1,0 +1,41 @@
+"""Proofs of semidefiniteness: what they accept is semidefinite, and a NaN is never accepted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from layerbounds.bounds.semidefinite import are_positive_semidefinite, cholesky, is_positive_semidefinite
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 40, 130])
+def test_nan_is_no_proof(n: int) -> None:
+    """LAPACK reports success for a matrix with a NaN."""
+    for i, j in {(0, 0), (n // 2, 0), (n - 1, 0), (n - 1, n - 1)}:
+        matrix = np.eye(n)
+        matrix[i, j] = matrix[j, i] = np.nan
+        assert cholesky(matrix) is None
+        assert not is_positive_semidefinite(matrix.copy())
+        assert not are_positive_semidefinite(np.stack([np.eye(n), matrix]))
+
+
+@pytest.mark.parametrize("n", [1, 3, 20])
+def test_what_is_proven(n: int, rng: np.random.Generator) -> None:
+    """Eigenvalues a little above zero are proven, those a little below never; many matrices as one by one."""
+    for exponent in range(-16, 0):
+        basis = np.linalg.qr(rng.normal(size=(n, n)))[0]
+        values = rng.uniform(0.5, 1.0, n)
+        for smallest in (10.0**exponent, -(10.0**exponent)):
+            values[0] = smallest
+            matrix = (basis * values) @ basis.T
+            matrix = 0.5 * (matrix + matrix.T)
+            proven = is_positive_semidefinite(matrix.copy())
+            assert proven == (smallest > 0) or abs(smallest) < 1e-11
+            assert not proven or np.linalg.eigvalsh(matrix)[0] > -1e-15
+            assert are_positive_semidefinite(np.stack([np.eye(n), matrix])) == proven
+
+
+def test_empty_matrix() -> None:
+    """A matrix without rows is semidefinite."""
+    assert is_positive_semidefinite(np.empty((0, 0)))
+    assert cholesky(np.empty((0, 0))) is not None
