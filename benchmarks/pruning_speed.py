@@ -114,7 +114,7 @@ def main() -> None:
         print("gurobipy is not installed: no peer solver in this run.")
     table: dict[tuple[str, int], dict[str, list[str]]] = {}
     print(
-        f"layerbounds {lb.__version__}, Python {platform.python_version()}, {platform.machine()}, {options.jobs} thread(s)"
+        f"layerbounds {lb.__version__}, Python {platform.python_version()}, {platform.machine()}, jobs={options.jobs}"
     )
     print(f"{'layer':26} {'live':>4} {'pattern':>7} {'ch':>2} {'root':>6} {'lo/up':>7} {'nodes':>7} {'s':>6} status")
     for layer in instances([x for x in options.layers.split(",") if x]):
