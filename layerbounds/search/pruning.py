@@ -146,8 +146,12 @@ class SubsetSearch(Forkable):
 
     def warm_up(self) -> None:
         """Call what a small instance may not need."""
+        # Imported here, as it builds on this module.
+        from layerbounds.search.compiled_tree import CompiledTree
+
         node = self.root()
         if node.d is not None:
+            CompiledTree(self, node).trees[0].work(lambda: -math.inf, 1, 1)
             self.alpha[:] = 1.0
             self._ascend(node, 1.0)
             self._choose(node, 0.0, math.inf, np.flatnonzero(node.status == 0))
