@@ -73,7 +73,8 @@ def solve(
     gap : float or array_like of shape (channels,)
         Stop a channel when (upper − lower)/upper is at most this; one number for all or one for each.
     jobs : int, optional
-        Threads in total; default: all cores. Several channels are solved side by side.
+        Threads in total; default: all cores. Several channels are solved side by side; where there are fewer channels
+        than threads, the others work on the same channels (native backend, without a node limit).
     seed : int
     node_limit : int, optional
         Nodes per channel. With it, the same seed and jobs give the same intervals.

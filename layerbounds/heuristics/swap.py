@@ -12,6 +12,7 @@ from layerbounds.heuristics.pruning import PruningView, finish, single_inputs
 from layerbounds.heuristics.wanda import wanda
 from layerbounds.kernels.masks import descend_mask
 from layerbounds.kernels.subset import improve
+from layerbounds.search.nearest import nearest_inputs
 
 STARTS = {"magnitude": magnitude, "wanda": wanda, "obs": obs}
 
@@ -20,8 +21,8 @@ def swap(view: PruningView, start: str = "obs", kicks: int = 100) -> Float:
     """Exchange one kept input for a dropped one while that helps; then random exchanges, kept where they help.
 
     Exchanges: Beale, Kendall & Mann, "The discarding of variables in multivariate analysis" (Biometrika 1967), each
-    judged in O(1) on the full sweep tableau. Kicks: iterated local search, Lourenço, Martin & Stützle (2003). A
-    mask-only problem is searched without kicks.
+    judged in O(1) on the full sweep tableau. Kicks: iterated local search, Lourenço, Martin & Stützle (2003), of any
+    inputs and, in turn, walks of kicks of correlated ones. A mask-only problem is searched without kicks.
 
     Parameters
     ----------
@@ -41,5 +42,6 @@ def swap(view: PruningView, start: str = "obs", kicks: int = 100) -> Float:
         return finish(view, chosen)
     state = view.rng.integers(1, 2**63, size=1, dtype=np.uint64)
     energy = max(float(view.target @ b), 0.0)
-    improve(np.ascontiguousarray(view.gram), b, group, capacity, chosen, int(kicks), state, 1e-12 * energy)
+    gram = np.ascontiguousarray(view.gram)
+    improve(gram, b, energy, group, capacity, chosen, int(kicks), nearest_inputs(gram), state)
     return finish(view, chosen)

@@ -12,6 +12,8 @@ from numba import njit
 
 #: A pivot below this fraction of the diagonal entry is taken for linear dependence.
 DEPENDENT = 1e-9
+#: Kicks of one kind in a row, and how far the error may rise in a walk, relative to the best one.
+STEPS, WALK = 32, 0.03
 
 
 @njit(nogil=True, cache=True)
@@ -161,22 +163,30 @@ def random_below(state, bound):
 
 
 @njit(nogil=True, cache=True)
-def kick(gram, a, r, kept, slack, group, many, state):
-    """Exchange some random kept inputs for random dropped ones of the same group; returns the change."""
+def kick(gram, a, r, kept, slack, group, many, near, wide, state):
+    """Exchange some kept inputs for dropped ones of the same group; returns the change.
+
+    They are any inputs where ``wide`` is set, else ``near[i]`` for a random i, as far as these suffice.
+    """
     n = len(r)
     value = 0.0
+    width = n if wide else near.shape[1]
+    centre = random_below(state, n)
     for _ in range(many):
-        first = random_below(state, n)
+        first = random_below(state, width)
         out = -1
-        for t in range(n):
-            if kept[(first + t) % n]:
-                out = (first + t) % n
+        for t in range(width):
+            p = (first + t) % width
+            i = p if wide else near[centre, p]
+            if kept[i]:
+                out = i
                 break
         if out < 0:
             break
-        first = random_below(state, n)
-        for t in range(n):
-            j = (first + t) % n
+        first = random_below(state, width)
+        for t in range(width + n):
+            p = (first + t) % width
+            j = t - width if t >= width else p if wide else near[centre, p]
             if not kept[j] and group[j] == group[out]:
                 value += sweep(a, r, kept, out)
                 if a[j, j] > DEPENDENT * gram[j, j]:
@@ -188,31 +198,60 @@ def kick(gram, a, r, kept, slack, group, many, state):
 
 
 @njit(nogil=True, cache=True)
-def improve(gram, b, group, capacity, chosen, kicks, state, floor):
+def improve(gram, b, energy, group, capacity, chosen, kicks, near, state):
     """Local search from a set, then kicks that are undone where they do not help.
 
-    ``chosen`` becomes the best set; returns the saving wᵀHw − f.
+    Kicks of any inputs, undone at once, take turns with walks: kicks of correlated inputs, from sets whose error may
+    exceed that of the best one by ``WALK`` of it, to which the walk returns at its end. Neither does as well alone.
+
+    Parameters
+    ----------
+    gram, b, energy
+        H, Hw and wᵀHw.
+    group, capacity
+        Group of each input, and how many inputs each group may keep.
+    chosen
+        Flags of the inputs; becomes the best set.
+    kicks
+        Number of them.
+    near
+        For each input those that depend on it most, shape (n, width).
+    state
+        Of the random generator.
+
+    Returns
+    -------
+    float
+        The saving wᵀHw − f.
     """
     n = len(b)
+    floor = 1e-12 * energy
     a = np.empty((n, n))
     r = np.empty(n)
     kept = np.empty(n, np.bool_)
     slack = np.empty(len(capacity), np.int64)
     value = start(gram, b, chosen, a, r, kept, slack, group, capacity)
     value += descend(gram, a, r, kept, slack, group, floor, 10 * n)
-    best = value
-    best_a, best_r, best_kept, best_slack = a.copy(), r.copy(), kept.copy(), slack.copy()
+    best = last = value
+    best_kept = kept.copy()
+    last_a, last_r, last_kept, last_slack = a.copy(), r.copy(), kept.copy(), slack.copy()
     for count in range(kicks):
-        value += kick(gram, a, r, kept, slack, group, 2 + random_below(state, 3), state)
+        wide = count // STEPS % 2 == 0
+        value += kick(gram, a, r, kept, slack, group, 2 + random_below(state, 3), near, wide, state)
         value += descend(gram, a, r, kept, slack, group, floor, 10 * n)
-        if value < best - floor:
+        better = value < best - floor
+        if better:
             best = value
-            best_a[:], best_r[:], best_kept[:], best_slack[:] = a, r, kept, slack
-        else:
-            value = best
-            a[:], r[:], kept[:], slack[:] = best_a, best_r, best_kept, best_slack
-        if count % 16 == 15:
+            best_kept[:] = kept
+        if count % STEPS == STEPS - 1:
+            # Sweeps add up their rounding: back to the best set from its beginning.
             value = best = start(gram, b, best_kept, a, r, kept, slack, group, capacity)
-            best_a[:], best_r[:], best_kept[:], best_slack[:] = a, r, kept, slack
+            better = True
+        if better or (not wide and value < last + WALK * (energy + best)):
+            last = value
+            last_a[:], last_r[:], last_kept[:], last_slack[:] = a, r, kept, slack
+        else:
+            value = last
+            a[:], r[:], kept[:], slack[:] = last_a, last_r, last_kept, last_slack
     chosen[:] = best_kept
     return -best

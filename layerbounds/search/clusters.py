@@ -24,7 +24,7 @@ from layerbounds.bounds.semidefinite import UNIT, cholesky, symmetric_inverse
 from layerbounds.kernels import cluster_codes, cluster_minorant, cluster_tree, clusters, subset_tree
 from layerbounds.search.cluster_codes import Codes, every_code, merge
 from layerbounds.search.frontier import Frontier, Incumbent
-from layerbounds.search.pruning import ENUMERATED, EXACT, MOST_WORK, Flags, SubsetSearch, run_subset, set_bound
+from layerbounds.search.pruning import ENUMERATED, EXACT, KICKS, MOST_WORK, Flags, SubsetSearch, run_subset, set_bound
 
 #: Width of the smoothed maximum, relative to the incumbent: times the number of inputs at the end of the root, and at
 #: most. In the tree, times the number of clusters and relative to what separates bound and cut, but at least to a share
@@ -52,7 +52,8 @@ CANDIDATES, POWER = 16, 3.0
 
 #: Where the time is out at the root, a block bound below this share of the incumbent is not kept.
 LATE = 0.5
-
+#: Nodes between two rounds of kicks up to and above so many inputs: about a fortieth of the time.
+KICK_EVERY, LARGE = (32, 128), 200
 
 #: Nodes with about so many sets within the gap are enumerated, before and after their minorant is improved.
 EARLY_SETS, MOST_SETS = 2e4, 1e5
@@ -342,8 +343,8 @@ class ClusterSearch(SubsetSearch):
                 self.number, self.savings, node.price, chosen,
             )  # fmt: skip
             self.polish(chosen, 0)
-        if self.expanded % 128 == 0:
-            self.polish(self.incumbent.weights != 0.0, 8)
+        if self.expanded % KICK_EVERY[self.size > LARGE] == 0:
+            self.polish(self.incumbent.weights != 0.0, KICKS)
         branch = int(
             cluster_tree.pick(
                 self.gram, m.block, m.first, m.member, self.place, self.kept_in, self.free_in, self.curve, self.share,

@@ -20,6 +20,7 @@ from layerbounds.bounds.perspective import centre, newton_step, schur_complement
 from layerbounds.bounds.semidefinite import UNIT, cholesky, gamma, symmetric_inverse
 from layerbounds.kernels import subset, subset_tree
 from layerbounds.search.frontier import Forkable, Frontier, Incumbent
+from layerbounds.search.nearest import nearest_inputs
 
 Flags = npt.NDArray[np.int8]
 
@@ -29,6 +30,8 @@ EVERY, FLOOR = 3, 0.05
 MU, TREE_MU = 0.02, (0.07, 0.03, 0.03)
 #: Factors tried where a diagonal is too close to the boundary of the cone for its proof.
 SHRINKS = (1.0, 0.97, 0.8)
+#: Kicks of an incumbent's set at a time.
+KICKS = 64
 #: Rounds of the active-set method at a node.
 ROUNDS = 8
 #: Relaxations and Newton steps at the root, and after how many the diagonal may be given up.
@@ -106,6 +109,7 @@ class SubsetSearch(Forkable):
         self.index, self.inputs = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
         self.reduced, self.residual = np.empty((n, n)), np.empty(n)
         self.out = np.zeros(1)
+        self.nearest = nearest_inputs(self.gram)
         self.twins = self._twins()
         self.root_bound = 0.0
         self.root_dual: tuple[Float, Float] | None = None
@@ -175,7 +179,9 @@ class SubsetSearch(Forkable):
 
     def polish(self, chosen: Bool, kicks: int) -> None:
         """Local search from a set."""
-        subset.improve(self.gram, self.b, self.group, self.capacity, chosen, kicks, self.random, 1e-12 * self.energy)
+        subset.improve(
+            self.gram, self.b, self.energy, self.group, self.capacity, chosen, kicks, self.nearest, self.random
+        )
         self.offer(chosen)
 
     def first_incumbents(self, kicks: bool = True) -> None:
@@ -191,10 +197,10 @@ class SubsetSearch(Forkable):
             self.polish(self.task.warm_start != 0.0, 0)
         # A node limit has to give the same result on every machine.
         share = FIRST if self.control.node_limit is None else 1.0
-        for _ in range((4 if n <= 80 else 16) if kicks else 0):
+        for _ in range((2 if n <= 80 else 6) if kicks else 0):
             if self.control.remaining() <= (1.0 - share) * self.control.time_limit:
                 break
-            self.polish(self.incumbent.weights != 0.0, 25)
+            self.polish(self.incumbent.weights != 0.0, KICKS)
 
     # Small subproblems
 
@@ -418,7 +424,7 @@ class SubsetSearch(Forkable):
             chosen = (node.status == 1) | ((node.status == 0) & (self.saving >= self.edge[self.group, 1]))
             self.polish(chosen, 0)
         if self.expanded % 512 == 0:
-            self.polish(self.incumbent.weights != 0.0, 8)
+            self.polish(self.incumbent.weights != 0.0, KICKS)
         before = node.status.copy()
         active = int(self.out[0])
         if subset_tree.fix(value, cut, self.group, node.free, node.status, self.saving, self.edge):
