@@ -198,3 +198,21 @@ def test_elimination_is_the_schur_complement(rng: np.random.Generator) -> None:
     complement = gram[np.ix_(free, free)] - gram[np.ix_(free, kept)] @ solve[:, 1:]
     np.testing.assert_allclose(np.triu(a), np.triu(complement), atol=1e-12)
     assert np.isnan(subset_tree.eliminate(-gram, b, kept, free, a, r))
+
+
+def test_dependent_kept_inputs_close_no_node() -> None:
+    """Where the kept inputs cannot be eliminated, no enumeration finds its sets to be worse than the cut."""
+    n = 6
+    gram = np.eye(n) + 0.1
+    gram[:2, :2] = 1.0
+    status = np.array([1, 1, 0, 0, 0, 0], np.int8)
+    inputs, reduced, residual = np.zeros(n, np.int64), np.empty((n, n)), np.empty(n)
+    kept, total = subset_tree.alive(status, inputs)
+    base = subset_tree.reduce(gram, np.ones(n), inputs, kept, total, reduced, residual)
+    assert np.isnan(base)
+    found = np.zeros((4, n), dtype=bool)
+    count = subset_tree.close_by_sets(
+        inputs, kept, total, reduced, residual, base, status, np.int64(1), np.ones(n), np.array([0.5, 0.6]),
+        0.0, 1.0, 10.0, 1e-9, 1e5, found,
+    )  # fmt: skip
+    assert count < 0

@@ -1070,7 +1070,8 @@ def close_by_sets(
     m = total - kept
     price = 0.5 * (edge[0] + edge[1])
     gap = (cut - value) * (1.0 + 1e-12)
-    if not near_count(save, index, m, room, price, gap, most) <= most:
+    # A NaN would find no set to be better than the cut.
+    if not base < np.inf or not near_count(save, index, m, room, price, gap, most) <= most:
         return -2
     key = np.empty(m)
     for p in range(m):
