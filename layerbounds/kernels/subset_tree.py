@@ -511,24 +511,6 @@ def fix(bound, cut, group, free, status, scores, edge):
 
 
 @njit(nogil=True, cache=True)
-def refit_value(gram, b, chosen, work, v):
-    """Saving bᵀ(H_SS)⁻¹b of a set, −inf where its Gram matrix is singular."""
-    m = 0
-    index = np.empty(len(b), np.int64)
-    for i in range(len(b)):
-        if chosen[i]:
-            index[m] = i
-            m += 1
-    for p in range(m):
-        for q in range(p, m):
-            work[p, q] = gram[index[p], index[q]]
-        v[p] = b[index[p]]
-    if not factorize(work, m, m):
-        return -np.inf
-    return forward(work, m, m, v)
-
-
-@njit(nogil=True, cache=True)
 def pick(d, status, u, work, m, index, v, candidates):
     """The free active input whose exclusion is estimated to cost most: u²/(M⁻¹)_ii with M the relaxation's matrix.
 
@@ -635,7 +617,7 @@ def ascend(inverse, alpha, mu, d):
 
 
 @njit(nogil=True, cache=True)
-def prove(gram, status, d, index, m, inner, work):
+def prove(gram, d, index, m, inner, work):
     """Prove diag(d) ⪯ H on the inputs ``index[:m]`` by one Cholesky factorization of the shifted difference.
 
     The first ``inner`` ones are kept, and count with 1e-6·d. See `bounds.diagonal.is_minorant`; the factorization here
@@ -992,7 +974,7 @@ def invert(u, m, inverse):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def climb(gram, status, d, alpha, mu, tuned, inputs, kept, m, a, work, inverse):
+def climb(gram, d, alpha, mu, tuned, inputs, kept, m, a, work, inverse):
     """A sweep of coordinate ascent on a node's diagonal, into ``tuned``; False where its proof fails.
 
     ``inputs``, ``kept``, ``m`` and ``a`` as in `relax`.
@@ -1022,7 +1004,7 @@ def climb(gram, status, d, alpha, mu, tuned, inputs, kept, m, a, work, inverse):
     for shrink in (1.0, 0.97, 0.8):
         for p in range(free):
             tuned[inputs[kept + p]] = shrink * values[p]
-        if prove(gram, status, tuned, inputs, m, kept, work):
+        if prove(gram, tuned, inputs, m, kept, work):
             return True
     return False
 
@@ -1111,8 +1093,7 @@ def error_of(gram, b, chosen, energy):
         if chosen[i]:
             kept[m] = i
             m += 1
-    a, r = np.empty((0, 0)), np.empty(0)
-    return energy - eliminate(gram, b, kept[:m], kept[:0], a, r)
+    return energy - reduce(gram, b, kept, m, m, np.empty((m, m)), np.empty(m))
 
 
 @njit(nogil=True, cache=True)
@@ -1212,7 +1193,7 @@ def run(
             budget -= 1
             mean = emphasis(group, rm, st, u, d[row[node]], save, edge, FLOOR, alpha)
             if mean > 0.0 and climb(
-                gram, st, d[row[node]], alpha, TREE_MU * mean, tuned, inputs, kept, live, reduced, other, inverse
+                gram, d[row[node]], alpha, TREE_MU * mean, tuned, inputs, kept, live, reduced, other, inverse
             ):
                 trial[:] = sg
                 better = relax(

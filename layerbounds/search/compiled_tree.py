@@ -181,7 +181,7 @@ class CompiledTree(Frontier[Node]):
     def run(self) -> Status:
         """Work until the interval is closed or a limit is reached."""
         control = self.control
-        threads = len(self.expanders)
+        threads = self.threads
         budget = max(int(BUDGET * min((64 / len(self.root.status)) ** 3, 1.0)) // (4 if threads > 1 else 1), 1)
         last = np.iinfo(np.int64).max if control.node_limit is None else control.node_limit
         with ThreadPoolExecutor(max_workers=threads) as pool:
@@ -198,7 +198,7 @@ class CompiledTree(Frontier[Node]):
                     list(pool.map(lambda tree: tree.work(lambda: self.cut, budget, last), open_trees))
                 self.nodes = sum(tree.expanded for tree in self.trees)
                 self.record_progress()
-        return self._stop(Status.GAP_REACHED if control.gap > 0 else Status.OPTIMAL)
+        return self._stop(self.finished)
 
     def _stop(self, status: Status) -> Status:
         self.record()
@@ -213,6 +213,4 @@ class CompiledTree(Frontier[Node]):
         for k, tree in enumerate(self.trees):
             tree.put(nodes[k::threads])
         for k in range(len(self.trees), threads):
-            search = self.expanders[k]
-            assert isinstance(search, SubsetSearch)
-            self.trees.append(Subtree(search, nodes[k::threads]))
+            self.trees.append(Subtree(self.trees[0].search.fork(k), nodes[k::threads]))

@@ -127,9 +127,8 @@ class Frontier(Generic[NodeT]):
     def __post_init__(self) -> None:
         self.count = 0
         self.heap: list[tuple[float, int, NodeT]] = [(self.root_bound, 0, self.root)]
+        #: One for each thread, as soon as there are several.
         self.expanders = [self.expander]
-        if self.parallel:
-            self.expanders += [self.expander.fork(k) for k in range(1, min(self.control.threads, self.most_threads))]
         #: Bounds of the nodes that threads are working on.
         self.busy: dict[int, float] = {}
         self.changed = threading.Condition()
@@ -138,9 +137,14 @@ class Frontier(Generic[NodeT]):
         self.record()
 
     @property
-    def parallel(self) -> bool:
-        """Whether threads may share the tree; a node limit asks for the same result whatever they do."""
-        return self.control.threads > 1 and self.control.node_limit is None
+    def threads(self) -> int:
+        """How many threads may share the tree; a node limit asks for the same result whatever they do."""
+        return min(self.control.threads, self.most_threads) if self.control.node_limit is None else 1
+
+    @property
+    def finished(self) -> Status:
+        """What it means that all nodes are closed."""
+        return Status.GAP_REACHED if self.control.gap > 0 else Status.OPTIMAL
 
     @property
     def cut(self) -> float:
@@ -180,10 +184,11 @@ class Frontier(Generic[NodeT]):
 
     def run(self) -> Status:
         """Work until the interval is closed or a limit is reached."""
-        others = range(1, len(self.expanders))
-        if not others:
+        if self.threads == 1 or not self.heap[0][0] < self.cut:
             self._work(0)
         else:
+            others = range(1, self.threads)
+            self.expanders += [self.expander.fork(k) for k in others]
             with ThreadPoolExecutor(max_workers=len(others)) as pool:
                 pending = [pool.submit(self._work, k) for k in others]
                 self._work(0)
@@ -240,6 +245,6 @@ class Frontier(Generic[NodeT]):
                     # Their children are still to come.
                     self.changed.wait()
                 else:
-                    self.status = Status.GAP_REACHED if self.control.gap > 0 else Status.OPTIMAL
+                    self.status = self.finished
             self.changed.notify_all()
             return None

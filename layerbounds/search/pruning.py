@@ -298,7 +298,7 @@ class SubsetSearch(Forkable):
         """Prove that a diagonal is a minorant on the inputs of a node."""
         free, kept = np.flatnonzero(node.status == 0), np.flatnonzero(node.status == 1)
         index = np.concatenate([kept, free])
-        return bool(subset_tree.prove(self.gram, node.status, d, index, len(index), len(kept), self.other))
+        return bool(subset_tree.prove(self.gram, d, index, len(index), len(kept), self.other))
 
     def sharpen(self, node: Node, least: float) -> float:
         """Improve the diagonal of the root by alternating relaxations and Newton steps; returns its bound."""
