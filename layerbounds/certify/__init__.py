@@ -1,0 +1,1 @@
+"""Certification: the only code that sets bounds."""

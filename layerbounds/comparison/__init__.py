@@ -1,0 +1,1 @@
+"""Methods beside certified intervals."""

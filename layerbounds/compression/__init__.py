@@ -1,0 +1,1 @@
+"""Compressing whole models, layer by layer."""

@@ -1,0 +1,1 @@
+"""Layers: weights, Gram matrices, and the files that hold them."""
