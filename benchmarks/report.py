@@ -27,7 +27,7 @@ from benchmarks.measures import (
     seconds_of,
     shifted_geometric_mean,
 )
-from layerbounds.layer_files import atomic_path
+from layerbounds.layers.files import atomic_path
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 KINDS = {"quantization": "Quantization", "pruning": "Pruning with refit", "mask": "Masks"}

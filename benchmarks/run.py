@@ -24,9 +24,9 @@ import layerbounds as lb
 from benchmarks.instances import Instance, suite
 from benchmarks.native_speed import DATA, machine
 from benchmarks.report import print_report, read_records
-from layerbounds.backends.base import Backend, read_options
-from layerbounds.backends.registry import get_backend
 from layerbounds.cli.options import parse_options
+from layerbounds.solvers.base import Backend, read_options
+from layerbounds.solvers.registry import get_backend
 
 #: Seconds of search by suite.
 LIMITS = {"quick": 10.0, "full": 60.0}

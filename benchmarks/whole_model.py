@@ -18,7 +18,7 @@ from torch import nn
 
 import layerbounds as lb
 from examples.resnet20 import resnet20
-from layerbounds.capture.loading import ArrayBatches, load_weights
+from layerbounds.capturing.loading import ArrayBatches, load_weights
 
 DATA = Path(os.environ.get("LAYERBOUNDS_DATA") or Path(__file__).resolve().parent.parent.parent / "shared" / "data")
 SCALING = {"divide": 255.0, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

@@ -1,22 +1,22 @@
 """layerbounds: how good any quantization or pruning of a layer can possibly be, with proof."""
 
 from layerbounds import theory
-from layerbounds.backends.registry import backends
-from layerbounds.capture.entry import capture, capture_to_file
-from layerbounds.compare import compare
-from layerbounds.compress import compress
+from layerbounds.capturing.entry import capture, capture_to_file
+from layerbounds.comparison.compare import compare
+from layerbounds.compression.compress import compress
+from layerbounds.contests import Comparison, Verdict, versus
 from layerbounds.demo import demo_layers
 from layerbounds.exceptions import LayerboundsError
-from layerbounds.gram_range import gram_grid
-from layerbounds.grids import Grid, codebook_grid, uniform_grid
-from layerbounds.heuristics.registry import heuristics, run_heuristic
-from layerbounds.layer import Layer
-from layerbounds.layer_files import load_layers, save_layers
-from layerbounds.problem import Evaluation, QuantizationProblem, evaluate, quantization_problem
-from layerbounds.pruning_problem import PruningProblem, pruning_problem
+from layerbounds.layers.files import load_layers, save_layers
+from layerbounds.layers.layer import Layer
+from layerbounds.methods.registry import heuristics, run_heuristic
+from layerbounds.problems.gram_range import gram_grid
+from layerbounds.problems.grids import Grid, codebook_grid, uniform_grid
+from layerbounds.problems.pruning import PruningProblem, pruning_problem
+from layerbounds.problems.quantization import Evaluation, QuantizationProblem, evaluate, quantization_problem
 from layerbounds.solution import BoundKind, Solution, Status
 from layerbounds.solve import solve
-from layerbounds.verdicts import Comparison, Verdict, versus
+from layerbounds.solvers.registry import backends
 
 __version__ = "0.1.0"
 

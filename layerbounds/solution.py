@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from layerbounds.arrays import Float, Int
-from layerbounds.layer_files import write_tensors
-from layerbounds.problem import Problem
+from layerbounds.layers.files import write_tensors
+from layerbounds.problems.quantization import Problem
 
 #: ``optimal`` means upper − lower ≤ max(RELATIVE · upper, ABSOLUTE · f(0)).
 OPTIMAL_RELATIVE = 1e-6

@@ -15,23 +15,15 @@ from numpy.typing import ArrayLike
 from threadpoolctl import threadpool_limits
 
 from layerbounds.arrays import Float, as_float64
-from layerbounds.backends.base import (
-    Backend,
-    BlockDual,
-    Control,
-    DualPoint,
-    RawSolve,
-    Task,
-    read_options,
-)
-from layerbounds.backends.native import NativeBackend
-from layerbounds.backends.registry import get_backend
-from layerbounds.backends.tasks import make_task
-from layerbounds.certify import CertifiedChannel, certify, certify_foreign
+from layerbounds.certify.interval import CertifiedChannel, certify, certify_foreign
 from layerbounds.exceptions import InputError, LayerboundsError, MissingExtraError, UnsupportedProblemError
-from layerbounds.problem import Problem, check_channels
+from layerbounds.problems.quantization import Problem, check_channels
 from layerbounds.search.root import root_dual
 from layerbounds.solution import Solution, Status
+from layerbounds.solvers.base import Backend, BlockDual, Control, DualPoint, RawSolve, Task, read_options
+from layerbounds.solvers.native import NativeBackend
+from layerbounds.solvers.registry import get_backend
+from layerbounds.solvers.tasks import make_task
 
 #: Share of the time limit that the root's dual point may take after a foreign solver has ended, its least seconds, and
 #: its seconds after an interruption.

@@ -14,7 +14,11 @@ from zoo import zoo
 
 import layerbounds as lb
 from layerbounds.arrays import Float
-from layerbounds.backends.base import (
+from layerbounds.cli.main import main
+from layerbounds.exceptions import InputError, UnsupportedProblemError
+from layerbounds.problems.quantization import Problem, squared_error
+from layerbounds.solution import TracePoint
+from layerbounds.solvers.base import (
     Availability,
     BlockDual,
     Capability,
@@ -26,15 +30,11 @@ from layerbounds.backends.base import (
     Task,
     read_options,
 )
-from layerbounds.backends.formulation import dense_hessian, formulate, incumbent
-from layerbounds.backends.registry import _BACKENDS, get_backend
-from layerbounds.backends.scip import ScipBackend
-from layerbounds.backends.sublevel import rank_factor, reach
-from layerbounds.backends.tasks import make_task
-from layerbounds.cli.main import main
-from layerbounds.exceptions import InputError, UnsupportedProblemError
-from layerbounds.problem import Problem, squared_error
-from layerbounds.solution import TracePoint
+from layerbounds.solvers.formulation import dense_hessian, formulate, incumbent
+from layerbounds.solvers.registry import _BACKENDS, get_backend
+from layerbounds.solvers.scip import ScipBackend
+from layerbounds.solvers.sublevel import rank_factor, reach
+from layerbounds.solvers.tasks import make_task
 
 Answer = Callable[[Task, Control], RawSolve]
 

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 import layerbounds as lb
 from layerbounds.arrays import Float, Int
-from layerbounds.bounds.block_relaxation import BlockRelaxation, evaluate_blocks, refine_blocks
-from layerbounds.bounds.diagonal import maximize_minorant
-from layerbounds.bounds.pruning_dual import is_block_minorant
-from layerbounds.bounds.quantization_block_dual import block_dual_bound, proven_block_minorant, search_order
-from layerbounds.bounds.relaxation import refine
-from layerbounds.certify import objective_interval
-from layerbounds.codebooks import codebook
+from layerbounds.bounds.minorants.diagonal import maximize_minorant
+from layerbounds.bounds.pruning.dual import is_block_minorant
+from layerbounds.bounds.quantization.block_dual import block_dual_bound, proven_block_minorant, search_order
+from layerbounds.bounds.quantization.block_relaxation import BlockRelaxation, evaluate_blocks, refine_blocks
+from layerbounds.bounds.quantization.relaxation import refine
+from layerbounds.certify.interval import objective_interval
 from layerbounds.kernels.block_relaxation import closest, proximal_sweep, settle
+from layerbounds.problems.codebooks import codebook
 
 CODES = {
     "uniform": np.arange(4.0) - 1.0,

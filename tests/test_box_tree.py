@@ -12,14 +12,19 @@ from scipy.sparse import csr_array
 
 import layerbounds as lb
 from layerbounds.arrays import Float
-from layerbounds.backends.native import NativeBackend
-from layerbounds.backends.tasks import make_task
-from layerbounds.bounds.alternating import AlternatingDirections
-from layerbounds.bounds.split_relaxation import SplitRelaxation, SplitWeights, evaluate_split, maximize_split
-from layerbounds.search import quantization
-from layerbounds.search.box_tree import BoxTree
-from layerbounds.search.split_forms import prepare_split
-from layerbounds.search.units import UnitProblem, make_units
+from layerbounds.bounds.minorants.alternating import AlternatingDirections
+from layerbounds.bounds.quantization.split_relaxation import (
+    SplitRelaxation,
+    SplitWeights,
+    evaluate_split,
+    maximize_split,
+)
+from layerbounds.search.quantization import channel_search as quantization
+from layerbounds.search.quantization.box_tree import BoxTree
+from layerbounds.search.quantization.grid_units import UnitProblem, make_units
+from layerbounds.search.quantization.split_forms import prepare_split
+from layerbounds.solvers.native import NativeBackend
+from layerbounds.solvers.tasks import make_task
 
 
 def channel(seed: int, n: int, bits: int, scale: float = 1.0) -> UnitProblem:
@@ -108,7 +113,7 @@ def test_the_kernel_follows_the_same_path_as_the_method() -> None:
 
 
 def test_memory_ends_the_tree(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("layerbounds.search.box_tree.BYTES", 8 * 5 * 200 * 6)
+    monkeypatch.setattr("layerbounds.search.quantization.box_tree.BYTES", 8 * 5 * 200 * 6)
     unit = channel(0, 14, 3)
     tree = BoxTree(unit, root_of(unit))
     bound = tree.grow(np.inf, never)

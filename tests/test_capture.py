@@ -20,8 +20,8 @@ from layerbounds.exceptions import InputError, MissingExtraError, UnknownNameErr
 torch = pytest.importorskip("torch", reason="capture needs PyTorch")
 from torch import Tensor, nn  # noqa: E402
 
-from layerbounds.capture.memory import parse_bytes, readable  # noqa: E402
-from layerbounds.capture.targets import CaptureWarning  # noqa: E402
+from layerbounds.capturing.memory import parse_bytes, readable  # noqa: E402
+from layerbounds.capturing.targets import CaptureWarning  # noqa: E402
 
 EXACT = 1e-10
 
@@ -86,7 +86,7 @@ def test_convolutions_are_exact(module: nn.Module, shape: tuple[int, ...], monke
     change = torch.randn_like(module.weight)
     whole = lb.capture(module, batches)
     # The same in blocks so small that single lines of an image are unfolded.
-    monkeypatch.setattr(importlib.import_module("layerbounds.capture.moments"), "BLOCK_BYTES", 2000)
+    monkeypatch.setattr(importlib.import_module("layerbounds.capturing.moments"), "BLOCK_BYTES", 2000)
     pieces = lb.capture(module, batches)
     (name,) = whole
     for layer in (whole[name], pieces[name]):

@@ -11,7 +11,7 @@ import pytest
 
 import layerbounds as lb
 from layerbounds.cli.main import main
-from layerbounds.layer_files import load_layers
+from layerbounds.layers.files import load_layers
 
 torch = pytest.importorskip("torch", reason="capture needs PyTorch")
 from safetensors.torch import load_file, save_file  # noqa: E402
@@ -224,7 +224,7 @@ def test_solve_with_a_refitted_bias(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
-    from layerbounds.capture.loading import load_weights, save_state
+    from layerbounds.capturing.loading import load_weights, save_state
 
     def tied() -> nn.Sequential:
         model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))

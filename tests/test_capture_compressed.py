@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 
 import layerbounds as lb
-from layerbounds.bias import bias_change, with_refitted_bias
 from layerbounds.exceptions import InputError
-from layerbounds.normal_equations import least_norm_solution
+from layerbounds.layers.bias import bias_change, with_refitted_bias
+from layerbounds.layers.normal_equations import least_norm_solution
 
 torch = pytest.importorskip("torch", reason="capture needs PyTorch")
 from torch import Tensor, nn  # noqa: E402
 
-from layerbounds.capture.activations import (  # noqa: E402
+from layerbounds.capturing.activations import (  # noqa: E402
     ActivationPruner,
     ActivationQuantizer,
     prune_activations,
     quantize_activations,
 )
-from layerbounds.capture.targets import CaptureWarning  # noqa: E402
+from layerbounds.capturing.targets import CaptureWarning  # noqa: E402
 
 # Few images serve as well as many for comparing formulas with measurements.
 pytestmark = pytest.mark.filterwarnings("ignore:layer .* positions for")

@@ -12,13 +12,13 @@ import pytest
 import layerbounds as lb
 from layerbounds.cli.main import main
 from layerbounds.exceptions import FileFormatError
-from layerbounds.layer_files import load_layers
+from layerbounds.layers.files import load_layers
 
 torch = pytest.importorskip("torch", reason="capture needs PyTorch")
 transformers = pytest.importorskip("transformers", reason="model directories need the transformers extra")
 tokenizers = pytest.importorskip("tokenizers", reason="model directories need the transformers extra")
 
-from layerbounds.capture.huggingface import TextBatches, load_model  # noqa: E402
+from layerbounds.capturing.huggingface import TextBatches, load_model  # noqa: E402
 
 TEXT = "a bound is a bound\n\nthe layer sees a token and a token\nweights\n"
 SIZES = {"vocab_size": 16, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 import layerbounds as lb
 from layerbounds.arrays import Float
-from layerbounds.backends.base import ChannelTask, DualPoint, RawSolve, SearchProof
-from layerbounds.backends.tasks import make_task
-from layerbounds.bounds.diagonal import certified_minorant
-from layerbounds.certify import certify, dual_bound, objective_interval
+from layerbounds.bounds.minorants.diagonal import certified_minorant
+from layerbounds.certify.interval import certify, dual_bound, objective_interval
 from layerbounds.exceptions import CertificationError
+from layerbounds.solvers.base import ChannelTask, DualPoint, RawSolve, SearchProof
+from layerbounds.solvers.tasks import make_task
 
 #: Set LAYERBOUNDS_FUZZ for a longer run with other examples.
 FUZZ = settings(

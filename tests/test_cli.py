@@ -480,7 +480,7 @@ def test_as_a_process() -> None:
 ANNOUNCING = """
 import signal
 import sys
-from layerbounds.backends.native import NativeBackend
+from layerbounds.solvers.native import NativeBackend
 from layerbounds.cli.console import fits
 from layerbounds.cli.main import main
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from layerbounds.arrays import Float, Int
-from layerbounds.bounds.clusters import ClusterMinorant, join_clusters, start_clusters
+from layerbounds.bounds.minorants.clusters import ClusterMinorant, join_clusters, start_clusters
 from layerbounds.kernels import cluster_codes as kernels
-from layerbounds.search.cluster_codes import Codes, every_code, merge
+from layerbounds.search.pruning.cluster_codes import Codes, every_code, merge
 
 SIZE = 11
 PARTS = [np.array([0, 4, 7, 9]), np.array([1, 2, 10]), np.array([3, 5, 6, 8])]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import layerbounds as lb
-from layerbounds.search import quantization
+from layerbounds.search.quantization import channel_search as quantization
 
 
 def hard_problem(n=100):

@@ -14,16 +14,16 @@ import pytest
 from safetensors.numpy import save_file
 
 import layerbounds as lb
-import layerbounds.comparison as comparison
+import layerbounds.comparison.records as comparison
 from layerbounds.cli.bits import parse_bits
 from layerbounds.cli.main import main
 from layerbounds.cli.options import parse_fractions, parse_names
-from layerbounds.compare import comparison_problems
-from layerbounds.comparison import Record, bits_per_weight, compare_problems
+from layerbounds.comparison.compare import comparison_problems
+from layerbounds.comparison.records import Record, bits_per_weight, compare_problems
 from layerbounds.exceptions import CertificationError, InputError, LayerboundsError
+from layerbounds.layers.weight_files import load_weights
 from layerbounds.report.comparison import comparison_tables, excess
 from layerbounds.report.comparison_plot import plot_comparison
-from layerbounds.weight_files import load_weights
 
 METHODS = ["rtn", "gptq", "gptq:act_order=true", "magnitude", "obs"]
 Run = Callable[..., tuple[int, str, str]]

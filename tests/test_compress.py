@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 import layerbounds as lb
-from layerbounds.compress import LayerOutcome
+from layerbounds.compression.compress import LayerOutcome
 from layerbounds.exceptions import InputError
 
 torch = pytest.importorskip("torch", reason="compression of models needs PyTorch")
 from torch import Tensor, nn  # noqa: E402
 
-from layerbounds.capture.activations import quantize_activations  # noqa: E402
-from layerbounds.capture.loading import ArrayBatches, load_weights  # noqa: E402
+from layerbounds.capturing.activations import quantize_activations  # noqa: E402
+from layerbounds.capturing.loading import ArrayBatches, load_weights  # noqa: E402
 
 # Few images serve as well as many for comparing formulas with measurements.
 pytestmark = pytest.mark.filterwarnings("ignore:layer .* positions for")

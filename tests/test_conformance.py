@@ -7,11 +7,11 @@ import pytest
 from zoo import Case, zoo
 
 import layerbounds as lb
-from layerbounds.backends.base import Capability
-from layerbounds.backends.registry import get_backend
 from layerbounds.exceptions import UnsupportedProblemError
-from layerbounds.pruning_problem import PruningProblem
+from layerbounds.problems.pruning import PruningProblem
 from layerbounds.solution import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE
+from layerbounds.solvers.base import Capability
+from layerbounds.solvers.registry import get_backend
 
 BACKENDS = [row.name for row in lb.backends()]
 

@@ -7,7 +7,8 @@ import pytest
 from matrices import correlated
 
 import layerbounds as lb
-from layerbounds.bounds.cuts import (
+from layerbounds.bounds.minorants.diagonal import maximize_minorant
+from layerbounds.bounds.quantization.cuts import (
     GENERIC,
     certified_weights,
     generate_cuts,
@@ -17,8 +18,7 @@ from layerbounds.bounds.cuts import (
     strongest,
     weight_schedule,
 )
-from layerbounds.bounds.diagonal import maximize_minorant
-from layerbounds.search import cut_tests
+from layerbounds.search.quantization import cut_tests
 
 
 def joint_bound(z, units, weights, forms):
@@ -118,7 +118,7 @@ def test_cuts_save_nodes_on_a_real_layer(reference_data, monkeypatch):
     layer = lb.Layer(weight=whole.matrix[:1, live], gram=gram + 1e-6 * np.diag(gram).mean() * np.eye(80))
     problem = lb.quantization_problem(layer, bits=4, scale=lb.uniform_grid(whole.weight, 4).scale[:1, 0])
     with_cuts = lb.solve(problem, node_limit=3_000_000, time_limit=600, jobs=1)
-    monkeypatch.setattr("layerbounds.search.units.prepare_cuts", lambda prep: None)
+    monkeypatch.setattr("layerbounds.search.quantization.grid_units.prepare_cuts", lambda prep: None)
     without = lb.solve(problem, node_limit=3_000_000, time_limit=600, jobs=1)
     assert with_cuts.lower_bound[0] <= min(with_cuts.upper_bound[0], without.upper_bound[0])
     assert with_cuts.lower_bound[0] > without.lower_bound[0]

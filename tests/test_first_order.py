@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import layerbounds as lb
-from layerbounds.bounds.diagonal import is_minorant, maximize_minorant
-from layerbounds.bounds.first_order import ascend_minorant
-from layerbounds.search import preparation
+from layerbounds.bounds.minorants.diagonal import is_minorant, maximize_minorant
+from layerbounds.bounds.minorants.first_order import ascend_minorant
+from layerbounds.search.quantization import preparation
 
 
 def gram_of(rng, n, condition):

@@ -10,8 +10,8 @@ import pytest
 import layerbounds as lb
 from layerbounds.cli.main import main
 from layerbounds.exceptions import InputError
-from layerbounds.gram_range import FACTORS, fitted_grid, gram_grid
-from layerbounds.grids import Granularity
+from layerbounds.problems.gram_range import FACTORS, fitted_grid, gram_grid
+from layerbounds.problems.grids import Granularity
 
 
 @pytest.fixture

@@ -11,10 +11,17 @@ from scipy.stats import norm
 
 import layerbounds as lb
 from layerbounds.arrays import Float
-from layerbounds.codebooks import codebook
 from layerbounds.exceptions import InputError, UnknownNameError
-from layerbounds.grids import MSE_STEPS, Granularity, codebook_grid, nearest_levels, symmetric_grid, uniform_grid
-from layerbounds.problem import quantization_problem
+from layerbounds.problems.codebooks import codebook
+from layerbounds.problems.grids import (
+    MSE_STEPS,
+    Granularity,
+    codebook_grid,
+    nearest_levels,
+    symmetric_grid,
+    uniform_grid,
+)
+from layerbounds.problems.quantization import quantization_problem
 
 CODEBOOKS = ["binary", "ternary", "nf4", "fp4", "mxfp4"]
 

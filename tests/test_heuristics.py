@@ -10,8 +10,8 @@ import pytest
 import layerbounds as lb
 from layerbounds.arrays import Float, Int
 from layerbounds.exceptions import InputError, UnknownNameError
-from layerbounds.heuristics.registry import describe_heuristics
-from layerbounds.search.preparation import factorize_ordered
+from layerbounds.methods.registry import describe_heuristics
+from layerbounds.search.quantization.preparation import factorize_ordered
 
 METHODS = ["rtn", "gptq", "ldlq", "obq", "adaround", "quantease", "coordinate_descent", "babai_klein", "beam"]
 #: Every method with options that change what it does.

@@ -12,13 +12,13 @@ import pytest
 import layerbounds as lb
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError, UnsupportedProblemError
-from layerbounds.heuristics.babai_klein import sampling_ratio
-from layerbounds.heuristics.base import pattern_kind
-from layerbounds.heuristics.registry import describe_heuristics, find_heuristic, make_view
-from layerbounds.heuristics.specs import choose_methods, parse_method
 from layerbounds.kernels.adaround import GAMMA, ZETA
 from layerbounds.kernels.adaround import adaround as train
 from layerbounds.kernels.methods import klein_rounding
+from layerbounds.methods.babai_klein import sampling_ratio
+from layerbounds.methods.base import pattern_kind
+from layerbounds.methods.registry import describe_heuristics, find_heuristic, make_view
+from layerbounds.methods.specs import choose_methods, parse_method
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import pytest
 
 import layerbounds as lb
 from layerbounds.arrays import Float, Int
-from layerbounds.grids import nearest_levels
 from layerbounds.kernels.enumeration import ascend
 from layerbounds.kernels.rounding import beam, coordinate_descent, nearest, successive_rounding
-from layerbounds.search import quantization
-from layerbounds.search.preparation import prepare
+from layerbounds.problems.grids import nearest_levels
+from layerbounds.search.quantization import channel_search as quantization
+from layerbounds.search.quantization.preparation import prepare
 
 
 def gram_of(rng: np.random.Generator, n: int) -> Float:

@@ -9,7 +9,7 @@ import pytest
 
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError
-from layerbounds.layer import Layer
+from layerbounds.layers.layer import Layer
 
 MakeGram = Callable[..., Float]
 

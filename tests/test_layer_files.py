@@ -15,8 +15,8 @@ from safetensors.numpy import save_file
 
 from layerbounds.arrays import Float
 from layerbounds.exceptions import FileFormatError, InputError, UnknownNameError
-from layerbounds.layer import Layer
-from layerbounds.layer_files import SCHEMA_KEY, SCHEMA_VERSION, find_layer, load_layers, save_layers
+from layerbounds.layers.files import SCHEMA_KEY, SCHEMA_VERSION, find_layer, load_layers, save_layers
+from layerbounds.layers.layer import Layer
 
 MakeGram = Callable[..., Float]
 
@@ -217,7 +217,7 @@ def test_saving_is_atomic(small_layer: Layer, tmp_path: Path, monkeypatch: pytes
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("layerbounds.layer_files._write_safetensors", fail)
+    monkeypatch.setattr("layerbounds.layers.files._write_safetensors", fail)
     with pytest.raises(InputError, match="disk full"):
         save_layers(path, [small_layer])
     assert path.read_bytes() == before

@@ -13,17 +13,17 @@ from threadpoolctl import threadpool_limits
 
 import layerbounds as lb
 from layerbounds.arrays import Float
-from layerbounds.backends.base import BlockDual, Control, DualPoint, PruningTask, RawSolve, SearchProof
-from layerbounds.backends.tasks import make_task
-from layerbounds.bounds.blocks import BlockMinorant
-from layerbounds.bounds.pruning_dual import is_block_minorant, pruning_bound
-from layerbounds.certify import certify, dual_bound
+from layerbounds.bounds.minorants.blocks import BlockMinorant
+from layerbounds.bounds.pruning.dual import is_block_minorant, pruning_bound
+from layerbounds.certify.interval import certify, dual_bound
 from layerbounds.exceptions import CertificationError, InputError
-from layerbounds.patterns import parse_pattern
-from layerbounds.search.blocks import BlockSearch, search_blocks
-from layerbounds.search.clusters import search_clusters
-from layerbounds.search.masks import MaskSearch
-from layerbounds.search.pruning import SubsetSearch, search_subset
+from layerbounds.problems.patterns import parse_pattern
+from layerbounds.search.pruning.blocks import BlockSearch, search_blocks
+from layerbounds.search.pruning.clusters import search_clusters
+from layerbounds.search.pruning.masks import MaskSearch
+from layerbounds.search.pruning.subset_search import SubsetSearch, search_subset
+from layerbounds.solvers.base import BlockDual, Control, DualPoint, PruningTask, RawSolve, SearchProof
+from layerbounds.solvers.tasks import make_task
 
 
 def optimum(problem: lb.PruningProblem) -> Float:

@@ -15,12 +15,12 @@ from threadpoolctl import threadpool_limits
 
 import layerbounds as lb
 from layerbounds.arrays import Float
-from layerbounds.backends.base import Control, PruningTask
-from layerbounds.backends.tasks import make_task
-from layerbounds.bounds.clusters import make_clusters, prove_clusters, start_clusters
-from layerbounds.certify import certify
+from layerbounds.bounds.minorants.clusters import make_clusters, prove_clusters, start_clusters
+from layerbounds.certify.interval import certify
 from layerbounds.kernels import clusters as kernels
-from layerbounds.search import clusters as search
+from layerbounds.search.pruning import clusters as search
+from layerbounds.solvers.base import Control, PruningTask
+from layerbounds.solvers.tasks import make_task
 
 FUZZ = "LAYERBOUNDS_FUZZ" in os.environ
 COUNT = int(os.environ.get("LAYERBOUNDS_FUZZ", "40"))
@@ -75,7 +75,7 @@ def test_never_above_the_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
         task = make_task(problem, 0, None, None)
         assert isinstance(task, PruningTask)
         exact = best_error(task)
-        monkeypatch.setattr("layerbounds.search.pruning.ENUMERATED", int(rng.choice([0, 50, 20000])))
+        monkeypatch.setattr("layerbounds.search.pruning.subset_search.ENUMERATED", int(rng.choice([0, 50, 20000])))
         monkeypatch.setattr(search, "SMALL", int(rng.choice([0, 0, 80])))
         monkeypatch.setattr(search, "EARLY_SETS", float(rng.choice([0.0, 10.0, 2e4])))
         monkeypatch.setattr(search, "MOST_SETS", float(rng.choice([0.0, 30.0, 1e5])))

@@ -10,7 +10,7 @@ import pytest
 
 import layerbounds as lb
 from layerbounds.arrays import Float
-from layerbounds.patterns import Structure
+from layerbounds.problems.patterns import Structure
 
 
 def choices(structure: Structure) -> list[np.ndarray]:

@@ -9,7 +9,8 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 import layerbounds as lb
-from layerbounds.search import blocks, clusters, masks, pruning
+from layerbounds.search.pruning import blocks, clusters, masks
+from layerbounds.search.pruning import subset_search as pruning
 
 
 @pytest.fixture(autouse=True)

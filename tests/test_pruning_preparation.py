@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import layerbounds as lb
-from layerbounds.bounds.clusters import ClusterMinorant
-from layerbounds.search import clusters, pruning_preparation
-from layerbounds.search.pruning_preparation import prepare_pruning
+from layerbounds.bounds.minorants.clusters import ClusterMinorant
+from layerbounds.search.pruning import clusters
+from layerbounds.search.pruning import preparation as pruning_preparation
+from layerbounds.search.pruning.preparation import prepare_pruning
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ from threadpoolctl import threadpool_limits
 
 import layerbounds as lb
 from layerbounds.arrays import Float
-from layerbounds.backends.base import Control, PruningTask
-from layerbounds.backends.tasks import make_task
-from layerbounds.certify import certify
+from layerbounds.certify.interval import certify
 from layerbounds.kernels import subset_tree
-from layerbounds.search import compiled_tree
-from layerbounds.search.pruning import SubsetSearch, search_subset
+from layerbounds.search.pruning import compiled_tree
+from layerbounds.search.pruning.subset_search import SubsetSearch, search_subset
+from layerbounds.solvers.base import Control, PruningTask
+from layerbounds.solvers.tasks import make_task
 
 FUZZ = "LAYERBOUNDS_FUZZ" in os.environ
 COUNT = int(os.environ.get("LAYERBOUNDS_FUZZ", "30"))
@@ -81,7 +81,7 @@ def test_never_above_the_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
         exact = best_error(task, k)
         monkeypatch.setattr(compiled_tree, "MOST_SETS", float(rng.choice([0.0, 0.0, 40.0, 3e4])))
         monkeypatch.setattr(compiled_tree, "NODES", int(rng.choice([3, 64])))
-        monkeypatch.setattr("layerbounds.search.pruning.ENUMERATED", 0)
+        monkeypatch.setattr("layerbounds.search.pruning.subset_search.ENUMERATED", 0)
         limit = None if rng.random() < 0.7 else int(rng.integers(1, 40))
         search = SubsetSearch(task, control(limit))
         search.first_incumbents()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from functools import partial
 
-from layerbounds.search.remembered import Recent, once
+from layerbounds.search.shared_results import Recent, once
 
 
 class Subject:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from layerbounds.bounds.semidefinite import are_positive_semidefinite, cholesky, is_positive_semidefinite
+from layerbounds.bounds.minorants.semidefinite import are_positive_semidefinite, cholesky, is_positive_semidefinite
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 40, 130])

@@ -17,10 +17,11 @@ from numba import njit
 
 import layerbounds as lb
 from layerbounds.arrays import Float, Int
-from layerbounds.backends.base import Control, RawSolve, Task
-from layerbounds.backends.native import NativeBackend
 from layerbounds.exceptions import InputError
-from layerbounds.search import preparation, quantization
+from layerbounds.search.quantization import channel_search as quantization
+from layerbounds.search.quantization import preparation
+from layerbounds.solvers.base import Control, RawSolve, Task
+from layerbounds.solvers.native import NativeBackend
 
 #: Set LAYERBOUNDS_FUZZ for a longer run with other examples.
 FUZZ = settings(

@@ -17,7 +17,7 @@ from scipy.interpolate import PchipInterpolator
 from layerbounds import theory
 from layerbounds.cli.main import main
 from layerbounds.exceptions import FileFormatError, InputError
-from layerbounds.tensors import (
+from layerbounds.theory.tensors import (
     TensorRow,
     analyse_tensor,
     by_kurtosis,

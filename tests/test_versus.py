@@ -16,12 +16,12 @@ import layerbounds as lb
 from layerbounds.arrays import Float
 from layerbounds.cli.bits import parse_bits
 from layerbounds.cli.main import main
+from layerbounds.contests import Verdict, versus_layers
+from layerbounds.contests import contest as contest_module
+from layerbounds.contests.contest import Contender, Contest, Rules
+from layerbounds.contests.run import sample_channels
+from layerbounds.contests.verdict import decide, summed
 from layerbounds.exceptions import CertificationError, FileFormatError, InputError
-from layerbounds.verdicts import Verdict, versus_layers
-from layerbounds.verdicts import contest as contest_module
-from layerbounds.verdicts.contest import Contender, Contest, Rules
-from layerbounds.verdicts.run import sample_channels
-from layerbounds.verdicts.verdict import decide, summed
 
 
 def best_quantized(layer: lb.Layer, channel: int, bits: int) -> float:

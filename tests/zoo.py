@@ -15,9 +15,9 @@ import numpy as np
 
 import layerbounds as lb
 from layerbounds.arrays import Float
-from layerbounds.backends.base import PruningTask, Task
-from layerbounds.backends.tasks import make_task
-from layerbounds.problem import Problem
+from layerbounds.problems.quantization import Problem
+from layerbounds.solvers.base import PruningTask, Task
+from layerbounds.solvers.tasks import make_task
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerbounds.capture.batches import Forward, Mask, batch_mask, evaluating, move, run_batch
-from layerbounds.capture.geometry import LinearGeometry
-from layerbounds.capture.stream import hooks
-from layerbounds.capture.targets import Target, find_targets, unwrap
+from layerbounds.capturing.batches import Forward, Mask, batch_mask, evaluating, move, run_batch
+from layerbounds.capturing.geometry import LinearGeometry
+from layerbounds.capturing.stream import hooks
+from layerbounds.capturing.targets import Target, find_targets, unwrap
 from layerbounds.exceptions import InputError
 
 

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 import layerbounds
-from layerbounds.capture.batches import Forward, Mask, again
-from layerbounds.capture.fold import fold_batchnorm
-from layerbounds.capture.memory import MemoryPlan, parse_bytes, plan_memory
-from layerbounds.capture.moments import Allocate, Moments, in_memory
-from layerbounds.capture.stream import Pass, Progress, Tally, twin_targets
-from layerbounds.capture.targets import CaptureWarning, Target, find_targets, other_parameters, unwrap
+from layerbounds.capturing.batches import Forward, Mask, again
+from layerbounds.capturing.fold import fold_batchnorm
+from layerbounds.capturing.memory import MemoryPlan, parse_bytes, plan_memory
+from layerbounds.capturing.moments import Allocate, Moments, in_memory
+from layerbounds.capturing.stream import Pass, Progress, Tally, twin_targets
+from layerbounds.capturing.targets import CaptureWarning, Target, find_targets, other_parameters, unwrap
 from layerbounds.exceptions import InputError
-from layerbounds.layer import Layer
+from layerbounds.layers.layer import Layer
 
 #: Positions per input below which a target for compressed inputs follows the noise of the calibration data.
 FEW_POSITIONS = 4

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from layerbounds.exceptions import MissingExtraError
-from layerbounds.layer import Layer
+from layerbounds.layers.layer import Layer
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from layerbounds.capture.capture_run import CaptureReport
-    from layerbounds.capture.memory import MemoryPlan
+    from layerbounds.capturing.capture_run import CaptureReport
+    from layerbounds.capturing.memory import MemoryPlan
 
 
 class CapturedLayers(dict[str, Layer]):
@@ -120,7 +120,7 @@ def capture(
         About layers that were not reached, or cannot be captured and were not asked for by name.
     """
     require_torch()
-    from layerbounds.capture.capture_run import CaptureRun
+    from layerbounds.capturing.capture_run import CaptureRun
 
     capture_run = CaptureRun(
         model,
@@ -166,7 +166,7 @@ def capture_to_file(
     CaptureReport
     """
     require_torch()
-    from layerbounds.capture.capture_run import CaptureRun
-    from layerbounds.capture.files import write_capture
+    from layerbounds.capturing.capture_run import CaptureRun
+    from layerbounds.capturing.files import write_capture
 
     return write_capture(path, CaptureRun(model, batches, layers, **options))[0]

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from layerbounds.capture.capture_run import CaptureReport, CaptureRun
+from layerbounds.capturing.capture_run import CaptureReport, CaptureRun
 from layerbounds.exceptions import InputError
-from layerbounds.layer_files import file_metadata, layer_info, layer_tensors, write_tensors
+from layerbounds.layers.files import file_metadata, layer_info, layer_tensors, write_tensors
 from layerbounds.report.describe import describe_layer
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerbounds.capture.batches import Forward, evaluating, move, run_batch
-from layerbounds.capture.geometry import ConvGeometry, describe_module
-from layerbounds.capture.targets import named_modules
+from layerbounds.capturing.batches import Forward, evaluating, move, run_batch
+from layerbounds.capturing.geometry import ConvGeometry, describe_module
+from layerbounds.capturing.targets import named_modules
 from layerbounds.exceptions import InputError
 
 #: Largest change of the model's outputs that rounding explains, relative to their largest entry.

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from layerbounds.exceptions import FileFormatError, InputError
-from layerbounds.layer_files import atomic_path, read_tensors
+from layerbounds.layers.files import atomic_path, read_tensors
 from layerbounds.names import match_name
 
 

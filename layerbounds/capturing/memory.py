@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from layerbounds.capture.geometry import BLOCK_BYTES
-from layerbounds.capture.moments import moment_bytes
-from layerbounds.capture.targets import Target
+from layerbounds.capturing.geometry import BLOCK_BYTES
+from layerbounds.capturing.moments import moment_bytes
+from layerbounds.capturing.targets import Target
 from layerbounds.exceptions import InputError
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}

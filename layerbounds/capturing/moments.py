@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from layerbounds.arrays import Float
-from layerbounds.capture.geometry import BLOCK_BYTES, Geometry
+from layerbounds.capturing.geometry import BLOCK_BYTES, Geometry
 
 #: Makes the array behind a large sum: in memory, or on disk.
 Allocate = Callable[[tuple[int, ...], torch.dtype, torch.device], Tensor]

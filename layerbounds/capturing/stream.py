@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerbounds.capture.batches import Forward, Mask, StopRun, batch_mask, evaluating, move, run_batch
-from layerbounds.capture.geometry import Geometry
-from layerbounds.capture.moments import Moments
-from layerbounds.capture.targets import Target, named_modules
+from layerbounds.capturing.batches import Forward, Mask, StopRun, batch_mask, evaluating, move, run_batch
+from layerbounds.capturing.geometry import Geometry
+from layerbounds.capturing.moments import Moments
+from layerbounds.capturing.targets import Target, named_modules
 from layerbounds.exceptions import InputError
 
 #: Called after each batch: (batches done, batches in all or None).

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from layerbounds.capture.geometry import Geometry, describe_module
+from layerbounds.capturing.geometry import Geometry, describe_module
 from layerbounds.exceptions import InputError
 from layerbounds.names import is_pattern, match_name, match_names
 

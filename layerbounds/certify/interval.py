@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from layerbounds.arrays import Float, Int
-from layerbounds.backends.base import BlockDual, ChannelTask, DualPoint, PruningTask, RawSolve, Task
-from layerbounds.bounds.pruning_dual import pruning_bound
-from layerbounds.bounds.quantization_block_dual import block_dual_bound
-from layerbounds.bounds.quantization_dual import Lattice, tangent_bound
+from layerbounds.bounds.pruning.dual import pruning_bound
+from layerbounds.bounds.quantization.block_dual import block_dual_bound
+from layerbounds.bounds.quantization.dual import Lattice, tangent_bound
 from layerbounds.exceptions import CertificationError
-from layerbounds.grids import nearest_levels
+from layerbounds.problems.grids import nearest_levels
 from layerbounds.solution import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE, BoundKind, Status, TracePoint
+from layerbounds.solvers.base import BlockDual, ChannelTask, DualPoint, PruningTask, RawSolve, Task
 
 #: Solvers work with tolerances: a claim that exceeds a feasible error by no more than this, relative to the error and
 #: to f(0), is lowered to it; any other is refused.

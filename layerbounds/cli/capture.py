@@ -89,10 +89,10 @@ def capture_command(
         preprocess=preprocess,
         max_tokens=max_tokens,
     )
-    from layerbounds.capture.activations import quantize_activations
-    from layerbounds.capture.capture_run import CaptureRun
-    from layerbounds.capture.files import write_capture
-    from layerbounds.capture.loading import file_hash, load_weights
+    from layerbounds.capturing.activations import quantize_activations
+    from layerbounds.capturing.capture_run import CaptureRun
+    from layerbounds.capturing.files import write_capture
+    from layerbounds.capturing.loading import file_hash, load_weights
 
     compressed = None
     if compressed_weights is not None:

@@ -22,16 +22,16 @@ from layerbounds.cli.options import (
     parse_names,
     read_layers,
 )
-from layerbounds.compare import comparison_problems
-from layerbounds.comparison import Comparison, compare_problems
+from layerbounds.comparison.compare import comparison_problems
+from layerbounds.comparison.records import Comparison, compare_problems
 from layerbounds.exceptions import LayerboundsError
-from layerbounds.grids import Range
-from layerbounds.layer_files import find_layer
+from layerbounds.layers.files import find_layer
+from layerbounds.layers.weight_files import load_weights
+from layerbounds.problems.grids import Range
 from layerbounds.report.comparison import comparison_tables
 from layerbounds.report.comparison_plot import plot_comparison
 from layerbounds.report.files import STDOUT, check_output, write_csv, write_json
 from layerbounds.report.plots import check_plot
-from layerbounds.weight_files import load_weights
 
 
 def compare_command(

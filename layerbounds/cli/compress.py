@@ -9,7 +9,6 @@ from typing import Annotated, Any, cast
 import typer
 from rich.table import Table
 
-from layerbounds.bias import Bias
 from layerbounds.cli.console import batch_progress, result_console, said_warnings
 from layerbounds.cli.models import (
     BatchSizeOption,
@@ -29,8 +28,9 @@ from layerbounds.cli.models import (
     read_inputs,
 )
 from layerbounds.cli.options import JsonOption, check_json, parse_granularity
-from layerbounds.compress import CompressedModel, LayerOutcome, compress
-from layerbounds.grids import Range
+from layerbounds.compression.compress import CompressedModel, LayerOutcome, compress
+from layerbounds.layers.bias import Bias
+from layerbounds.problems.grids import Range
 from layerbounds.report.files import STDOUT, check_output, write_json
 
 
@@ -148,7 +148,7 @@ def compress_command(
 
 
 def _save(result: CompressedModel, out: Path) -> None:
-    from layerbounds.capture.loading import save_state
+    from layerbounds.capturing.loading import save_state
 
     save_state(out, result.state_dict, list(result.layers))
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from layerbounds.backends.registry import backends
 from layerbounds.cli.console import result_console
 from layerbounds.cli.options import JsonOption, check_json
-from layerbounds.heuristics.registry import describe_heuristics
+from layerbounds.methods.registry import describe_heuristics
 from layerbounds.report.files import STDOUT, write_json
 from layerbounds.report.tables import backend_table, heuristic_table
+from layerbounds.solvers.registry import backends
 
 
 def backends_command(json_out: JsonOption = None) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from layerbounds.capture.entry import require_torch
+from layerbounds.capturing.entry import require_torch
 from layerbounds.exceptions import InputError
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ def read_inputs(
 ) -> Inputs:
     """Load what the options name."""
     require_torch()
-    from layerbounds.capture.huggingface import TextBatches, is_model_directory, load_model
-    from layerbounds.capture.loading import (
+    from layerbounds.capturing.huggingface import TextBatches, is_model_directory, load_model
+    from layerbounds.capturing.loading import (
         ArrayBatches,
         build_model,
         file_hash,

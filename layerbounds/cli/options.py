@@ -11,9 +11,9 @@ import typer
 
 from layerbounds.demo import demo_layers
 from layerbounds.exceptions import InputError
-from layerbounds.grids import Granularity
-from layerbounds.layer import Layer
-from layerbounds.layer_files import load_layers
+from layerbounds.layers.files import load_layers
+from layerbounds.layers.layer import Layer
+from layerbounds.problems.grids import Granularity
 from layerbounds.report.files import STDOUT, check_output
 
 InputOption = Annotated[

@@ -9,7 +9,6 @@ from typing import Annotated, Any, cast
 import typer
 
 import layerbounds
-from layerbounds.bias import Bias, apply_bias
 from layerbounds.cli.console import channel_progress, fits, result_console
 from layerbounds.cli.options import (
     InputOption,
@@ -21,12 +20,13 @@ from layerbounds.cli.options import (
     read_layers,
 )
 from layerbounds.exceptions import InputError, LayerboundsError
-from layerbounds.gram_range import fitted_grid
-from layerbounds.grids import Granularity, Range
-from layerbounds.layer import Layer
-from layerbounds.layer_files import find_layer
-from layerbounds.problem import Problem, check_channels, quantization_problem
-from layerbounds.pruning_problem import pruning_problem
+from layerbounds.layers.bias import Bias, apply_bias
+from layerbounds.layers.files import find_layer
+from layerbounds.layers.layer import Layer
+from layerbounds.problems.gram_range import fitted_grid
+from layerbounds.problems.grids import Granularity, Range
+from layerbounds.problems.pruning import pruning_problem
+from layerbounds.problems.quantization import Problem, check_channels, quantization_problem
 from layerbounds.report.files import STDOUT, check_output, write_json
 from layerbounds.report.plots import check_plot, plot_trace
 from layerbounds.report.tables import channel_table, note_lines, total_line

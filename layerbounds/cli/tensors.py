@@ -16,7 +16,7 @@ from layerbounds.report.files import STDOUT, check_output, write_json
 from layerbounds.report.plots import check_plot
 from layerbounds.report.tensor_plots import plot_tensors
 from layerbounds.report.tensor_tables import notes, share_table, tensor_record, tensor_table
-from layerbounds.tensors import TensorRow, analyse_tensor, read_table, read_weights, write_table
+from layerbounds.theory.tensors import TensorRow, analyse_tensor, read_table, read_weights, write_table
 
 #: Tables of more tensors than this are printed only as a summary.
 MANY_TENSORS = 200

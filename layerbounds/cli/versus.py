@@ -21,17 +21,17 @@ from layerbounds.cli.options import (
     parse_granularity,
     read_layers,
 )
+from layerbounds.contests.contest import Rules
+from layerbounds.contests.levels import Comparison
+from layerbounds.contests.run import default_jobs, sample_channels, versus_layers
 from layerbounds.exceptions import InputError, LayerboundsError
-from layerbounds.grids import Range
-from layerbounds.layer import Layer
-from layerbounds.layer_files import atomic_path, find_layer
+from layerbounds.layers.files import atomic_path, find_layer
+from layerbounds.layers.layer import Layer
+from layerbounds.problems.grids import Range
 from layerbounds.report.files import STDOUT, check_output, write_json
 from layerbounds.report.plots import check_plot
 from layerbounds.report.versus_plots import plot_comparison, plot_network
 from layerbounds.report.versus_tables import comparison_table, network_markdown, network_table, rule, summary_lines
-from layerbounds.verdicts.comparison import Comparison
-from layerbounds.verdicts.contest import Rules
-from layerbounds.verdicts.run import default_jobs, sample_channels, versus_layers
 
 
 def versus_command(

@@ -8,13 +8,13 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from layerbounds.comparison import compare_problems
+from layerbounds.comparison.records import compare_problems
 from layerbounds.exceptions import InputError
-from layerbounds.gram_range import fitted_grid
-from layerbounds.grids import Granularity, Grid, Range
-from layerbounds.layer import Layer
-from layerbounds.problem import Problem, quantization_problem
-from layerbounds.pruning_problem import pruning_problem
+from layerbounds.layers.layer import Layer
+from layerbounds.problems.gram_range import fitted_grid
+from layerbounds.problems.grids import Granularity, Grid, Range
+from layerbounds.problems.pruning import pruning_problem
+from layerbounds.problems.quantization import Problem, quantization_problem
 
 
 def compare(
@@ -72,8 +72,8 @@ def compare(
     Returns
     -------
     list of dict
-        One for each row, with the fields of `layerbounds.comparison.Record`: what `pandas.DataFrame` reads. After a
-        Ctrl-C the rows that are finished; bounds that are not have the value None.
+        One for each row, with the fields of `layerbounds.comparison.records.Record`: what `pandas.DataFrame` reads.
+        After a Ctrl-C the rows that are finished; bounds that are not have the value None.
 
     Raises
     ------

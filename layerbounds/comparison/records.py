@@ -13,10 +13,10 @@ from numpy.typing import ArrayLike
 
 from layerbounds.arrays import Float, as_float64
 from layerbounds.exceptions import CertificationError, InputError, UnsupportedProblemError
-from layerbounds.heuristics.registry import run_channels
-from layerbounds.heuristics.specs import MethodSpec, choose_methods, parse_method, tiny_like, warm_up
-from layerbounds.problem import Evaluation, Problem, check_channels, evaluate
-from layerbounds.pruning_problem import PruningProblem
+from layerbounds.methods.registry import run_channels
+from layerbounds.methods.specs import MethodSpec, choose_methods, parse_method, tiny_like, warm_up
+from layerbounds.problems.pruning import PruningProblem
+from layerbounds.problems.quantization import Evaluation, Problem, check_channels, evaluate
 from layerbounds.solution import Solution
 from layerbounds.solve import solve
 

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from layerbounds.arrays import Float
-from layerbounds.bias import Bias, bias_change
-from layerbounds.capture.entry import require_torch
+from layerbounds.capturing.entry import require_torch
 from layerbounds.exceptions import InputError
-from layerbounds.grids import Granularity, Range
-from layerbounds.heuristics.registry import run_heuristic
-from layerbounds.layer import Layer
-from layerbounds.problem import Problem, evaluate, quantization_problem
-from layerbounds.pruning_problem import pruning_problem
+from layerbounds.layers.bias import Bias, bias_change
+from layerbounds.layers.layer import Layer
+from layerbounds.methods.registry import run_heuristic
+from layerbounds.problems.grids import Granularity, Range
+from layerbounds.problems.pruning import pruning_problem
+from layerbounds.problems.quantization import Problem, evaluate, quantization_problem
 from layerbounds.solve import solve
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from layerbounds.capture.targets import Target
+    from layerbounds.capturing.targets import Target
 
 #: In place of a heuristic's name: the weights that reach the upper ends of the intervals.
 SOLVE = "solve"
@@ -193,10 +193,10 @@ def compress(
     require_torch()
     import torch
 
-    from layerbounds.capture.batches import again
-    from layerbounds.capture.capture_run import CaptureRun
-    from layerbounds.capture.fold import fold_batchnorm as fold
-    from layerbounds.capture.targets import find_targets, unwrap
+    from layerbounds.capturing.batches import again
+    from layerbounds.capturing.capture_run import CaptureRun
+    from layerbounds.capturing.fold import fold_batchnorm as fold
+    from layerbounds.capturing.targets import find_targets, unwrap
 
     pruning = density is not None or pattern is not None
     if (bits is None) != pruning:
@@ -285,8 +285,8 @@ def _calls(
     """How often each layer is called in a batch, in the order of first calls; None where that depends on the batch."""
     import torch
 
-    from layerbounds.capture.batches import evaluating, move, run_batch
-    from layerbounds.capture.stream import hooks
+    from layerbounds.capturing.batches import evaluating, move, run_batch
+    from layerbounds.capturing.stream import hooks
 
     counts: list[dict[str, int]] = []
     order: dict[str, None] = {}

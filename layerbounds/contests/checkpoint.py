@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from layerbounds.contests.contest import Contender, Contest
 from layerbounds.exceptions import FileFormatError, InputError
-from layerbounds.layer_files import atomic_path
-from layerbounds.verdicts.contest import Contender, Contest
+from layerbounds.layers.files import atomic_path
 
 SCHEMA_VERSION = 1
 

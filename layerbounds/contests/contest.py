@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from layerbounds.arrays import Bool, Float
+from layerbounds.contests.levels import Comparison, Level
+from layerbounds.contests.verdict import Verdict, decide_all, summed
 from layerbounds.exceptions import CertificationError, InputError
-from layerbounds.grids import Granularity, Range
-from layerbounds.layer import Layer
-from layerbounds.problem import Problem, check_channels, quantization_problem
-from layerbounds.pruning_problem import PruningProblem, pruning_problem
+from layerbounds.layers.layer import Layer
+from layerbounds.problems.grids import Granularity, Range
+from layerbounds.problems.pruning import PruningProblem, pruning_problem
+from layerbounds.problems.quantization import Problem, check_channels, quantization_problem
 from layerbounds.solution import Solution, Status
 from layerbounds.solve import solve
-from layerbounds.verdicts.comparison import Comparison, Level
-from layerbounds.verdicts.verdict import Verdict, decide_all, summed
 
 #: How far beyond the rival's upper bound a lower bound is pushed, relative: ties within rounding are no verdicts.
 BEYOND = 1e-6

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from layerbounds.arrays import Float
-from layerbounds.verdicts.verdict import Verdict, decide, decide_all, summed
+from layerbounds.contests.verdict import Verdict, decide, decide_all, summed
 
 
 @dataclass(frozen=True, eq=False)

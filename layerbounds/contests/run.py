@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from layerbounds.contests.checkpoint import Checkpoint
+from layerbounds.contests.contest import Contest, Rules
+from layerbounds.contests.levels import Comparison
 from layerbounds.exceptions import InputError
-from layerbounds.grids import Granularity, Range
-from layerbounds.layer import Layer
-from layerbounds.verdicts.checkpoint import Checkpoint
-from layerbounds.verdicts.comparison import Comparison
-from layerbounds.verdicts.contest import Contest, Rules
+from layerbounds.layers.layer import Layer
+from layerbounds.problems.grids import Granularity, Range
 
 #: Shares of the time limit that the rounds after the first give to a channel; each begins from the bounds of the last.
 ROUND_SHARES = (1 / 16, 1 / 4, 1.0)

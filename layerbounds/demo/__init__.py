@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from layerbounds.arrays import Float, as_float64
 from layerbounds.exceptions import InputError
-from layerbounds.layer import Layer
-from layerbounds.layer_files import load_layers, read_tensors
+from layerbounds.layers.files import load_layers, read_tensors
+from layerbounds.layers.layer import Layer
 from layerbounds.names import match_name
 
 __all__ = ["DemoInfo", "demo_accuracy", "demo_info", "demo_layers"]

@@ -1,7 +1,7 @@
 """A node of the best-first tree: alternating directions on a smaller box, and the tangent bound with split cuts there.
 
-The method of layerbounds.bounds.alternating on integer levels: only the box differs between nodes, so that they share
-one inverse.
+The method of layerbounds.bounds.minorants.alternating on integer levels: only the box differs between nodes, so that
+they share one inverse.
 """
 
 from __future__ import annotations

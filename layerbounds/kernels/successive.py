@@ -6,7 +6,7 @@ import numpy as np
 import scipy.linalg
 
 from layerbounds.arrays import Float, Int
-from layerbounds.bounds.semidefinite import cholesky
+from layerbounds.bounds.minorants.semidefinite import cholesky
 from layerbounds.exceptions import InputError
 
 

@@ -9,9 +9,9 @@ from numpy.typing import ArrayLike
 
 from layerbounds.arrays import Float, as_float64
 from layerbounds.exceptions import InputError
-from layerbounds.gram import validate_gram
-from layerbounds.layer import Layer
-from layerbounds.normal_equations import solve_target
+from layerbounds.layers.gram import validate_gram
+from layerbounds.layers.layer import Layer
+from layerbounds.layers.normal_equations import solve_target
 
 #: What a problem does with the bias.
 Bias = Literal["keep", "refit"]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from layerbounds.exceptions import FileFormatError, InputError
-from layerbounds.layer import Layer
+from layerbounds.layers.layer import Layer
 from layerbounds.names import match_name
 
 SCHEMA_VERSION = 1

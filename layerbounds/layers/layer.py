@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from layerbounds.arrays import Bool, Float, as_float64, as_numpy
 from layerbounds.exceptions import InputError
-from layerbounds.gram import GramReport, live_inputs, validate_gram
-from layerbounds.normal_equations import solve_target
+from layerbounds.layers.gram import GramReport, live_inputs, validate_gram
+from layerbounds.layers.normal_equations import solve_target
 
 
 class Layer:
@@ -40,7 +40,7 @@ class Layer:
         Mean of X̂w̃ − Xw over the positions, whose square is part of ``constant``. Default: 0.
     bias : {"fixed", "refit"}
         Whether the layer's bias stays as it is, or is re-fitted and the numbers are those of the centred inputs; see
-        `layerbounds.bias`.
+        `layerbounds.layers.bias`.
     provenance : mapping, optional
         Where the numbers come from; stored with the layer.
 
@@ -200,7 +200,7 @@ class Layer:
         """Build a layer whose compressed inputs X̂ differ from the dense ones X, from sums over the positions.
 
         The target is the minimiser w̃ closest to the weights, and the constant what remains there
-        (`layerbounds.normal_equations`). ``provenance["normal_equation_residual"]`` holds the largest
+        (`layerbounds.layers.normal_equations`). ``provenance["normal_equation_residual"]`` holds the largest
         ‖H w̃ − X̂ᵀXw/N‖.
 
         Parameters

@@ -9,8 +9,8 @@ import numpy as np
 
 from layerbounds.arrays import Float, as_float64
 from layerbounds.exceptions import FileFormatError, InputError
-from layerbounds.layer import Layer
-from layerbounds.layer_files import read_tensors
+from layerbounds.layers.files import read_tensors
+from layerbounds.layers.layer import Layer
 from layerbounds.names import match_name
 
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError
-from layerbounds.heuristics.base import ChannelView
 from layerbounds.kernels.adaround import adaround as train
+from layerbounds.methods.base import ChannelView
 
 
 def adaround(

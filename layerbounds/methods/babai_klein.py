@@ -9,9 +9,9 @@ import scipy.optimize
 
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError
-from layerbounds.heuristics.base import ChannelView
 from layerbounds.kernels.methods import klein_rounding
-from layerbounds.successive import check_damp, factors_in_order, rounding_order
+from layerbounds.kernels.successive import check_damp, factors_in_order, rounding_order
+from layerbounds.methods.base import ChannelView
 
 
 def sampling_ratio(n: int, samples: int) -> float:

@@ -10,9 +10,9 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from layerbounds.arrays import Float, Int
-from layerbounds.patterns import Pattern
-from layerbounds.problem import QuantizationProblem
-from layerbounds.pruning_problem import PruningProblem
+from layerbounds.problems.patterns import Pattern
+from layerbounds.problems.pruning import PruningProblem
+from layerbounds.problems.quantization import QuantizationProblem
 
 T = TypeVar("T")
 

@@ -6,11 +6,11 @@ import numpy as np
 
 from layerbounds.arrays import Float, Int
 from layerbounds.exceptions import InputError
-from layerbounds.heuristics.base import ChannelView, chosen_levels
 from layerbounds.kernels.rounding import beam as search
 from layerbounds.kernels.rounding import coordinate_descent as descend
-from layerbounds.search.preparation import factorize_ordered
-from layerbounds.successive import factorize
+from layerbounds.kernels.successive import factorize
+from layerbounds.methods.base import ChannelView, chosen_levels
+from layerbounds.search.quantization.preparation import factorize_ordered
 
 
 def _factors(gram: Float, exponent: float) -> tuple[Int, tuple[Float, Float]]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError
-from layerbounds.heuristics.base import ChannelView, choice_of, chosen_levels
-from layerbounds.heuristics.gptq import gptq
-from layerbounds.heuristics.round_to_nearest import round_to_nearest
 from layerbounds.kernels.methods import sweep
 from layerbounds.kernels.rounding import coordinate_descent as descend
+from layerbounds.methods.base import ChannelView, choice_of, chosen_levels
+from layerbounds.methods.gptq import gptq
+from layerbounds.methods.round_to_nearest import round_to_nearest
 
 STARTS = {"rtn": round_to_nearest, "gptq": gptq}
 MOVES = ("greedy", "cyclic")

@@ -6,7 +6,7 @@ import numpy as np
 
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError
-from layerbounds.heuristics.pruning import PruningView, finish, largest
+from layerbounds.methods.pruning import PruningView, finish, largest
 
 
 def hard_thresholding(view: PruningView, steps: int = 300) -> Float:

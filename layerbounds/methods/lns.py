@@ -8,9 +8,9 @@ import numpy as np
 
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError
-from layerbounds.heuristics.base import ChannelView, choice_of, chosen_levels
-from layerbounds.heuristics.beam import beam
-from layerbounds.search.neighbourhoods import Neighbourhoods
+from layerbounds.methods.base import ChannelView, choice_of, chosen_levels
+from layerbounds.methods.beam import beam
+from layerbounds.search.quantization.neighbourhoods import Neighbourhoods
 
 
 def lns(view: ChannelView, time_limit: float = 1.0, rounds: int | None = None) -> Float:

@@ -6,10 +6,10 @@ import numpy as np
 
 from layerbounds.arrays import Float, Int
 from layerbounds.exceptions import InputError
-from layerbounds.heuristics.base import ChannelView, chosen_levels
-from layerbounds.heuristics.pruning import damped_inverse
 from layerbounds.kernels.methods import optimal_brain_quantization
-from layerbounds.successive import check_damp, rounding_order
+from layerbounds.kernels.successive import check_damp, rounding_order
+from layerbounds.methods.base import ChannelView, chosen_levels
+from layerbounds.methods.pruning import damped_inverse
 
 ORDERS = ("error", "columns", "activations")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from layerbounds.arrays import Float
-from layerbounds.heuristics.pruning import PruningView, damped_inverse, finish
+from layerbounds.methods.pruning import PruningView, damped_inverse, finish
 
 
 def obs(view: PruningView, damp: float = 0.0) -> Float:

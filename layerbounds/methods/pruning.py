@@ -8,10 +8,10 @@ import numpy as np
 import scipy.linalg
 
 from layerbounds.arrays import Bool, Float
-from layerbounds.bounds.semidefinite import cholesky
+from layerbounds.bounds.minorants.semidefinite import cholesky
 from layerbounds.exceptions import UnsupportedProblemError
-from layerbounds.patterns import Structure
-from layerbounds.successive import damped
+from layerbounds.kernels.successive import damped
+from layerbounds.problems.patterns import Structure
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,8 +6,8 @@ import numpy as np
 
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError
-from layerbounds.heuristics.base import ChannelView, choice_of, chosen_levels
 from layerbounds.kernels.methods import sweep
+from layerbounds.methods.base import ChannelView, choice_of, chosen_levels
 
 
 def quantease(view: ChannelView, iterations: int = 25, relax_every: int = 3) -> Float:

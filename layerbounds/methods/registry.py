@@ -14,28 +14,28 @@ from threadpoolctl import threadpool_limits
 
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError, UnsupportedProblemError
-from layerbounds.heuristics.adaround import adaround
-from layerbounds.heuristics.admm import admm
-from layerbounds.heuristics.babai_klein import babai_klein
-from layerbounds.heuristics.base import ChannelView, Heuristic, Method
-from layerbounds.heuristics.beam import beam
-from layerbounds.heuristics.coordinate_descent import coordinate_descent
-from layerbounds.heuristics.gptq import gptq
-from layerbounds.heuristics.hard_thresholding import hard_thresholding
-from layerbounds.heuristics.ldlq import ldlq
-from layerbounds.heuristics.lns import lns
-from layerbounds.heuristics.magnitude import magnitude
-from layerbounds.heuristics.obq import obq
-from layerbounds.heuristics.obs import obs
-from layerbounds.heuristics.pruning import PruningView
-from layerbounds.heuristics.quantease import quantease
-from layerbounds.heuristics.round_to_nearest import round_to_nearest
-from layerbounds.heuristics.sparsegpt import sparsegpt
-from layerbounds.heuristics.swap import swap
-from layerbounds.heuristics.wanda import wanda
+from layerbounds.methods.adaround import adaround
+from layerbounds.methods.admm import admm
+from layerbounds.methods.babai_klein import babai_klein
+from layerbounds.methods.base import ChannelView, Heuristic, Method
+from layerbounds.methods.beam import beam
+from layerbounds.methods.coordinate_descent import coordinate_descent
+from layerbounds.methods.gptq import gptq
+from layerbounds.methods.hard_thresholding import hard_thresholding
+from layerbounds.methods.ldlq import ldlq
+from layerbounds.methods.lns import lns
+from layerbounds.methods.magnitude import magnitude
+from layerbounds.methods.obq import obq
+from layerbounds.methods.obs import obs
+from layerbounds.methods.pruning import PruningView
+from layerbounds.methods.quantease import quantease
+from layerbounds.methods.round_to_nearest import round_to_nearest
+from layerbounds.methods.sparsegpt import sparsegpt
+from layerbounds.methods.swap import swap
+from layerbounds.methods.wanda import wanda
 from layerbounds.names import match_name
-from layerbounds.problem import Problem, check_channels
-from layerbounds.pruning_problem import PruningProblem
+from layerbounds.problems.pruning import PruningProblem
+from layerbounds.problems.quantization import Problem, check_channels
 
 _GRIDS = ("uniform grids", "codebook grids")
 _SPARSITY = ("pruning with refit", "pruning masks")

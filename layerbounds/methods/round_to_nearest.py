@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from layerbounds.arrays import Float
-from layerbounds.grids import nearest_levels
-from layerbounds.heuristics.base import ChannelView
+from layerbounds.methods.base import ChannelView
+from layerbounds.problems.grids import nearest_levels
 
 
 def round_to_nearest(view: ChannelView) -> Float:

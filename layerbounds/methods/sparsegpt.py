@@ -7,7 +7,7 @@ import scipy.linalg
 
 from layerbounds.arrays import Bool, Float
 from layerbounds.exceptions import InputError
-from layerbounds.heuristics.pruning import PruningView, damped_inverse, finish, single_inputs
+from layerbounds.methods.pruning import PruningView, damped_inverse, finish, single_inputs
 
 
 def sparsegpt(view: PruningView, damp: float = 0.01, block_size: int = 128, refit: bool = False) -> Float:

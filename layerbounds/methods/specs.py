@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from layerbounds.exceptions import InputError
-from layerbounds.grids import codebook_grid
-from layerbounds.heuristics.base import Heuristic
-from layerbounds.heuristics.registry import describe_heuristics, find_heuristic, resolve_options, run_channel
-from layerbounds.layer import Layer
-from layerbounds.problem import Problem, quantization_problem
-from layerbounds.pruning_problem import PruningProblem, pruning_problem
+from layerbounds.layers.layer import Layer
+from layerbounds.methods.base import Heuristic
+from layerbounds.methods.registry import describe_heuristics, find_heuristic, resolve_options, run_channel
+from layerbounds.problems.grids import codebook_grid
+from layerbounds.problems.pruning import PruningProblem, pruning_problem
+from layerbounds.problems.quantization import Problem, quantization_problem
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,13 +6,13 @@ import numpy as np
 
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError
-from layerbounds.heuristics.magnitude import magnitude
-from layerbounds.heuristics.obs import obs
-from layerbounds.heuristics.pruning import PruningView, finish, single_inputs
-from layerbounds.heuristics.wanda import wanda
 from layerbounds.kernels.masks import descend_mask
 from layerbounds.kernels.subset import improve
-from layerbounds.search.nearest import nearest_inputs
+from layerbounds.methods.magnitude import magnitude
+from layerbounds.methods.obs import obs
+from layerbounds.methods.pruning import PruningView, finish, single_inputs
+from layerbounds.methods.wanda import wanda
+from layerbounds.search.pruning.correlated_inputs import nearest_inputs
 
 STARTS = {"magnitude": magnitude, "wanda": wanda, "obs": obs}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from layerbounds.arrays import Float
-from layerbounds.heuristics.pruning import PruningView, finish, largest
+from layerbounds.methods.pruning import PruningView, finish, largest
 
 
 def wanda(view: PruningView, refit: bool = False) -> Float:

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from layerbounds.arrays import Float, Int
-from layerbounds.grids import Granularity, Grid, Range, codebook_grid, uniform_grid
 from layerbounds.kernels.methods import lazy_rounding, search_scales
-from layerbounds.layer import Layer
-from layerbounds.successive import factors_in_order, rounding_order
+from layerbounds.kernels.successive import factors_in_order, rounding_order
+from layerbounds.layers.layer import Layer
+from layerbounds.problems.grids import Granularity, Grid, Range, codebook_grid, uniform_grid
 
 #: Factors of the scale of least weight error that are tried: 1 first, so that it wins ties.
 FACTORS = np.concatenate(([1.0], 2.0 ** (np.delete(np.arange(-40, 41), 40) / 40.0)))

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from layerbounds.arrays import Float, as_float64
-from layerbounds.codebooks import codebook
 from layerbounds.exceptions import InputError
+from layerbounds.problems.codebooks import codebook
 
 Granularity = Literal["tensor", "channel"] | int
-#: ``"gram"`` needs the layer: `layerbounds.gram_range`.
+#: ``"gram"`` needs the layer: `layerbounds.problems.gram_range`.
 Range = Literal["mse", "minmax", "gram"]
 
 MAX_BITS = 8

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from layerbounds.arrays import Float
-from layerbounds.bias import Bias, apply_bias
 from layerbounds.exceptions import InputError
-from layerbounds.layer import Layer
-from layerbounds.patterns import Pattern, Structure, parse_pattern
+from layerbounds.layers.bias import Bias, apply_bias
+from layerbounds.layers.layer import Layer
+from layerbounds.problems.patterns import Pattern, Structure, parse_pattern
 
 
 @dataclass(frozen=True, eq=False)

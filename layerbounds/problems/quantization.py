@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from layerbounds.arrays import Bool, Float, Int, as_float64
-from layerbounds.bias import Bias, apply_bias
 from layerbounds.exceptions import InputError
-from layerbounds.gram_range import fitted_grid
-from layerbounds.grids import Granularity, Grid, Range, nearest_levels, symmetric_grid
-from layerbounds.layer import Layer
-from layerbounds.pruning_problem import PruningProblem
+from layerbounds.layers.bias import Bias, apply_bias
+from layerbounds.layers.layer import Layer
+from layerbounds.problems.gram_range import fitted_grid
+from layerbounds.problems.grids import Granularity, Grid, Range, nearest_levels, symmetric_grid
+from layerbounds.problems.pruning import PruningProblem
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from itertools import groupby
 from rich.table import Table
 from rich.text import Text
 
-from layerbounds.comparison import Record
+from layerbounds.comparison.records import Record
 from layerbounds.report.tables import MISSING, _number, _table, _text, fixed, interval, significant
 from layerbounds.solution import OPTIMAL_RELATIVE
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from layerbounds.exceptions import InputError
-from layerbounds.layer_files import atomic_path
+from layerbounds.layers.files import atomic_path
 from layerbounds.report.plots import _figure_class, check_plot
 
 _MARKERS = "ovsD^P*X<>pdh8Hv"

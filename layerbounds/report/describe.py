@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from layerbounds.layer import Layer
+from layerbounds.layers.layer import Layer
 
 #: Live inputs up to which a rank costs a fraction of a second.
 RANK_LIMIT = 1024

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from layerbounds.layer_files import atomic_path
+from layerbounds.layers.files import atomic_path
 from layerbounds.report.plots import _figure_class, check_plot
 
 #: Blue and vermilion of the palette of Okabe and Ito: apart in print and for colour-blind readers.

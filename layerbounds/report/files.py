@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from layerbounds.exceptions import InputError
-from layerbounds.layer_files import atomic_path
+from layerbounds.layers.files import atomic_path
 
 #: In place of a file name: standard output.
 STDOUT = "-"

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from layerbounds.exceptions import InputError, MissingExtraError
-from layerbounds.layer_files import atomic_path
+from layerbounds.layers.files import atomic_path
 from layerbounds.solution import Solution
 
 _FORMATS = ("svg", "png", "pdf")

@@ -10,9 +10,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from layerbounds.backends.registry import BackendInfo
-from layerbounds.heuristics.base import Heuristic
+from layerbounds.methods.base import Heuristic
 from layerbounds.solution import Solution, Status
+from layerbounds.solvers.registry import BackendInfo
 
 #: Stands for what is undefined, such as a relative error where f(0) = 0.
 MISSING = "–"
@@ -168,7 +168,7 @@ def heuristic_table(rows: Iterable[Heuristic]) -> Table:
     Parameters
     ----------
     rows : iterable of Heuristic
-        From `layerbounds.heuristics.registry.describe_heuristics`.
+        From `layerbounds.methods.registry.describe_heuristics`.
 
     Returns
     -------

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from layerbounds.report.figures import BITS, new_figure, save_figure
-from layerbounds.tensors import TensorRow
+from layerbounds.theory.tensors import TensorRow
 
 #: From here on points are drawn as an image inside the figure, so that files stay small.
 MANY = 500

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from layerbounds.report.tables import MISSING, _number, _table, _text, fixed, significant
-from layerbounds.tensors import TensorRow, by_kurtosis, summarise
+from layerbounds.theory.tensors import TensorRow, by_kurtosis, summarise
 
 
 def tensor_table(rows: Sequence[TensorRow], title: str) -> Table:

@@ -7,9 +7,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from layerbounds.contests.levels import Comparison, Level
+from layerbounds.contests.verdict import Verdict
 from layerbounds.report.figures import BITS, EQUAL, OPEN, PRUNING, QUANTIZATION, new_figure, save_figure
-from layerbounds.verdicts.comparison import Comparison, Level
-from layerbounds.verdicts.verdict import Verdict
 
 _COLOUR = {
     Verdict.QUANTIZATION: QUANTIZATION,

@@ -11,9 +11,9 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from layerbounds.contests.levels import Comparison, Level
+from layerbounds.contests.verdict import Verdict
 from layerbounds.report.tables import MISSING, _number, _table, _text, significant
-from layerbounds.verdicts.comparison import Comparison, Level
-from layerbounds.verdicts.verdict import Verdict
 
 _STYLE = {
     Verdict.QUANTIZATION: "cyan",

@@ -12,8 +12,8 @@ from typing import ClassVar, Generic, Protocol, Self, TypeVar
 import numpy as np
 
 from layerbounds.arrays import Float
-from layerbounds.backends.base import Control
 from layerbounds.solution import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE, Status, TracePoint
+from layerbounds.solvers.base import Control
 
 NodeT = TypeVar("NodeT")
 

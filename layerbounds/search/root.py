@@ -9,18 +9,18 @@ from dataclasses import replace
 import numpy as np
 
 from layerbounds.arrays import Float
-from layerbounds.backends.base import BlockDual, ChannelTask, Control, DualPoint, Task
-from layerbounds.bounds.block_relaxation import refine_blocks
-from layerbounds.bounds.diagonal import maximize_minorant
-from layerbounds.bounds.quantization_dual import FormTerms
-from layerbounds.bounds.relaxation import refine
-from layerbounds.bounds.semidefinite import cholesky, symmetric_inverse
-from layerbounds.bounds.split_relaxation import refine_split
-from layerbounds.search.preparation import regularizations
-from layerbounds.search.pruning_dispatch import search_pruning
-from layerbounds.search.quantization import CLOSE_AT_ONCE, FEWEST_ROUNDS, block_rounds
-from layerbounds.search.split_forms import find_split
-from layerbounds.search.warm_up import compile_blocks
+from layerbounds.bounds.minorants.diagonal import maximize_minorant
+from layerbounds.bounds.minorants.semidefinite import cholesky, symmetric_inverse
+from layerbounds.bounds.quantization.block_relaxation import refine_blocks
+from layerbounds.bounds.quantization.dual import FormTerms
+from layerbounds.bounds.quantization.relaxation import refine
+from layerbounds.bounds.quantization.split_relaxation import refine_split
+from layerbounds.search.pruning.dispatch import search_pruning
+from layerbounds.search.quantization.channel_search import CLOSE_AT_ONCE, FEWEST_ROUNDS, block_rounds
+from layerbounds.search.quantization.preparation import regularizations
+from layerbounds.search.quantization.split_forms import find_split
+from layerbounds.search.quantization.warm_up import compile_blocks
+from layerbounds.solvers.base import BlockDual, ChannelTask, Control, DualPoint, Task
 
 #: Refits of the weights.
 REFITS = 5

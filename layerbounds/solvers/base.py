@@ -1,7 +1,7 @@
 """The protocol between problems and solver backends.
 
 A backend gets one channel at a time and returns what it found and what it claims. It never sets a bound:
-`layerbounds.certify` recomputes the error of its weights and turns its proof into the lower bound.
+`layerbounds.certify.interval` recomputes the error of its weights and turns its proof into the lower bound.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from layerbounds.arrays import Bool, Float, Int
-from layerbounds.bounds.quantization_dual import FormTerms
+from layerbounds.bounds.quantization.dual import FormTerms
 from layerbounds.exceptions import InputError
-from layerbounds.patterns import Structure
-from layerbounds.problem import Problem
+from layerbounds.problems.patterns import Structure
+from layerbounds.problems.quantization import Problem
 from layerbounds.solution import Status, TracePoint
 
 

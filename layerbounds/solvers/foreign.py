@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from layerbounds.arrays import Float
-from layerbounds.backends.base import Availability, ChannelTask, Control, PruningTask, RawSolve, Task
-from layerbounds.backends.formulation import Formulation, incumbent
-from layerbounds.problem import Problem, squared_error
-from layerbounds.pruning_problem import PruningProblem
+from layerbounds.problems.pruning import PruningProblem
+from layerbounds.problems.quantization import Problem, squared_error
 from layerbounds.search.root import root_dual
 from layerbounds.solution import OPTIMAL_RELATIVE, Status, TracePoint
+from layerbounds.solvers.base import Availability, ChannelTask, Control, PruningTask, RawSolve, Task
+from layerbounds.solvers.formulation import Formulation, incumbent
 
 #: Solvers are asked for this relative gap: tighter than what counts as optimal.
 SOLVER_GAP = 0.1 * OPTIMAL_RELATIVE

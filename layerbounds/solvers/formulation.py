@@ -13,17 +13,17 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from layerbounds.arrays import Bool, Float, Int
-from layerbounds.backends.base import ChannelTask, PruningTask, Task
-from layerbounds.backends.sublevel import is_singular, rank_factor, reach
-from layerbounds.bounds.perspective import centre
+from layerbounds.bounds.pruning.perspective import centre
 from layerbounds.exceptions import UnsupportedProblemError
-from layerbounds.heuristics.base import ChannelView
-from layerbounds.heuristics.beam import beam
-from layerbounds.heuristics.obs import obs
-from layerbounds.heuristics.pruning import PruningView, refit_on
-from layerbounds.heuristics.swap import swap
-from layerbounds.problem import squared_error
+from layerbounds.methods.base import ChannelView
+from layerbounds.methods.beam import beam
+from layerbounds.methods.obs import obs
+from layerbounds.methods.pruning import PruningView, refit_on
+from layerbounds.methods.swap import swap
+from layerbounds.problems.quantization import squared_error
 from layerbounds.solution import OPTIMAL_ABSOLUTE
+from layerbounds.solvers.base import ChannelTask, PruningTask, Task
+from layerbounds.solvers.sublevel import is_singular, rank_factor, reach
 
 #: Part of the diagonal minorant that the perspective form splits off: the rest must stay positive definite.
 SPLIT = 0.95

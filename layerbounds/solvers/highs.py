@@ -17,14 +17,14 @@ import numpy as np
 import scipy.sparse
 
 from layerbounds.arrays import Float
-from layerbounds.backends.base import Availability, Capability, Control, Option, RawSolve, Task
-from layerbounds.backends.foreign import SOLVER_GAP, Record, check_packages, nothing_to_solve, warm_up
-from layerbounds.backends.formulation import Formulation, formulate, incumbent
-from layerbounds.backends.sublevel import is_singular
 from layerbounds.exceptions import UnsupportedProblemError
-from layerbounds.problem import Problem
-from layerbounds.pruning_problem import PruningProblem
+from layerbounds.problems.pruning import PruningProblem
+from layerbounds.problems.quantization import Problem
 from layerbounds.solution import Status
+from layerbounds.solvers.base import Availability, Capability, Control, Option, RawSolve, Task
+from layerbounds.solvers.foreign import SOLVER_GAP, Record, check_packages, nothing_to_solve, warm_up
+from layerbounds.solvers.formulation import Formulation, formulate, incumbent
+from layerbounds.solvers.sublevel import is_singular
 
 #: z is multiplied by this, and the objective by its square: HiGHS takes rows as satisfied within 1e-6.
 SCALE = 30.0

@@ -8,20 +8,20 @@ from types import MappingProxyType
 import numba
 import numpy as np
 
-from layerbounds.backends.base import Availability, Capability, Control, Option, PruningTask, RawSolve, Task
-from layerbounds.bounds.clusters import ClusterMinorant
-from layerbounds.problem import Problem
-from layerbounds.pruning_problem import PruningProblem
-from layerbounds.search.block_members import block_members
-from layerbounds.search.cut_tests import SMALLEST, prepare_cuts
-from layerbounds.search.preparation import Preparation, prepare
-from layerbounds.search.pruning_dispatch import compile_kernels, search_pruning
-from layerbounds.search.pruning_preparation import prepare_pruning
-from layerbounds.search.quantization import CLOSE_AT_ONCE, search_channel
-from layerbounds.search.split_forms import prepare_split
-from layerbounds.search.units import has_shared_forms
-from layerbounds.search.warm_up import compile_blocks, compile_quantization
+from layerbounds.bounds.minorants.clusters import ClusterMinorant
+from layerbounds.problems.pruning import PruningProblem
+from layerbounds.problems.quantization import Problem
+from layerbounds.search.pruning.dispatch import compile_kernels, search_pruning
+from layerbounds.search.pruning.preparation import prepare_pruning
+from layerbounds.search.quantization.block_choice import block_members
+from layerbounds.search.quantization.channel_search import CLOSE_AT_ONCE, search_channel
+from layerbounds.search.quantization.cut_tests import SMALLEST, prepare_cuts
+from layerbounds.search.quantization.grid_units import has_shared_forms
+from layerbounds.search.quantization.preparation import Preparation, prepare
+from layerbounds.search.quantization.split_forms import prepare_split
+from layerbounds.search.quantization.warm_up import compile_blocks, compile_quantization
 from layerbounds.solution import Status
+from layerbounds.solvers.base import Availability, Capability, Control, Option, PruningTask, RawSolve, Task
 
 #: Order exponents λ of small and of large layers; docs/quantization-engine.md says what others cost.
 SMALL_ORDER, LARGE_ORDER = 1.0, 0.5

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from layerbounds.backends.base import Backend
-from layerbounds.backends.gurobi import GurobiBackend
-from layerbounds.backends.highs import HighsBackend
-from layerbounds.backends.native import NativeBackend
-from layerbounds.backends.scip import ScipBackend
-from layerbounds.backends.sdp import SdpBackend
 from layerbounds.names import match_name
+from layerbounds.solvers.base import Backend
+from layerbounds.solvers.gurobi import GurobiBackend
+from layerbounds.solvers.highs import HighsBackend
+from layerbounds.solvers.native import NativeBackend
+from layerbounds.solvers.scip import ScipBackend
+from layerbounds.solvers.sdp import SdpBackend
 
 _BACKENDS: dict[str, Callable[[], Backend]] = {
     "native": NativeBackend,

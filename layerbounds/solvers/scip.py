@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from layerbounds.backends.base import Availability, Capability, Control, Option, RawSolve, Task
-from layerbounds.backends.foreign import SOLVER_GAP, Record, check_packages, nothing_to_solve, warm_up
-from layerbounds.backends.formulation import Formulation, choose_tie, dense_hessian, formulate, incumbent
-from layerbounds.problem import Problem
+from layerbounds.problems.quantization import Problem
 from layerbounds.solution import Status
+from layerbounds.solvers.base import Availability, Capability, Control, Option, RawSolve, Task
+from layerbounds.solvers.foreign import SOLVER_GAP, Record, check_packages, nothing_to_solve, warm_up
+from layerbounds.solvers.formulation import Formulation, choose_tie, dense_hessian, formulate, incumbent
 
 #: Feasibility tolerance: the default of 1e-6 would show in the sixth digit; SoPlex needs at least 1e-7.
 TOLERANCE = 1e-7

@@ -22,23 +22,14 @@ from typing import Any
 import numpy as np
 
 from layerbounds.arrays import Float, Int
-from layerbounds.backends.base import (
-    Availability,
-    Capability,
-    ChannelTask,
-    Control,
-    DualPoint,
-    Option,
-    RawSolve,
-    Task,
-)
-from layerbounds.backends.foreign import Record, check_packages, nothing_to_solve, warm_up
-from layerbounds.backends.formulation import incumbent
-from layerbounds.bounds.diagonal import proven_minorant
-from layerbounds.bounds.relaxation import evaluate_relaxation, maximize_relaxation
-from layerbounds.grids import nearest_levels
-from layerbounds.problem import Problem, squared_error
+from layerbounds.bounds.minorants.diagonal import proven_minorant
+from layerbounds.bounds.quantization.relaxation import evaluate_relaxation, maximize_relaxation
+from layerbounds.problems.grids import nearest_levels
+from layerbounds.problems.quantization import Problem, squared_error
 from layerbounds.solution import Status
+from layerbounds.solvers.base import Availability, Capability, ChannelTask, Control, DualPoint, Option, RawSolve, Task
+from layerbounds.solvers.foreign import Record, check_packages, nothing_to_solve, warm_up
+from layerbounds.solvers.formulation import incumbent
 
 CHUNK_NOTE = (
     "chunk={}: the claim is the sum of the bounds of separate blocks of inputs, cross terms dropped, as published with "

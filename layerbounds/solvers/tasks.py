@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from layerbounds.arrays import Float
-from layerbounds.backends.base import ChannelTask, PruningTask, Task
-from layerbounds.problem import Problem
-from layerbounds.pruning_problem import PruningProblem
+from layerbounds.problems.pruning import PruningProblem
+from layerbounds.problems.quantization import Problem
+from layerbounds.solvers.base import ChannelTask, PruningTask, Task
 
 
 def make_task(problem: Problem, channel: int, shared: object, warm_start: Float | None) -> Task:

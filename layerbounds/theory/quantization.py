@@ -10,7 +10,7 @@ import numpy as np
 
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError
-from layerbounds.grids import MAX_BITS
+from layerbounds.problems.grids import MAX_BITS
 from layerbounds.theory.distributions import Distribution, Empirical
 from layerbounds.theory.families import as_distribution
 from layerbounds.theory.quadrature import TOLERANCE

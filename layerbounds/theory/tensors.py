@@ -23,8 +23,8 @@ from safetensors import SafetensorError, deserialize, safe_open
 
 from layerbounds.arrays import as_float64
 from layerbounds.exceptions import FileFormatError, InputError
-from layerbounds.grids import uniform_grid
-from layerbounds.layer_files import atomic_path
+from layerbounds.layers.files import atomic_path
+from layerbounds.problems.grids import uniform_grid
 from layerbounds.theory.families import empirical
 from layerbounds.theory.pruning import pruning_error
 from layerbounds.theory.quantization import decibels

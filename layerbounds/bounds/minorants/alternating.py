@@ -15,8 +15,8 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from layerbounds.arrays import Float
-from layerbounds.bounds.cuts import weighted_square
-from layerbounds.bounds.semidefinite import cholesky, symmetric_inverse
+from layerbounds.bounds.minorants.semidefinite import cholesky, symmetric_inverse
+from layerbounds.bounds.quantization.cuts import weighted_square
 
 #: κ, and over-relaxation.
 PENALTY, RELAXATION = 6.0, 1.6

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from layerbounds.arrays import Float, Int
-from layerbounds.bounds.pruning_dual import certified_block_minorant, is_block_minorant
-from layerbounds.bounds.semidefinite import cholesky, symmetric_inverse
+from layerbounds.bounds.minorants.semidefinite import cholesky, symmetric_inverse
+from layerbounds.bounds.pruning.dual import certified_block_minorant, is_block_minorant
 
 #: Least weight of a direction, relative to the mean.
 SIDE = 0.05

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from layerbounds.arrays import Float, Int
-from layerbounds.bounds.semidefinite import (
+from layerbounds.bounds.minorants.semidefinite import (
     are_positive_semidefinite,
     cholesky,
     gamma,

@@ -11,8 +11,13 @@ import numpy as np
 from scipy.linalg import lapack
 
 from layerbounds.arrays import Float
-from layerbounds.bounds.barrier import FAR, ascend_barrier
-from layerbounds.bounds.semidefinite import cholesky, is_positive_semidefinite, semidefinite_shift, shrink_until
+from layerbounds.bounds.minorants.barrier import FAR, ascend_barrier
+from layerbounds.bounds.minorants.semidefinite import (
+    cholesky,
+    is_positive_semidefinite,
+    semidefinite_shift,
+    shrink_until,
+)
 
 
 def reciprocals(minorants: Float) -> Float:

@@ -1,8 +1,8 @@
 """A diagonal minorant for thousands of inputs, without second derivatives.
 
-The barrier function of `layerbounds.bounds.diagonal`, Σ a_i d_i + μ logdet(H − D) + μ Σ log d_i, is ascended with the
-diagonal of its Hessian alone: a step costs one Cholesky factorization and one inverse instead of two factorizations,
-an inverse and n² numbers more. Whatever the last step was, the result is proven.
+The barrier function of `layerbounds.bounds.minorants.diagonal`, Σ a_i d_i + μ logdet(H − D) + μ Σ log d_i, is
+ascended with the diagonal of its Hessian alone: a step costs one Cholesky factorization and one inverse instead of two
+factorizations, an inverse and n² numbers more. Whatever the last step was, the result is proven.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Callable
 import numpy as np
 
 from layerbounds.arrays import Float
-from layerbounds.bounds.diagonal import certified_minorant, interior_start
-from layerbounds.bounds.semidefinite import cholesky, symmetric_inverse
+from layerbounds.bounds.minorants.diagonal import certified_minorant, interior_start
+from layerbounds.bounds.minorants.semidefinite import cholesky, symmetric_inverse
 
 #: Steps, factor of μ after each, and the first share of a step that is tried.
 STEPS, COOLING, FIRST_LENGTH = 30, 0.75, 0.5

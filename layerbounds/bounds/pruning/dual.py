@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from layerbounds.arrays import Bool, Float, Int
-from layerbounds.bounds.semidefinite import UNIT, is_positive_semidefinite, shrink_until
-from layerbounds.patterns import Structure
+from layerbounds.bounds.minorants.semidefinite import UNIT, is_positive_semidefinite, shrink_until
+from layerbounds.problems.patterns import Structure
 
 #: Extended precision, which type checkers have no name for.
 Wide = npt.NDArray[Any]

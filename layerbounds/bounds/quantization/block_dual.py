@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from layerbounds.arrays import Bool, Float, Int
-from layerbounds.bounds.pruning_dual import certified_block_minorant
-from layerbounds.bounds.semidefinite import cholesky, gamma, semidefinite_shift, symmetric_inverse
+from layerbounds.bounds.minorants.semidefinite import cholesky, gamma, semidefinite_shift, symmetric_inverse
+from layerbounds.bounds.pruning.dual import certified_block_minorant
 from layerbounds.kernels.block_relaxation import least_costs
 
 #: Larger blocks, those that are not positive definite, and those whose search takes more nodes get a diagonal each.

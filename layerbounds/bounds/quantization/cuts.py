@@ -18,8 +18,8 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from layerbounds.arrays import Float, Int
-from layerbounds.bounds.barrier import ascend_barrier
-from layerbounds.bounds.semidefinite import (
+from layerbounds.bounds.minorants.barrier import ascend_barrier
+from layerbounds.bounds.minorants.semidefinite import (
     UNIT,
     cholesky,
     gamma,
@@ -116,7 +116,7 @@ def maximize_weights(
 ) -> Barrier | None:
     """Approximately maximise Σ a_j d_j over the weights with V diag(d) Vᵀ ⪯ gram, the units among the columns.
 
-    By the log-determinant barrier (`layerbounds.bounds.barrier`).
+    By the log-determinant barrier (`layerbounds.bounds.minorants.barrier`).
 
     Parameters
     ----------

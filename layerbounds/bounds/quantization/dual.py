@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from layerbounds.arrays import Float
-from layerbounds.bounds.cuts import certified_weights
-from layerbounds.bounds.diagonal import proven_minorant
-from layerbounds.bounds.semidefinite import semidefinite_shift
+from layerbounds.bounds.minorants.diagonal import proven_minorant
+from layerbounds.bounds.minorants.semidefinite import semidefinite_shift
+from layerbounds.bounds.quantization.cuts import certified_weights
 
 #: Extended precision, which type checkers have no name for.
 Wide = npt.NDArray[Any]

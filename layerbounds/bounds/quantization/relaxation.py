@@ -18,9 +18,9 @@ import numpy as np
 from scipy.linalg import lapack
 
 from layerbounds.arrays import Float, Int
-from layerbounds.bounds.alternating import AlternatingDirections, ascend
-from layerbounds.bounds.diagonal import maximize_minorant
-from layerbounds.bounds.semidefinite import UNIT
+from layerbounds.bounds.minorants.alternating import AlternatingDirections, ascend
+from layerbounds.bounds.minorants.diagonal import maximize_minorant
+from layerbounds.bounds.minorants.semidefinite import UNIT
 from layerbounds.kernels.relaxation import cells, descend
 
 _ROUNDS, _PATIENCE, _PROGRESS = 60, 6, 2e-4

@@ -18,8 +18,9 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from layerbounds.arrays import Float
-from layerbounds.bounds.alternating import AlternatingDirections, ascend
-from layerbounds.bounds.cuts import (
+from layerbounds.bounds.minorants.alternating import AlternatingDirections, ascend
+from layerbounds.bounds.minorants.semidefinite import UNIT
+from layerbounds.bounds.quantization.cuts import (
     Barrier,
     certified_weights,
     first_weights,
@@ -27,7 +28,6 @@ from layerbounds.bounds.cuts import (
     maximize_weights,
     separate_at,
 )
-from layerbounds.bounds.semidefinite import UNIT
 
 #: Cycles of alternating directions.
 CYCLES = 8
@@ -67,7 +67,7 @@ class SplitRelaxation:
     split : SplitWeights
     multipliers : ndarray of shape (cuts,)
     terms : ndarray of shape (levels, n)
-        As in `layerbounds.bounds.relaxation.Relaxation`.
+        As in `layerbounds.bounds.quantization.relaxation.Relaxation`.
     """
 
     value: float

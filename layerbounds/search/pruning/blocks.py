@@ -10,11 +10,11 @@ import numpy.typing as npt
 import scipy.linalg
 
 from layerbounds.arrays import Bool, Float
-from layerbounds.backends.base import BlockDual, Control, PruningTask, RawSolve, SearchProof
-from layerbounds.bounds.blocks import BlockMinorant, improve_blocks, start_blocks
-from layerbounds.bounds.semidefinite import UNIT, cholesky
+from layerbounds.bounds.minorants.blocks import BlockMinorant, improve_blocks, start_blocks
+from layerbounds.bounds.minorants.semidefinite import UNIT, cholesky
 from layerbounds.search.frontier import Forkable, Frontier, Incumbent
-from layerbounds.search.pruning import set_bound
+from layerbounds.search.pruning.subset_search import set_bound
+from layerbounds.solvers.base import BlockDual, Control, PruningTask, RawSolve, SearchProof
 
 Flags = npt.NDArray[np.int8]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from layerbounds.arrays import Float, Int
-from layerbounds.bounds.clusters import ClusterMinorant, join_clusters
+from layerbounds.bounds.minorants.clusters import ClusterMinorant, join_clusters
 from layerbounds.kernels import cluster_codes
-from layerbounds.search.pruning import Flags
+from layerbounds.search.pruning.subset_search import Flags
 
 
 @dataclass(frozen=True, eq=False)

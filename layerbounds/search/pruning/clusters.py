@@ -12,19 +12,28 @@ from dataclasses import dataclass
 import numpy as np
 
 from layerbounds.arrays import Float, Int
-from layerbounds.backends.base import BlockDual, Control, PruningTask, RawSolve, SearchProof
-from layerbounds.bounds.clusters import (
+from layerbounds.bounds.minorants.clusters import (
     ClusterMinorant,
     make_clusters,
     partial_correlations,
     prove_clusters,
     start_clusters,
 )
-from layerbounds.bounds.semidefinite import UNIT, cholesky, symmetric_inverse
+from layerbounds.bounds.minorants.semidefinite import UNIT, cholesky, symmetric_inverse
 from layerbounds.kernels import cluster_codes, cluster_minorant, cluster_tree, clusters, subset_tree
-from layerbounds.search.cluster_codes import Codes, every_code, merge
 from layerbounds.search.frontier import Frontier, Incumbent
-from layerbounds.search.pruning import ENUMERATED, EXACT, KICKS, MOST_WORK, Flags, SubsetSearch, run_subset, set_bound
+from layerbounds.search.pruning.cluster_codes import Codes, every_code, merge
+from layerbounds.search.pruning.subset_search import (
+    ENUMERATED,
+    EXACT,
+    KICKS,
+    MOST_WORK,
+    Flags,
+    SubsetSearch,
+    run_subset,
+    set_bound,
+)
+from layerbounds.solvers.base import BlockDual, Control, PruningTask, RawSolve, SearchProof
 
 #: Width of the smoothed maximum, relative to the incumbent: times the number of inputs at the end of the root, and at
 #: most. In the tree, times the number of clusters and relative to what separates bound and cut, but at least to a share

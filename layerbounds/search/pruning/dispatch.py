@@ -7,13 +7,13 @@ import threading
 
 import numpy as np
 
-from layerbounds.backends.base import Control, PruningTask, RawSolve
-from layerbounds.bounds.clusters import ClusterMinorant
-from layerbounds.patterns import Structure
-from layerbounds.search.blocks import search_blocks
-from layerbounds.search.clusters import ClusterSearch, search_clusters
-from layerbounds.search.masks import search_mask
-from layerbounds.search.pruning import SubsetSearch, search_subset
+from layerbounds.bounds.minorants.clusters import ClusterMinorant
+from layerbounds.problems.patterns import Structure
+from layerbounds.search.pruning.blocks import search_blocks
+from layerbounds.search.pruning.clusters import ClusterSearch, search_clusters
+from layerbounds.search.pruning.masks import search_mask
+from layerbounds.search.pruning.subset_search import SubsetSearch, search_subset
+from layerbounds.solvers.base import Control, PruningTask, RawSolve
 
 #: Inputs of a cluster, and of one that is made of whole groups of an N:M pattern.
 CLUSTER, GROUPED = 9, 12

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from layerbounds.arrays import Bool, Float, Int
-from layerbounds.backends.base import BlockDual, Control, PruningTask, RawSolve, SearchProof
-from layerbounds.bounds.diagonal import maximize_minorant
-from layerbounds.bounds.semidefinite import UNIT
+from layerbounds.bounds.minorants.diagonal import maximize_minorant
+from layerbounds.bounds.minorants.semidefinite import UNIT
 from layerbounds.kernels.masks import descend_mask, relax_mask
 from layerbounds.search.frontier import Forkable, Frontier, Incumbent
+from layerbounds.solvers.base import BlockDual, Control, PruningTask, RawSolve, SearchProof
 
 Flags = npt.NDArray[np.int8]
 

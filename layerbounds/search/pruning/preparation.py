@@ -6,13 +6,13 @@ import threading
 
 import joblib
 
-from layerbounds.backends.base import Control, PruningTask
-from layerbounds.backends.tasks import make_task
-from layerbounds.bounds.clusters import ClusterMinorant
-from layerbounds.pruning_problem import PruningProblem
-from layerbounds.search.clusters import ClusterSearch
-from layerbounds.search.pruning_dispatch import cluster_plan
-from layerbounds.search.remembered import Recent
+from layerbounds.bounds.minorants.clusters import ClusterMinorant
+from layerbounds.problems.pruning import PruningProblem
+from layerbounds.search.pruning.clusters import ClusterSearch
+from layerbounds.search.pruning.dispatch import cluster_plan
+from layerbounds.search.shared_results import Recent
+from layerbounds.solvers.base import Control, PruningTask
+from layerbounds.solvers.tasks import make_task
 
 #: Numbers of live inputs for which a minorant is prepared: smaller ones are quick, larger ones take minutes.
 SHARED = (160, 800)

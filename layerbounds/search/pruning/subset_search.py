@@ -14,13 +14,13 @@ import numpy.typing as npt
 import scipy.linalg
 
 from layerbounds.arrays import Bool, Float, Int
-from layerbounds.backends.base import BlockDual, Control, PruningTask, RawSolve, SearchProof
-from layerbounds.bounds.diagonal import certified_minorant, interior_start, is_minorant
-from layerbounds.bounds.perspective import centre, newton_step, schur_complement
-from layerbounds.bounds.semidefinite import UNIT, cholesky, gamma, symmetric_inverse
+from layerbounds.bounds.minorants.diagonal import certified_minorant, interior_start, is_minorant
+from layerbounds.bounds.minorants.semidefinite import UNIT, cholesky, gamma, symmetric_inverse
+from layerbounds.bounds.pruning.perspective import centre, newton_step, schur_complement
 from layerbounds.kernels import subset, subset_tree
 from layerbounds.search.frontier import Forkable, Frontier, Incumbent
-from layerbounds.search.nearest import nearest_inputs
+from layerbounds.search.pruning.correlated_inputs import nearest_inputs
+from layerbounds.solvers.base import BlockDual, Control, PruningTask, RawSolve, SearchProof
 
 Flags = npt.NDArray[np.int8]
 
@@ -151,7 +151,7 @@ class SubsetSearch(Forkable):
     def warm_up(self) -> None:
         """Call what a small instance may not need."""
         # Imported here, as it builds on this module.
-        from layerbounds.search.compiled_tree import CompiledTree
+        from layerbounds.search.pruning.compiled_tree import CompiledTree
 
         node = self.root()
         if node.d is not None:
@@ -492,7 +492,7 @@ def search_subset(task: PruningTask, control: Control) -> RawSolve:
 def run_subset(search: SubsetSearch, root: Node) -> RawSolve:
     """Branch and bound from a root."""
     # Imported here, as it builds on this module.
-    from layerbounds.search.compiled_tree import CompiledTree
+    from layerbounds.search.pruning.compiled_tree import CompiledTree
 
     task, control = search.task, search.control
     frontier: Frontier[Node]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from layerbounds.arrays import Float
-from layerbounds.bounds.semidefinite import UNIT
-from layerbounds.search.cut_tests import CutTests
-from layerbounds.search.units import UnitProblem
+from layerbounds.bounds.minorants.semidefinite import UNIT
+from layerbounds.search.quantization.cut_tests import CutTests
+from layerbounds.search.quantization.grid_units import UnitProblem
 
 
 def rounding_allowance(

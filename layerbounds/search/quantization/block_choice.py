@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from layerbounds.arrays import Int
-from layerbounds.bounds.block_relaxation import SIZE
-from layerbounds.bounds.clusters import make_clusters
-from layerbounds.search.preparation import Preparation
-from layerbounds.search.remembered import once
+from layerbounds.bounds.minorants.clusters import make_clusters
+from layerbounds.bounds.quantization.block_relaxation import SIZE
+from layerbounds.search.quantization.preparation import Preparation
+from layerbounds.search.shared_results import once
 
 
 @once

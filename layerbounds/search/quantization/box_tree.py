@@ -14,12 +14,12 @@ import numpy as np
 from scipy.sparse import csc_array, csr_array
 
 from layerbounds.arrays import Float
-from layerbounds.bounds.alternating import PENALTY, RELAXATION, smooth_inverse
-from layerbounds.bounds.cuts import fractional_product
-from layerbounds.bounds.semidefinite import UNIT
-from layerbounds.bounds.split_relaxation import SplitRelaxation
+from layerbounds.bounds.minorants.alternating import PENALTY, RELAXATION, smooth_inverse
+from layerbounds.bounds.minorants.semidefinite import UNIT
+from layerbounds.bounds.quantization.cuts import fractional_product
+from layerbounds.bounds.quantization.split_relaxation import SplitRelaxation
 from layerbounds.kernels.box_tree import bound, iterate
-from layerbounds.search.units import UnitProblem
+from layerbounds.search.quantization.grid_units import UnitProblem
 
 #: Iterations at the root, at a node, and more of them where a child is no better than its parent.
 ROOT_ITERATIONS, ITERATIONS, MORE_ITERATIONS = 400, 20, 40

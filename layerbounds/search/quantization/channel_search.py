@@ -7,22 +7,22 @@ import math
 import numpy as np
 
 from layerbounds.arrays import Float, Int
-from layerbounds.backends.base import BlockDual, ChannelTask, Control, DualPoint, RawSolve, SearchProof
-from layerbounds.bounds.block_relaxation import ROUNDS, BlockRelaxation, refine_blocks
-from layerbounds.bounds.quantization_dual import FormTerms
-from layerbounds.bounds.relaxation import refine
-from layerbounds.bounds.split_relaxation import SplitRelaxation, refine_split
-from layerbounds.search.allowance import rounding_allowance, shift_charge
-from layerbounds.search.block_members import block_members
-from layerbounds.search.box_tree import BoxTree
-from layerbounds.search.companion import Companion
-from layerbounds.search.incumbents import first_incumbents
-from layerbounds.search.neighbourhoods import Neighbourhoods
-from layerbounds.search.preparation import Preparation
-from layerbounds.search.split_forms import LARGEST, find_split, prepare_split
-from layerbounds.search.tree import Root, Tree
-from layerbounds.search.units import UnitProblem, make_units
+from layerbounds.bounds.quantization.block_relaxation import ROUNDS, BlockRelaxation, refine_blocks
+from layerbounds.bounds.quantization.dual import FormTerms
+from layerbounds.bounds.quantization.relaxation import refine
+from layerbounds.bounds.quantization.split_relaxation import SplitRelaxation, refine_split
+from layerbounds.search.quantization.allowance import rounding_allowance, shift_charge
+from layerbounds.search.quantization.block_choice import block_members
+from layerbounds.search.quantization.box_tree import BoxTree
+from layerbounds.search.quantization.companion import Companion
+from layerbounds.search.quantization.grid_units import UnitProblem, make_units
+from layerbounds.search.quantization.incumbents import first_incumbents
+from layerbounds.search.quantization.neighbourhoods import Neighbourhoods
+from layerbounds.search.quantization.preparation import Preparation
+from layerbounds.search.quantization.split_forms import LARGEST, find_split, prepare_split
+from layerbounds.search.quantization.tree import Root, Tree
 from layerbounds.solution import OPTIMAL_RELATIVE, Status, TracePoint
+from layerbounds.solvers.base import BlockDual, ChannelTask, Control, DualPoint, RawSolve, SearchProof
 
 #: Nodes between two looks at the clock, for up to 64 variables; fewer for larger problems.
 CHUNK = 1 << 18

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from layerbounds.arrays import Float, Int
-from layerbounds.bounds.cuts import GENERIC, CutSet, fold, make_cuts, weight_schedule
-from layerbounds.bounds.diagonal import reciprocals
-from layerbounds.search.preparation import Preparation
-from layerbounds.search.remembered import once
-from layerbounds.search.split_forms import prepare_split
+from layerbounds.bounds.minorants.diagonal import reciprocals
+from layerbounds.bounds.quantization.cuts import GENERIC, CutSet, fold, make_cuts, weight_schedule
+from layerbounds.search.quantization.preparation import Preparation
+from layerbounds.search.quantization.split_forms import prepare_split
+from layerbounds.search.shared_results import once
 
 #: Sizes at which cuts pay: smaller problems are closed without, for larger ones nothing was gained in 10 s.
 SMALLEST, LARGEST = 72, 320

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from layerbounds.arrays import Float, Int
-from layerbounds.backends.base import ChannelTask
-from layerbounds.bounds.semidefinite import UNIT
-from layerbounds.search.cut_tests import CutPreparation, prepare_cuts
-from layerbounds.search.preparation import Preparation
+from layerbounds.bounds.minorants.semidefinite import UNIT
+from layerbounds.search.quantization.cut_tests import CutPreparation, prepare_cuts
+from layerbounds.search.quantization.preparation import Preparation
+from layerbounds.solvers.base import ChannelTask
 
 
 @dataclass(frozen=True, eq=False)

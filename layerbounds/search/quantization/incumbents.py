@@ -6,7 +6,7 @@ import numpy as np
 
 from layerbounds.arrays import Float, Int
 from layerbounds.kernels.rounding import beam, coordinate_descent, nearest, successive_rounding
-from layerbounds.search.units import UnitProblem
+from layerbounds.search.quantization.grid_units import UnitProblem
 
 
 def beam_width(n: int) -> int:

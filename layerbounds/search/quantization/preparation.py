@@ -10,11 +10,11 @@ import numpy as np
 import scipy.linalg
 
 from layerbounds.arrays import Float, Int
-from layerbounds.bounds.diagonal import maximize_minorant
-from layerbounds.bounds.first_order import ascend_minorant
-from layerbounds.bounds.semidefinite import UNIT, cholesky, gamma, symmetric_inverse
+from layerbounds.bounds.minorants.diagonal import maximize_minorant
+from layerbounds.bounds.minorants.first_order import ascend_minorant
+from layerbounds.bounds.minorants.semidefinite import UNIT, cholesky, gamma, symmetric_inverse
 from layerbounds.exceptions import InputError
-from layerbounds.search.remembered import Recent
+from layerbounds.search.shared_results import Recent
 
 #: Inverses of leading blocks are kept for the depths that fit into this many bytes.
 COVARIANCE_BYTES = 96 * 2**20

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 
 from layerbounds.arrays import Float
-from layerbounds.bounds.cuts import certified_weights, generate_cuts, strongest
-from layerbounds.bounds.split_relaxation import SplitWeights
-from layerbounds.search.preparation import Preparation
-from layerbounds.search.remembered import once
+from layerbounds.bounds.quantization.cuts import certified_weights, generate_cuts, strongest
+from layerbounds.bounds.quantization.split_relaxation import SplitWeights
+from layerbounds.search.quantization.preparation import Preparation
+from layerbounds.search.shared_results import once
 
 #: Above this size blocks of inputs bound the root better in the same time.
 LARGEST = 400

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from layerbounds.arrays import Bool, Float, Int
-from layerbounds.bounds.block_relaxation import BlockRelaxation
-from layerbounds.bounds.box import box_multipliers
-from layerbounds.bounds.diagonal import maximize_minorant, reciprocals
-from layerbounds.bounds.relaxation import Relaxation
-from layerbounds.bounds.semidefinite import gamma
-from layerbounds.bounds.split_relaxation import SplitRelaxation
+from layerbounds.bounds.minorants.diagonal import maximize_minorant, reciprocals
+from layerbounds.bounds.minorants.semidefinite import gamma
+from layerbounds.bounds.quantization.block_relaxation import BlockRelaxation
+from layerbounds.bounds.quantization.box import box_multipliers
+from layerbounds.bounds.quantization.relaxation import Relaxation
+from layerbounds.bounds.quantization.split_relaxation import SplitRelaxation
 from layerbounds.kernels.enumeration import enumerate_levels
-from layerbounds.search.cut_tests import CutTests
-from layerbounds.search.units import UnitProblem
+from layerbounds.search.quantization.cut_tests import CutTests
+from layerbounds.search.quantization.grid_units import UnitProblem
 
 #: What bounds the root.
 Root = Relaxation | SplitRelaxation | BlockRelaxation

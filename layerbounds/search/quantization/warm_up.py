@@ -7,13 +7,13 @@ import threading
 
 import numpy as np
 
-from layerbounds.backends.base import ChannelTask, Control
-from layerbounds.bounds.block_relaxation import refine_blocks
-from layerbounds.bounds.diagonal import maximize_minorant
-from layerbounds.bounds.split_relaxation import SplitWeights, evaluate_split
-from layerbounds.search.box_tree import BoxTree
-from layerbounds.search.preparation import prepare
-from layerbounds.search.quantization import ChannelSearch
+from layerbounds.bounds.minorants.diagonal import maximize_minorant
+from layerbounds.bounds.quantization.block_relaxation import refine_blocks
+from layerbounds.bounds.quantization.split_relaxation import SplitWeights, evaluate_split
+from layerbounds.search.quantization.box_tree import BoxTree
+from layerbounds.search.quantization.channel_search import ChannelSearch
+from layerbounds.search.quantization.preparation import prepare
+from layerbounds.solvers.base import ChannelTask, Control
 
 _N = 6
 
