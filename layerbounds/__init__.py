@@ -14,7 +14,8 @@ from layerbounds.problems.gram_range import gram_grid
 from layerbounds.problems.grids import Grid, codebook_grid, uniform_grid
 from layerbounds.problems.pruning import PruningProblem, pruning_problem
 from layerbounds.problems.quantization import Evaluation, QuantizationProblem, evaluate, quantization_problem
-from layerbounds.solution import BoundKind, Solution, Status
+from layerbounds.proofs import BoundKind, Status
+from layerbounds.solution import Solution
 from layerbounds.solve import solve
 from layerbounds.solvers.registry import backends
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -12,56 +11,7 @@ import numpy as np
 from layerbounds.arrays import Float, Int
 from layerbounds.layers.files import write_tensors
 from layerbounds.problems.quantization import Problem
-
-#: ``optimal`` means upper − lower ≤ max(RELATIVE · upper, ABSOLUTE · f(0)).
-OPTIMAL_RELATIVE = 1e-6
-OPTIMAL_ABSOLUTE = 1e-12
-
-
-class Status(StrEnum):
-    """Why the work on a channel ended."""
-
-    OPTIMAL = "optimal"
-    GAP_REACHED = "gap_reached"
-    TIME_LIMIT = "time_limit"
-    NODE_LIMIT = "node_limit"
-    INTERRUPTED = "interrupted"
-    #: A foreign solver says that it has reached optimality or the gap asked for; that is not proven here.
-    CLAIMED = "claimed"
-    #: The backend solves a relaxation of the problem, and has.
-    RELAXED = "relaxed"
-    #: A foreign solver ended with an error, or contradicts itself; the interval holds nevertheless.
-    FAILED = "failed"
-
-
-class BoundKind(StrEnum):
-    """How a lower bound was derived."""
-
-    #: Recomputed from a dual point.
-    DUAL = "dual"
-    #: Exhausted by the package's own branch and bound, less its rounding allowance.
-    SEARCH = "search"
-    #: The constant part of the error, which no weights can repair.
-    TRIVIAL = "trivial"
-
-
-@dataclass(frozen=True)
-class TracePoint:
-    """State of the interval at one moment.
-
-    Attributes
-    ----------
-    seconds : float
-        Since the search of the channel began.
-    nodes : int
-    lower, upper : float
-        In the units of ``gram``.
-    """
-
-    seconds: float
-    nodes: int
-    lower: float
-    upper: float
+from layerbounds.proofs import BoundKind, Status, TracePoint
 
 
 @dataclass(frozen=True, eq=False)

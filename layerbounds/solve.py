@@ -18,12 +18,13 @@ from layerbounds.arrays import Float, as_float64
 from layerbounds.certify.interval import CertifiedChannel, certify, certify_foreign
 from layerbounds.exceptions import InputError, LayerboundsError, MissingExtraError, UnsupportedProblemError
 from layerbounds.problems.quantization import Problem, check_channels
+from layerbounds.problems.tasks import Task, make_task
+from layerbounds.proofs import BlockDual, Control, DualPoint, RawSolve, Status
 from layerbounds.search.root import root_dual
-from layerbounds.solution import Solution, Status
-from layerbounds.solvers.base import Backend, BlockDual, Control, DualPoint, RawSolve, Task, read_options
+from layerbounds.solution import Solution
+from layerbounds.solvers.base import Backend, read_options
 from layerbounds.solvers.native import NativeBackend
 from layerbounds.solvers.registry import get_backend
-from layerbounds.solvers.tasks import make_task
 
 #: Share of the time limit that the root's dual point may take after a foreign solver has ended, its least seconds, and
 #: its seconds after an interruption.

@@ -17,24 +17,13 @@ from layerbounds.arrays import Float
 from layerbounds.cli.main import main
 from layerbounds.exceptions import InputError, UnsupportedProblemError
 from layerbounds.problems.quantization import Problem, squared_error
-from layerbounds.solution import TracePoint
-from layerbounds.solvers.base import (
-    Availability,
-    BlockDual,
-    Capability,
-    Control,
-    DualPoint,
-    Option,
-    RawSolve,
-    SearchProof,
-    Task,
-    read_options,
-)
+from layerbounds.problems.tasks import Task, make_task
+from layerbounds.proofs import BlockDual, Control, DualPoint, RawSolve, SearchProof, TracePoint
+from layerbounds.solvers.base import Availability, Capability, Option, read_options
 from layerbounds.solvers.formulation import dense_hessian, formulate, incumbent
 from layerbounds.solvers.registry import _BACKENDS, get_backend
 from layerbounds.solvers.scip import ScipBackend
 from layerbounds.solvers.sublevel import rank_factor, reach
-from layerbounds.solvers.tasks import make_task
 
 Answer = Callable[[Task, Control], RawSolve]
 

@@ -19,12 +19,12 @@ from layerbounds.bounds.quantization.split_relaxation import (
     evaluate_split,
     maximize_split,
 )
+from layerbounds.problems.tasks import make_task
 from layerbounds.search.quantization import channel_search as quantization
 from layerbounds.search.quantization.box_tree import BoxTree
 from layerbounds.search.quantization.grid_units import UnitProblem, make_units
 from layerbounds.search.quantization.split_forms import prepare_split
 from layerbounds.solvers.native import NativeBackend
-from layerbounds.solvers.tasks import make_task
 
 
 def channel(seed: int, n: int, bits: int, scale: float = 1.0) -> UnitProblem:

@@ -16,8 +16,8 @@ from layerbounds.arrays import Float
 from layerbounds.bounds.minorants.diagonal import certified_minorant
 from layerbounds.certify.interval import certify, dual_bound, objective_interval
 from layerbounds.exceptions import CertificationError
-from layerbounds.solvers.base import ChannelTask, DualPoint, RawSolve, SearchProof
-from layerbounds.solvers.tasks import make_task
+from layerbounds.problems.tasks import ChannelTask, make_task
+from layerbounds.proofs import DualPoint, RawSolve, SearchProof
 
 #: Set LAYERBOUNDS_FUZZ for a longer run with other examples.
 FUZZ = settings(

@@ -9,7 +9,7 @@ from zoo import Case, zoo
 import layerbounds as lb
 from layerbounds.exceptions import UnsupportedProblemError
 from layerbounds.problems.pruning import PruningProblem
-from layerbounds.solution import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE
+from layerbounds.proofs import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE
 from layerbounds.solvers.base import Capability
 from layerbounds.solvers.registry import get_backend
 

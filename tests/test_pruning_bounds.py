@@ -18,12 +18,12 @@ from layerbounds.bounds.pruning.dual import is_block_minorant, pruning_bound
 from layerbounds.certify.interval import certify, dual_bound
 from layerbounds.exceptions import CertificationError, InputError
 from layerbounds.problems.patterns import parse_pattern
+from layerbounds.problems.tasks import PruningTask, make_task
+from layerbounds.proofs import BlockDual, Control, DualPoint, RawSolve, SearchProof
 from layerbounds.search.pruning.blocks import BlockSearch, search_blocks
 from layerbounds.search.pruning.clusters import search_clusters
 from layerbounds.search.pruning.masks import MaskSearch
 from layerbounds.search.pruning.subset_search import SubsetSearch, search_subset
-from layerbounds.solvers.base import BlockDual, Control, DualPoint, PruningTask, RawSolve, SearchProof
-from layerbounds.solvers.tasks import make_task
 
 
 def optimum(problem: lb.PruningProblem) -> Float:

@@ -18,9 +18,9 @@ from layerbounds.arrays import Float
 from layerbounds.bounds.minorants.clusters import make_clusters, prove_clusters, start_clusters
 from layerbounds.certify.interval import certify
 from layerbounds.kernels import clusters as kernels
+from layerbounds.problems.tasks import PruningTask, make_task
+from layerbounds.proofs import Control
 from layerbounds.search.pruning import clusters as search
-from layerbounds.solvers.base import Control, PruningTask
-from layerbounds.solvers.tasks import make_task
 
 FUZZ = "LAYERBOUNDS_FUZZ" in os.environ
 COUNT = int(os.environ.get("LAYERBOUNDS_FUZZ", "40"))

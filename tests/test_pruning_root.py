@@ -10,9 +10,9 @@ from threadpoolctl import threadpool_limits
 
 import layerbounds as lb
 from layerbounds.certify.interval import dual_bound
+from layerbounds.problems.tasks import PruningTask, make_task
+from layerbounds.proofs import BlockDual
 from layerbounds.search.root import root_dual
-from layerbounds.solvers.base import BlockDual, PruningTask
-from layerbounds.solvers.tasks import make_task
 
 PATTERNS: list[dict[str, object]] = [{"density": 0.25}, {"density": 0.5}, {"pattern": "2:4"}]
 

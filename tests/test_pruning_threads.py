@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 
 import layerbounds as lb
+from layerbounds.problems.tasks import PruningTask, make_task
+from layerbounds.proofs import Control, Status
 from layerbounds.search.frontier import Frontier, Incumbent
 from layerbounds.search.pruning import clusters, compiled_tree
 from layerbounds.search.pruning import subset_search as pruning
 from layerbounds.search.pruning.dispatch import search_pruning
 from layerbounds.search.pruning.subset_search import SubsetSearch
-from layerbounds.solution import Status
-from layerbounds.solvers.base import Control, PruningTask
-from layerbounds.solvers.tasks import make_task
 
 PATTERNS = {
     "subset": {"density": 0.25},

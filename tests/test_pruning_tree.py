@@ -15,10 +15,10 @@ import layerbounds as lb
 from layerbounds.arrays import Float
 from layerbounds.certify.interval import certify
 from layerbounds.kernels import subset_tree
+from layerbounds.problems.tasks import PruningTask, make_task
+from layerbounds.proofs import Control
 from layerbounds.search.pruning import compiled_tree
 from layerbounds.search.pruning.subset_search import SubsetSearch, search_subset
-from layerbounds.solvers.base import Control, PruningTask
-from layerbounds.solvers.tasks import make_task
 
 FUZZ = "LAYERBOUNDS_FUZZ" in os.environ
 COUNT = int(os.environ.get("LAYERBOUNDS_FUZZ", "30"))

@@ -13,11 +13,11 @@ import layerbounds as lb
 from layerbounds.bounds.minorants.diagonal import maximize_minorant, proven_minorant
 from layerbounds.bounds.quantization.box import box_multipliers
 from layerbounds.bounds.quantization.relaxation import evaluate_relaxation, maximize_relaxation, refine
+from layerbounds.problems.tasks import make_task
 from layerbounds.search.quantization.grid_units import make_units
 from layerbounds.search.quantization.preparation import prepare
 from layerbounds.search.quantization.tree import Tree
 from layerbounds.solvers.native import NativeBackend
-from layerbounds.solvers.tasks import make_task
 
 
 def instance(seed: int, n: int, levels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

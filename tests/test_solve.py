@@ -18,9 +18,10 @@ from numba import njit
 import layerbounds as lb
 from layerbounds.arrays import Float, Int
 from layerbounds.exceptions import InputError
+from layerbounds.problems.tasks import Task
+from layerbounds.proofs import Control, RawSolve
 from layerbounds.search.quantization import channel_search as quantization
 from layerbounds.search.quantization import preparation
-from layerbounds.solvers.base import Control, RawSolve, Task
 from layerbounds.solvers.native import NativeBackend
 
 #: Set LAYERBOUNDS_FUZZ for a longer run with other examples.

@@ -21,15 +21,14 @@ from layerbounds.bounds.minorants.alternating import (
 )
 from layerbounds.bounds.minorants.diagonal import maximize_minorant
 from layerbounds.bounds.quantization.cuts import certified_weights, fractional_product, separate_at
-from layerbounds.bounds.quantization.dual import FormTerms
 from layerbounds.bounds.quantization.relaxation import evaluate_relaxation, maximize_relaxation, refine
 from layerbounds.bounds.quantization.split_relaxation import SplitWeights, evaluate_split, maximize_split, refine_split
 from layerbounds.certify.interval import dual_bound
 from layerbounds.exceptions import CertificationError
+from layerbounds.problems.tasks import ChannelTask, make_task
+from layerbounds.proofs import DualPoint, FormTerms
 from layerbounds.search.quantization.split_forms import find_split, prepare_split
-from layerbounds.solvers.base import ChannelTask, DualPoint
 from layerbounds.solvers.native import NativeBackend
-from layerbounds.solvers.tasks import make_task
 
 
 def random_split(rng: np.random.Generator, gram: Float, cuts: int) -> SplitWeights:

@@ -16,8 +16,7 @@ import numpy as np
 import layerbounds as lb
 from layerbounds.arrays import Float
 from layerbounds.problems.quantization import Problem
-from layerbounds.solvers.base import PruningTask, Task
-from layerbounds.solvers.tasks import make_task
+from layerbounds.problems.tasks import PruningTask, Task, make_task
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,8 +19,17 @@ from layerbounds.bounds.quantization.block_dual import block_dual_bound
 from layerbounds.bounds.quantization.dual import Lattice, tangent_bound
 from layerbounds.exceptions import CertificationError
 from layerbounds.problems.grids import nearest_levels
-from layerbounds.solution import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE, BoundKind, Status, TracePoint
-from layerbounds.solvers.base import BlockDual, ChannelTask, DualPoint, PruningTask, RawSolve, Task
+from layerbounds.problems.tasks import ChannelTask, PruningTask, Task
+from layerbounds.proofs import (
+    OPTIMAL_ABSOLUTE,
+    OPTIMAL_RELATIVE,
+    BlockDual,
+    BoundKind,
+    DualPoint,
+    RawSolve,
+    Status,
+    TracePoint,
+)
 
 #: Solvers work with tolerances: a claim that exceeds a feasible error by no more than this, relative to the error and
 #: to f(0), is lowered to it; any other is refused.

@@ -19,7 +19,8 @@ from layerbounds.layers.layer import Layer
 from layerbounds.problems.grids import Granularity, Range
 from layerbounds.problems.pruning import PruningProblem, pruning_problem
 from layerbounds.problems.quantization import Problem, check_channels, quantization_problem
-from layerbounds.solution import Solution, Status
+from layerbounds.proofs import Status
+from layerbounds.solution import Solution
 from layerbounds.solve import solve
 
 #: How far beyond the rival's upper bound a lower bound is pushed, relative: ties within rounding are no verdicts.

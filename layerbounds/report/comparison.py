@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from layerbounds.comparison.records import Record
+from layerbounds.proofs import OPTIMAL_RELATIVE
 from layerbounds.report.tables import MISSING, _number, _table, _text, fixed, interval, significant
-from layerbounds.solution import OPTIMAL_RELATIVE
 
 
 def comparison_tables(records: Sequence[Record], compact: bool = False) -> list[Table]:

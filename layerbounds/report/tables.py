@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from layerbounds.methods.base import Heuristic
-from layerbounds.solution import Solution, Status
+from layerbounds.proofs import Status
+from layerbounds.solution import Solution
 from layerbounds.solvers.registry import BackendInfo
 
 #: Stands for what is undefined, such as a relative error where f(0) = 0.

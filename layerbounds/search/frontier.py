@@ -12,8 +12,7 @@ from typing import ClassVar, Generic, Protocol, Self, TypeVar
 import numpy as np
 
 from layerbounds.arrays import Float
-from layerbounds.solution import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE, Status, TracePoint
-from layerbounds.solvers.base import Control
+from layerbounds.proofs import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE, Control, Status, TracePoint
 
 NodeT = TypeVar("NodeT")
 

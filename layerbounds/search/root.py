@@ -12,15 +12,15 @@ from layerbounds.arrays import Float
 from layerbounds.bounds.minorants.diagonal import maximize_minorant
 from layerbounds.bounds.minorants.semidefinite import cholesky, symmetric_inverse
 from layerbounds.bounds.quantization.block_relaxation import refine_blocks
-from layerbounds.bounds.quantization.dual import FormTerms
 from layerbounds.bounds.quantization.relaxation import refine
 from layerbounds.bounds.quantization.split_relaxation import refine_split
+from layerbounds.problems.tasks import ChannelTask, Task
+from layerbounds.proofs import BlockDual, Control, DualPoint, FormTerms
 from layerbounds.search.pruning.dispatch import search_pruning
 from layerbounds.search.quantization.channel_search import CLOSE_AT_ONCE, FEWEST_ROUNDS, block_rounds
 from layerbounds.search.quantization.preparation import regularizations
 from layerbounds.search.quantization.split_forms import find_split
 from layerbounds.search.quantization.warm_up import compile_blocks
-from layerbounds.solvers.base import BlockDual, ChannelTask, Control, DualPoint, Task
 
 #: Refits of the weights.
 REFITS = 5

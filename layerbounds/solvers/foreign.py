@@ -11,9 +11,10 @@ import numpy as np
 from layerbounds.arrays import Float
 from layerbounds.problems.pruning import PruningProblem
 from layerbounds.problems.quantization import Problem, squared_error
+from layerbounds.problems.tasks import ChannelTask, PruningTask, Task
+from layerbounds.proofs import OPTIMAL_RELATIVE, Control, RawSolve, Status, TracePoint
 from layerbounds.search.root import root_dual
-from layerbounds.solution import OPTIMAL_RELATIVE, Status, TracePoint
-from layerbounds.solvers.base import Availability, ChannelTask, Control, PruningTask, RawSolve, Task
+from layerbounds.solvers.base import Availability
 from layerbounds.solvers.formulation import Formulation, incumbent
 
 #: Solvers are asked for this relative gap: tighter than what counts as optimal.

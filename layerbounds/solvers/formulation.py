@@ -21,8 +21,8 @@ from layerbounds.methods.obs import obs
 from layerbounds.methods.pruning import PruningView, refit_on
 from layerbounds.methods.swap import swap
 from layerbounds.problems.quantization import squared_error
-from layerbounds.solution import OPTIMAL_ABSOLUTE
-from layerbounds.solvers.base import ChannelTask, PruningTask, Task
+from layerbounds.problems.tasks import ChannelTask, PruningTask, Task
+from layerbounds.proofs import OPTIMAL_ABSOLUTE
 from layerbounds.solvers.sublevel import is_singular, rank_factor, reach
 
 #: Part of the diagonal minorant that the perspective form splits off: the rest must stay positive definite.

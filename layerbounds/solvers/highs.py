@@ -20,8 +20,9 @@ from layerbounds.arrays import Float
 from layerbounds.exceptions import UnsupportedProblemError
 from layerbounds.problems.pruning import PruningProblem
 from layerbounds.problems.quantization import Problem
-from layerbounds.solution import Status
-from layerbounds.solvers.base import Availability, Capability, Control, Option, RawSolve, Task
+from layerbounds.problems.tasks import Task
+from layerbounds.proofs import Control, RawSolve, Status
+from layerbounds.solvers.base import Availability, Capability, Option
 from layerbounds.solvers.foreign import SOLVER_GAP, Record, check_packages, nothing_to_solve, warm_up
 from layerbounds.solvers.formulation import Formulation, formulate, incumbent
 from layerbounds.solvers.sublevel import is_singular

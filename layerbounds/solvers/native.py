@@ -11,6 +11,8 @@ import numpy as np
 from layerbounds.bounds.minorants.clusters import ClusterMinorant
 from layerbounds.problems.pruning import PruningProblem
 from layerbounds.problems.quantization import Problem
+from layerbounds.problems.tasks import PruningTask, Task
+from layerbounds.proofs import Control, RawSolve, Status
 from layerbounds.search.pruning.dispatch import compile_kernels, search_pruning
 from layerbounds.search.pruning.preparation import prepare_pruning
 from layerbounds.search.quantization.block_choice import block_members
@@ -20,8 +22,7 @@ from layerbounds.search.quantization.grid_units import has_shared_forms
 from layerbounds.search.quantization.preparation import Preparation, prepare
 from layerbounds.search.quantization.split_forms import prepare_split
 from layerbounds.search.quantization.warm_up import compile_blocks, compile_quantization
-from layerbounds.solution import Status
-from layerbounds.solvers.base import Availability, Capability, Control, Option, PruningTask, RawSolve, Task
+from layerbounds.solvers.base import Availability, Capability, Option
 
 #: Order exponents λ of small and of large layers; docs/quantization-engine.md says what others cost.
 SMALL_ORDER, LARGE_ORDER = 1.0, 0.5

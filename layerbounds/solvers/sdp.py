@@ -26,8 +26,9 @@ from layerbounds.bounds.minorants.diagonal import proven_minorant
 from layerbounds.bounds.quantization.relaxation import evaluate_relaxation, maximize_relaxation
 from layerbounds.problems.grids import nearest_levels
 from layerbounds.problems.quantization import Problem, squared_error
-from layerbounds.solution import Status
-from layerbounds.solvers.base import Availability, Capability, ChannelTask, Control, DualPoint, Option, RawSolve, Task
+from layerbounds.problems.tasks import ChannelTask, Task
+from layerbounds.proofs import Control, DualPoint, RawSolve, Status
+from layerbounds.solvers.base import Availability, Capability, Option
 from layerbounds.solvers.foreign import Record, check_packages, nothing_to_solve, warm_up
 from layerbounds.solvers.formulation import incumbent
 

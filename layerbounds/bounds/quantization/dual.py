@@ -15,12 +15,11 @@ from layerbounds.arrays import Float
 from layerbounds.bounds.minorants.diagonal import proven_minorant
 from layerbounds.bounds.minorants.semidefinite import semidefinite_shift
 from layerbounds.bounds.quantization.cuts import certified_weights
+from layerbounds.proofs import FormTerms
 
 #: Extended precision, which type checkers have no name for.
 Wide = npt.NDArray[Any]
 
-#: Larger coefficients of a form are refused.
-LARGEST_COEFFICIENT = 2**16
 
 _LONG = np.longdouble
 _UNIT_LONG = float(np.finfo(_LONG).eps)
@@ -40,34 +39,6 @@ class Lattice:
     codes: Float
     scale: Float
     zero_point: Float
-
-
-@dataclass(frozen=True, eq=False)
-class FormTerms:
-    """Split cuts of a dual point.
-
-    Attributes
-    ----------
-    forms : ndarray of shape (n, cuts)
-        Integer coefficients of the codes.
-    weights : ndarray of shape (cuts,)
-        Nonnegative; per code².
-    multipliers : ndarray of shape (cuts,)
-        Per code.
-    """
-
-    forms: Float
-    weights: Float
-    multipliers: Float
-
-    def is_valid(self, n: int) -> bool:
-        """Whether shapes fit, numbers are finite, weights are not negative and coefficients are small integers."""
-        shapes = self.forms.ndim == 2 and len(self.forms) == n
-        if not shapes or any(part.shape != self.forms.shape[1:] for part in (self.weights, self.multipliers)):
-            return False
-        finite = all(np.all(np.isfinite(part)) for part in (self.forms, self.weights, self.multipliers))
-        whole = bool(np.all(self.forms == np.rint(self.forms)) and np.all(np.abs(self.forms) <= LARGEST_COEFFICIENT))
-        return bool(finite and whole and np.all(self.weights >= 0))
 
 
 def tangent_bound(

@@ -12,9 +12,10 @@ import scipy.linalg
 from layerbounds.arrays import Bool, Float
 from layerbounds.bounds.minorants.blocks import BlockMinorant, improve_blocks, start_blocks
 from layerbounds.bounds.minorants.semidefinite import UNIT, cholesky
+from layerbounds.problems.tasks import PruningTask
+from layerbounds.proofs import BlockDual, Control, RawSolve, SearchProof
 from layerbounds.search.frontier import Forkable, Frontier, Incumbent
 from layerbounds.search.pruning.subset_search import set_bound
-from layerbounds.solvers.base import BlockDual, Control, PruningTask, RawSolve, SearchProof
 
 Flags = npt.NDArray[np.int8]
 

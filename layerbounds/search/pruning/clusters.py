@@ -21,6 +21,8 @@ from layerbounds.bounds.minorants.clusters import (
 )
 from layerbounds.bounds.minorants.semidefinite import UNIT, cholesky, symmetric_inverse
 from layerbounds.kernels import cluster_codes, cluster_minorant, cluster_tree, clusters, subset_tree
+from layerbounds.problems.tasks import PruningTask
+from layerbounds.proofs import BlockDual, Control, RawSolve, SearchProof
 from layerbounds.search.frontier import Frontier, Incumbent
 from layerbounds.search.pruning.cluster_codes import Codes, every_code, merge
 from layerbounds.search.pruning.subset_search import (
@@ -33,7 +35,6 @@ from layerbounds.search.pruning.subset_search import (
     run_subset,
     set_bound,
 )
-from layerbounds.solvers.base import BlockDual, Control, PruningTask, RawSolve, SearchProof
 
 #: Width of the smoothed maximum, relative to the incumbent: times the number of inputs at the end of the root, and at
 #: most. In the tree, times the number of clusters and relative to what separates bound and cut, but at least to a share

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from layerbounds.arrays import Float, Int
 from layerbounds.kernels import subset_tree
+from layerbounds.proofs import Status
 from layerbounds.search.frontier import Frontier
 from layerbounds.search.pruning.subset_search import EXACT, Flags, Node, SubsetSearch, set_bound
-from layerbounds.solution import Status
 
 Number = TypeVar("Number", np.int8, np.int64, np.float64)
 

@@ -9,11 +9,12 @@ import numpy as np
 
 from layerbounds.bounds.minorants.clusters import ClusterMinorant
 from layerbounds.problems.patterns import Structure
+from layerbounds.problems.tasks import PruningTask
+from layerbounds.proofs import Control, RawSolve
 from layerbounds.search.pruning.blocks import search_blocks
 from layerbounds.search.pruning.clusters import ClusterSearch, search_clusters
 from layerbounds.search.pruning.masks import search_mask
 from layerbounds.search.pruning.subset_search import SubsetSearch, search_subset
-from layerbounds.solvers.base import Control, PruningTask, RawSolve
 
 #: Inputs of a cluster, and of one that is made of whole groups of an N:M pattern.
 CLUSTER, GROUPED = 9, 12

@@ -15,8 +15,9 @@ from layerbounds.arrays import Bool, Float, Int
 from layerbounds.bounds.minorants.diagonal import maximize_minorant
 from layerbounds.bounds.minorants.semidefinite import UNIT
 from layerbounds.kernels.masks import descend_mask, relax_mask
+from layerbounds.problems.tasks import PruningTask
+from layerbounds.proofs import BlockDual, Control, RawSolve, SearchProof
 from layerbounds.search.frontier import Forkable, Frontier, Incumbent
-from layerbounds.solvers.base import BlockDual, Control, PruningTask, RawSolve, SearchProof
 
 Flags = npt.NDArray[np.int8]
 

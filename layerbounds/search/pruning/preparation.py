@@ -8,11 +8,11 @@ import joblib
 
 from layerbounds.bounds.minorants.clusters import ClusterMinorant
 from layerbounds.problems.pruning import PruningProblem
+from layerbounds.problems.tasks import PruningTask, make_task
+from layerbounds.proofs import Control
 from layerbounds.search.pruning.clusters import ClusterSearch
 from layerbounds.search.pruning.dispatch import cluster_plan
 from layerbounds.search.shared_results import Recent
-from layerbounds.solvers.base import Control, PruningTask
-from layerbounds.solvers.tasks import make_task
 
 #: Numbers of live inputs for which a minorant is prepared: smaller ones are quick, larger ones take minutes.
 SHARED = (160, 800)

@@ -18,9 +18,10 @@ from layerbounds.bounds.minorants.diagonal import certified_minorant, interior_s
 from layerbounds.bounds.minorants.semidefinite import UNIT, cholesky, gamma, symmetric_inverse
 from layerbounds.bounds.pruning.perspective import centre, newton_step, schur_complement
 from layerbounds.kernels import subset, subset_tree
+from layerbounds.problems.tasks import PruningTask
+from layerbounds.proofs import BlockDual, Control, RawSolve, SearchProof
 from layerbounds.search.frontier import Forkable, Frontier, Incumbent
 from layerbounds.search.pruning.correlated_inputs import nearest_inputs
-from layerbounds.solvers.base import BlockDual, Control, PruningTask, RawSolve, SearchProof
 
 Flags = npt.NDArray[np.int8]
 

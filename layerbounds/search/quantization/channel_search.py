@@ -8,9 +8,20 @@ import numpy as np
 
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.quantization.block_relaxation import ROUNDS, BlockRelaxation, refine_blocks
-from layerbounds.bounds.quantization.dual import FormTerms
 from layerbounds.bounds.quantization.relaxation import refine
 from layerbounds.bounds.quantization.split_relaxation import SplitRelaxation, refine_split
+from layerbounds.problems.tasks import ChannelTask
+from layerbounds.proofs import (
+    OPTIMAL_RELATIVE,
+    BlockDual,
+    Control,
+    DualPoint,
+    FormTerms,
+    RawSolve,
+    SearchProof,
+    Status,
+    TracePoint,
+)
 from layerbounds.search.quantization.allowance import rounding_allowance, shift_charge
 from layerbounds.search.quantization.block_choice import block_members
 from layerbounds.search.quantization.box_tree import BoxTree
@@ -21,8 +32,6 @@ from layerbounds.search.quantization.neighbourhoods import Neighbourhoods
 from layerbounds.search.quantization.preparation import Preparation
 from layerbounds.search.quantization.split_forms import LARGEST, find_split, prepare_split
 from layerbounds.search.quantization.tree import Root, Tree
-from layerbounds.solution import OPTIMAL_RELATIVE, Status, TracePoint
-from layerbounds.solvers.base import BlockDual, ChannelTask, Control, DualPoint, RawSolve, SearchProof
 
 #: Nodes between two looks at the clock, for up to 64 variables; fewer for larger problems.
 CHUNK = 1 << 18

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 
 from layerbounds.arrays import Int
+from layerbounds.proofs import Control
 from layerbounds.search.quantization.neighbourhoods import Neighbourhoods
-from layerbounds.solvers.base import Control
 
 
 class Companion:

@@ -8,9 +8,9 @@ import numpy as np
 
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.minorants.semidefinite import UNIT
+from layerbounds.problems.tasks import ChannelTask
 from layerbounds.search.quantization.cut_tests import CutPreparation, prepare_cuts
 from layerbounds.search.quantization.preparation import Preparation
-from layerbounds.solvers.base import ChannelTask
 
 
 @dataclass(frozen=True, eq=False)

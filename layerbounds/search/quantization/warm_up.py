@@ -10,10 +10,11 @@ import numpy as np
 from layerbounds.bounds.minorants.diagonal import maximize_minorant
 from layerbounds.bounds.quantization.block_relaxation import refine_blocks
 from layerbounds.bounds.quantization.split_relaxation import SplitWeights, evaluate_split
+from layerbounds.problems.tasks import ChannelTask
+from layerbounds.proofs import Control
 from layerbounds.search.quantization.box_tree import BoxTree
 from layerbounds.search.quantization.channel_search import ChannelSearch
 from layerbounds.search.quantization.preparation import prepare
-from layerbounds.solvers.base import ChannelTask, Control
 
 _N = 6
 

@@ -1,0 +1,210 @@
+"""What a search hands over to certification: dual points, proofs of exhaustion, weights, and why it ended."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+from layerbounds.arrays import Float, Int
+
+#: ``optimal`` means upper − lower ≤ max(RELATIVE · upper, ABSOLUTE · f(0)).
+OPTIMAL_RELATIVE = 1e-6
+
+
+OPTIMAL_ABSOLUTE = 1e-12
+
+
+class Status(StrEnum):
+    """Why the work on a channel ended."""
+
+    OPTIMAL = "optimal"
+    GAP_REACHED = "gap_reached"
+    TIME_LIMIT = "time_limit"
+    NODE_LIMIT = "node_limit"
+    INTERRUPTED = "interrupted"
+    #: A foreign solver says that it has reached optimality or the gap asked for; that is not proven here.
+    CLAIMED = "claimed"
+    #: The backend solves a relaxation of the problem, and has.
+    RELAXED = "relaxed"
+    #: A foreign solver ended with an error, or contradicts itself; the interval holds nevertheless.
+    FAILED = "failed"
+
+
+class BoundKind(StrEnum):
+    """How a lower bound was derived."""
+
+    #: Recomputed from a dual point.
+    DUAL = "dual"
+    #: Exhausted by the package's own branch and bound, less its rounding allowance.
+    SEARCH = "search"
+    #: The constant part of the error, which no weights can repair.
+    TRIVIAL = "trivial"
+
+
+@dataclass(frozen=True)
+class TracePoint:
+    """State of the interval at one moment.
+
+    Attributes
+    ----------
+    seconds : float
+        Since the search of the channel began.
+    nodes : int
+    lower, upper : float
+        In the units of ``gram``.
+    """
+
+    seconds: float
+    nodes: int
+    lower: float
+    upper: float
+
+
+#: Larger coefficients of a form are refused.
+LARGEST_COEFFICIENT = 2**16
+
+
+@dataclass(frozen=True, eq=False)
+class FormTerms:
+    """Split cuts of a dual point.
+
+    Attributes
+    ----------
+    forms : ndarray of shape (n, cuts)
+        Integer coefficients of the codes.
+    weights : ndarray of shape (cuts,)
+        Nonnegative; per code².
+    multipliers : ndarray of shape (cuts,)
+        Per code.
+    """
+
+    forms: Float
+    weights: Float
+    multipliers: Float
+
+    def is_valid(self, n: int) -> bool:
+        """Whether shapes fit, numbers are finite, weights are not negative and coefficients are small integers."""
+        shapes = self.forms.ndim == 2 and len(self.forms) == n
+        if not shapes or any(part.shape != self.forms.shape[1:] for part in (self.weights, self.multipliers)):
+            return False
+        finite = all(np.all(np.isfinite(part)) for part in (self.forms, self.weights, self.multipliers))
+        whole = bool(np.all(self.forms == np.rint(self.forms)) and np.all(np.abs(self.forms) <= LARGEST_COEFFICIENT))
+        return bool(finite and whole and np.all(self.weights >= 0))
+
+
+@dataclass
+class Control:
+    """Limits of the work on one channel and the way to stop it from outside."""
+
+    time_limit: float
+    gap: float
+    node_limit: int | None
+    seed: int
+    threads: int
+    cancel: threading.Event
+    started: float = field(default_factory=time.perf_counter)
+    #: The backend's own options, defaults filled in.
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def elapsed(self) -> float:
+        """Seconds since the work began."""
+        return time.perf_counter() - self.started
+
+    def remaining(self) -> float:
+        """Seconds left, 0 when the time is out or the run was interrupted."""
+        return 0.0 if self.cancel.is_set() else max(self.time_limit - self.elapsed(), 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class DualPoint:
+    """A point z of the real space and a diagonal d, from which certification derives a bound (docs/bounds.md).
+
+    f(q) ≥ f(z) + Σ_i min_v [2 h_i (v − z_i) + d_i (v − z_i)²] with h = H(z − w), for every diagonal d ⪯ H, negative
+    entries included. For uniform grids integer forms of the codes may join the single weights.
+
+    Attributes
+    ----------
+    z, d : ndarray of shape (n,)
+    split : FormTerms or None
+    """
+
+    z: Float
+    d: Float
+    split: FormTerms | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class BlockDual:
+    """A point z and a block-diagonal matrix (docs/pruning-bounds.md, docs/block-relaxation.md).
+
+    f(v) ≥ f(z) + min over allowed v of 2hᵀ(v − z) + (v − z)ᵀB(v − z) with h = H(z − w), for every B ⪯ H.
+
+    Attributes
+    ----------
+    z : ndarray of shape (n,)
+    block : ndarray of int64, shape (n,)
+        The block of each input. Units of a pattern lie within blocks; blocks within groups, or groups within blocks.
+    matrix : ndarray of shape (n, n)
+        Entries between different blocks are ignored.
+    """
+
+    z: Float
+    block: Int
+    matrix: Float
+
+
+@dataclass(frozen=True, eq=False)
+class SearchProof:
+    """The own branch and bound pruned or visited everything below ``cut``.
+
+    Attributes
+    ----------
+    cut : float
+        In the units of the task's Gram matrix, without the constant.
+    allowance : float
+        How much rounding can have hidden, same units (docs/numerics.md).
+    leaves : ndarray of shape (leaves, n) or None
+        With it, what was visited below ``cut`` are exactly these weights: certification evaluates them one by one.
+    """
+
+    cut: float
+    allowance: float
+    leaves: Float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RawSolve:
+    """What a backend returns for a channel.
+
+    Attributes
+    ----------
+    weights : ndarray of shape (n,) or None
+        The best weights found, on the live inputs.
+    termination : Status
+        ``optimal`` and ``gap_reached`` are checked by certification.
+    proof : SearchProof or None
+        Only the native backend may return one.
+    dual : DualPoint or BlockDual or None
+        For pruning also the diagonal of a `BlockDual` with single inputs as blocks.
+    claimed_lower_bound : float or None
+        The backend's own figure, in the units of the task, constant included.
+    trace : tuple of TracePoint
+        In the same units; the lower bounds of a foreign backend are claims, too.
+    notes : tuple of str
+        What the user has to know about this result, one sentence each.
+    """
+
+    weights: Float | None
+    termination: Status
+    proof: SearchProof | None = None
+    dual: DualPoint | BlockDual | None = None
+    claimed_lower_bound: float | None = None
+    nodes: int = 0
+    trace: tuple[TracePoint, ...] = ()
+    notes: tuple[str, ...] = ()
