@@ -13,7 +13,7 @@ import numpy as np
 import layerbounds as lb
 from benchmarks.native_speed import leading
 from layerbounds.exceptions import InputError
-from layerbounds.problems.quantization import Problem
+from layerbounds.problems.problem import Problem
 
 #: The file of the reference layers, beside the checkout.
 REFERENCE = "resnet20_layers.safetensors"

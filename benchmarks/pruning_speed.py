@@ -60,7 +60,7 @@ def peer(problem: lb.PruningProblem, channel: int, upper: float, limit: float) -
     layer = problem.layer
     live = layer.live(0)
     gram, target = layer.gram[0][np.ix_(live, live)], layer.target[channel][live]
-    structure = problem.structure().restrict(live)
+    structure = problem.structure.restrict(live)
     scale = upper
     reach = 1.000001 * np.sqrt(upper * np.diag(np.linalg.inv(gram)))
     begin = time.perf_counter()

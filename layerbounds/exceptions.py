@@ -29,3 +29,7 @@ class UnsupportedProblemError(InputError):
 
 class CertificationError(LayerboundsError):
     """What a backend returned contradicts the problem, so that no certificate can be issued."""
+
+
+class NotAllowedError(LayerboundsError):
+    """Weights are not in the set of those that a problem allows; the message completes "the backend returned …"."""

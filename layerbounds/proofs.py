@@ -138,6 +138,11 @@ class DualPoint:
     d: Float
     split: FormTerms | None = None
 
+    def is_valid(self, n: int) -> bool:
+        """Whether shapes fit n inputs and numbers are finite."""
+        parts = self.z, self.d
+        return all(_is_finite(part, (n,)) for part in parts) and (self.split is None or self.split.is_valid(n))
+
 
 @dataclass(frozen=True, eq=False)
 class BlockDual:
@@ -157,6 +162,19 @@ class BlockDual:
     z: Float
     block: Int
     matrix: Float
+
+    def is_valid(self, n: int) -> bool:
+        """Whether shapes fit n inputs and numbers are finite."""
+        return _is_finite(self.z, (n,)) and _is_finite(self.matrix, (n, n)) and np.shape(self.block) == (n,)
+
+
+#: What a family's certified minimum is derived from.
+Dual = DualPoint | BlockDual
+
+
+def _is_finite(array: Any, shape: tuple[int, ...]) -> bool:
+    values = np.asarray(array, dtype=np.float64)
+    return values.shape == shape and bool(np.all(np.isfinite(values)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,7 +221,7 @@ class RawSolve:
     weights: Float | None
     termination: Status
     proof: SearchProof | None = None
-    dual: DualPoint | BlockDual | None = None
+    dual: Dual | None = None
     claimed_lower_bound: float | None = None
     nodes: int = 0
     trace: tuple[TracePoint, ...] = ()

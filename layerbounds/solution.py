@@ -10,7 +10,7 @@ import numpy as np
 
 from layerbounds.arrays import Float, Int
 from layerbounds.layers.files import write_tensors
-from layerbounds.problems.quantization import Problem
+from layerbounds.problems.problem import Problem
 from layerbounds.proofs import BoundKind, Status, TracePoint
 
 
@@ -18,16 +18,19 @@ from layerbounds.proofs import BoundKind, Status, TracePoint
 class Solution:
     """Certified intervals for some output channels of a problem.
 
-    All arrays have one entry for each solved channel, in the order of ``channels``.
+    All arrays but the weights have one entry for each set of rows, in the order of ``sets``: single channels, unless
+    the problem couples them.
 
     Attributes
     ----------
     problem : Problem
     channels : list of int
+    sets : list of list of int
+        The output channels of each entry.
     lower_bound, upper_bound : ndarray of shape (channels,)
         Rounded outward; ``lower_bound <= min f <= upper_bound``.
     weights : ndarray of shape (channels, *weight.shape[1:])
-        Allowed weights that reach ``upper_bound``.
+        Allowed weights that reach ``upper_bound``, in the order of ``channels``.
     status : list of Status
     bound_kind : list of BoundKind
     claimed_lower_bound : ndarray of shape (channels,)
@@ -50,6 +53,7 @@ class Solution:
 
     problem: Problem
     channels: list[int]
+    sets: list[list[int]]
     lower_bound: Float
     upper_bound: Float
     weights: Float
@@ -92,7 +96,7 @@ class Solution:
         return np.divide(
             self.upper_bound - self.lower_bound,
             self.upper_bound,
-            out=np.zeros(len(self.channels)),
+            out=np.zeros(len(self.sets)),
             where=self.upper_bound > 0,
         )
 
@@ -101,6 +105,7 @@ class Solution:
         lower, upper, energy = (float(np.sum(a)) for a in (self.lower_bound, self.upper_bound, self.energy))
         return {
             "channels": len(self.channels),
+            "sets": len(self.sets),
             "optimal": sum(s == Status.OPTIMAL for s in self.status),
             "lower_bound": lower,
             "upper_bound": upper,
@@ -117,9 +122,10 @@ class Solution:
         """Everything but the weights, ready for JSON: infinite and undefined numbers become None."""
         layer = self.problem.layer
         sqnr = self.sqnr_db
-        rows = [
+        entries = [
             {
-                "channel": channel,
+                "channel": rows[0] if len(rows) == 1 else None,
+                "rows": rows,
                 "lower_bound": float(self.lower_bound[i]),
                 "upper_bound": float(self.upper_bound[i]),
                 "relative_lower_bound": _finite(self.relative_lower_bound[i]),
@@ -129,13 +135,13 @@ class Solution:
                 "status": str(self.status[i]),
                 "bound_kind": str(self.bound_kind[i]),
                 "claimed_lower_bound": _finite(self.claimed_lower_bound[i]),
-                "notes": list(self.notes.get(channel, ())),
+                "notes": list(self.notes.get(rows[0], ())),
                 "energy": float(self.energy[i]),
                 "seconds": float(self.seconds[i]),
                 "nodes": int(self.nodes[i]),
                 "trace": [[p.seconds, p.nodes, p.lower, p.upper] for p in self.trace[i]],
             }
-            for i, channel in enumerate(self.channels)
+            for i, rows in enumerate(self.sets)
         ]
         return {
             "problem": {
@@ -151,7 +157,7 @@ class Solution:
             "backend": self.backend,
             "certified_trace": self.certified_trace,
             "interrupted": self.interrupted,
-            "channels": rows,
+            "channels": entries,
             "layer": self.totals(),
         }
 

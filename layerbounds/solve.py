@@ -7,8 +7,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,13 +18,12 @@ from threadpoolctl import threadpool_limits
 from layerbounds.arrays import Float, as_float64
 from layerbounds.certify.interval import CertifiedChannel, certify, certify_foreign
 from layerbounds.exceptions import InputError, LayerboundsError, MissingExtraError, UnsupportedProblemError
-from layerbounds.problems.quantization import Problem, check_channels
+from layerbounds.problems.problem import Problem, check_channels
 from layerbounds.problems.tasks import Task, make_task
-from layerbounds.proofs import BlockDual, Control, DualPoint, RawSolve, Status
-from layerbounds.search.root import root_dual
+from layerbounds.proofs import Control, Dual, RawSolve, Status
+from layerbounds.search.families import root_dual
 from layerbounds.solution import Solution
-from layerbounds.solvers.base import Backend, read_options
-from layerbounds.solvers.native import NativeBackend
+from layerbounds.solvers.base import Backend, Capability, GroupBackend, read_options
 from layerbounds.solvers.registry import get_backend
 
 #: Share of the time limit that the root's dual point may take after a foreign solver has ended, its least seconds, and
@@ -92,58 +92,133 @@ def solve(
     """
     _check_options(time_limit, jobs, node_limit)
     chosen = check_channels(problem, channels)
-    gaps = dict(zip(chosen, _gaps(gap, len(chosen)), strict=True))
+    sets = problem.sets(chosen)
+    gaps = _gaps(gap, len(sets))
     solver = get_backend(backend)
     _check_capabilities(solver, problem)
     settings = read_options(solver, options or {})
     threads = jobs if jobs is not None else os.cpu_count() or 1
     starts = _warm_starts(problem, chosen, warm_start)
     cancel = threading.Event()
-    interrupted = False
-    results: dict[int, tuple[CertifiedChannel, float, int]] = {}
-    energy = problem.layer.energy()
+    layer = problem.layer
 
     begin = time.perf_counter()
-    shared = {g: solver.prepare(problem, g, threads) for g in sorted({problem.layer.group_of(c) for c in chosen})}
+    groups = [layer.group_of(s[0]) for s in sets]
+    shared = {g: solver.prepare(problem, g, threads) for g in sorted(set(groups))}
     preparation = time.perf_counter() - begin
 
-    def work(channel: int) -> tuple[CertifiedChannel, float, int]:
-        task = make_task(problem, channel, shared[problem.layer.group_of(channel)], starts.get(channel))
-        share = max(threads // len(chosen), 1)
-        native = isinstance(solver, NativeBackend)
-        # Certification is part of the channel's time.
-        kept = min(CERTIFY_SQUARE * len(task.target) ** 2, CERTIFY_MOST * time_limit) if native else 0.0
-        control = Control(time_limit - kept, gaps[channel], node_limit, seed, share, cancel, options=settings)
-        if native:
-            raw = solver.solve(task, control)
-            return certify(task, raw, gaps[channel]), control.elapsed(), raw.nodes
-        raw = _solve_foreign(solver, task, control)
-        seconds = control.elapsed()
+    share = max(threads // len(sets), 1)
+    trusted = Capability.PROOF in solver.capabilities
 
-        def derive(weights: Float | None) -> DualPoint | BlockDual | None:
+    def task_of(index: int) -> Task[Any]:
+        rows = sets[index]
+        start = None if starts is None else np.stack([starts[c] for c in rows])
+        return make_task(
+            problem, rows, shared[groups[index]], start[0] if start is not None and len(rows) == 1 else start
+        )
+
+    def control_of(gap: float, size: int) -> Control:
+        # Certification is part of the channel's time.
+        kept = min(CERTIFY_SQUARE * size**2, CERTIFY_MOST * time_limit) if trusted else 0.0
+        return Control(time_limit - kept, gap, node_limit, seed, share, cancel, options=settings)
+
+    def work(index: int) -> list[Finished]:
+        task = task_of(index)
+        control = control_of(gaps[index], len(task.gram))
+        raw = solver.solve(task, control) if trusted else _solve_foreign(solver, task, control)
+        seconds = control.elapsed()
+        if trusted:
+            return [Finished(index, certify(task, raw, gaps[index]), control.elapsed(), raw.nodes)]
+
+        def derive(weights: Float | None) -> Dual | None:
             # After Ctrl-C a channel that was worked on still gets a short look; the others must not delay the end.
             left = DUAL_INTERRUPTED if seconds > DUAL_INTERRUPTED else 0.0
-            cubic = min(DUAL_CUBIC * len(task.target) ** 3, DUAL_MOST)
+            cubic = min(DUAL_CUBIC * len(task.gram) ** 3, DUAL_MOST)
             allowed = left if cancel.is_set() else max(DUAL_SHARE * time_limit, DUAL_SECONDS, cubic)
             return root_dual(task, weights, allowed)
 
-        return certify_foreign(task, raw, gaps[channel], derive), seconds, raw.nodes
+        return [Finished(index, certify_foreign(task, raw, gaps[index], derive), seconds, raw.nodes)]
 
+    def work_together(group: int) -> list[Finished]:
+        members = [i for i in range(len(sets)) if groups[i] == group]
+        tasks = [task_of(i) for i in members]
+        control = control_of(min(gaps[i] for i in members), len(tasks[0].gram))
+        raws = cast(GroupBackend, solver).solve_group(tasks, control)
+        return [
+            Finished(i, certify(task, raw, gaps[i]), control.elapsed() / len(tasks), raw.nodes)
+            for i, task, raw in zip(members, tasks, raws, strict=True)
+        ]
+
+    if Capability.BATCHED in solver.capabilities:
+        units: list[Callable[[], list[Finished]]] = [partial(work_together, g) for g in shared]
+    else:
+        units = [partial(work, i) for i in range(len(sets))]
+    finished, interrupted = _run(units, min(threads, len(units)) if solver.concurrent else 1, cancel, sets, progress)
+
+    certified = [finished[i].certified for i in range(len(sets))]
+    energy = layer.energy()
+    order = {channel: i for i, channel in enumerate(chosen)}
+    weights = np.empty((len(chosen), layer.in_features))
+    for s, result in zip(sets, certified, strict=True):
+        for channel, row in zip(s, np.atleast_2d(result.weights), strict=True):
+            weights[order[channel]] = full_weights(problem, channel, row)
+    return Solution(
+        problem=problem,
+        channels=chosen,
+        sets=sets,
+        lower_bound=np.array([c.lower for c in certified]),
+        upper_bound=np.array([c.upper for c in certified]),
+        weights=weights.reshape(len(chosen), *layer.weight.shape[1:]),
+        status=[c.status for c in certified],
+        bound_kind=[c.bound_kind for c in certified],
+        claimed_lower_bound=np.array([c.claimed_lower for c in certified]),
+        energy=np.array([energy[s].sum() for s in sets]),
+        seconds=np.array([finished[i].seconds for i in range(len(sets))]),
+        nodes=np.array([finished[i].nodes for i in range(len(sets))], dtype=np.int64),
+        trace=[list(c.trace) for c in certified],
+        preparation_seconds=preparation,
+        backend=backend,
+        interrupted=interrupted or cancel.is_set(),
+        notes={s[0]: c.notes for s, c in zip(sets, certified, strict=True) if c.notes},
+        certified_trace=trusted,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """A certified set of rows, its search time in seconds and its nodes."""
+
+    index: int
+    certified: CertifiedChannel
+    seconds: float
+    nodes: int
+
+
+def _run(
+    units: list[Callable[[], list[Finished]]],
+    workers: int,
+    cancel: threading.Event,
+    sets: list[list[int]],
+    progress: Progress | None,
+) -> tuple[dict[int, Finished], bool]:
+    """Run pieces of work side by side; Ctrl-C sets ``cancel`` and waits for what they still return."""
+    results: dict[int, Finished] = {}
+    interrupted = False
     # Small factorizations with several BLAS threads are many times slower than with one.
-    workers = min(threads, len(chosen)) if solver.concurrent else 1
     with threadpool_limits(limits=1), ThreadPoolExecutor(max_workers=workers) as pool:
-        pending: dict[Future[tuple[CertifiedChannel, float, int]], int] = {pool.submit(work, c): c for c in chosen}
+        pending: set[Future[list[Finished]]] = {pool.submit(unit) for unit in units}
         try:
             while pending:
                 try:
                     done, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
                     for future in done:
                         # In this order, so that a Ctrl-C in between loses no channel.
-                        channel = pending[future]
-                        results[channel] = future.result()
-                        del pending[future]
+                        for piece in future.result():
+                            results[piece.index] = piece
+                        pending.discard(future)
                         if progress is not None:
-                            progress(len(results), len(chosen), channel, results[channel][0])
+                            for piece in future.result():
+                                progress(len(results), len(sets), sets[piece.index][0], piece.certified)
                 except KeyboardInterrupt:
                     # Every channel, begun or not, still returns a valid interval; a second Ctrl-C gives up.
                     if interrupted:
@@ -155,33 +230,10 @@ def solve(
             for future in pending:
                 future.cancel()
             raise
-
-    certified = [results[c][0] for c in chosen]
-    shape = (len(chosen), *problem.layer.weight.shape[1:])
-    return Solution(
-        problem=problem,
-        channels=chosen,
-        lower_bound=np.array([c.lower for c in certified]),
-        upper_bound=np.array([c.upper for c in certified]),
-        weights=np.stack([full_weights(problem, c, r.weights) for c, r in zip(chosen, certified, strict=True)]).reshape(
-            shape
-        ),
-        status=[c.status for c in certified],
-        bound_kind=[c.bound_kind for c in certified],
-        claimed_lower_bound=np.array([c.claimed_lower for c in certified]),
-        energy=energy[chosen],
-        seconds=np.array([results[c][1] for c in chosen]),
-        nodes=np.array([results[c][2] for c in chosen], dtype=np.int64),
-        trace=[list(c.trace) for c in certified],
-        preparation_seconds=preparation,
-        backend=backend,
-        interrupted=interrupted or cancel.is_set(),
-        notes={c: results[c][0].notes for c in chosen if results[c][0].notes},
-        certified_trace=isinstance(solver, NativeBackend),
-    )
+    return results, interrupted
 
 
-def _solve_foreign(solver: Backend, task: Task, control: Control) -> RawSolve:
+def _solve_foreign(solver: Backend, task: Task[Any], control: Control) -> RawSolve:
     """Let a foreign solver work; what it does wrong becomes a note instead of an end of the run."""
     try:
         raw = solver.solve(task, control)
@@ -232,9 +284,9 @@ def _check_capabilities(solver: Backend, problem: Problem) -> None:
         )
 
 
-def _warm_starts(problem: Problem, channels: list[int], warm_start: ArrayLike | None) -> dict[int, Float]:
+def _warm_starts(problem: Problem, channels: list[int], warm_start: ArrayLike | None) -> dict[int, Float] | None:
     if warm_start is None:
-        return {}
+        return None
     layer = problem.layer
     array = as_float64(warm_start, "warm_start")
     for rows in (channels, list(range(layer.out_features))):

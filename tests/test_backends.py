@@ -16,7 +16,8 @@ import layerbounds as lb
 from layerbounds.arrays import Float
 from layerbounds.cli.main import main
 from layerbounds.exceptions import InputError, UnsupportedProblemError
-from layerbounds.problems.quantization import Problem, squared_error
+from layerbounds.problems.evaluation import squared_error
+from layerbounds.problems.problem import Problem
 from layerbounds.problems.tasks import Task, make_task
 from layerbounds.proofs import BlockDual, Control, DualPoint, RawSolve, SearchProof, TracePoint
 from layerbounds.solvers.base import Availability, Capability, Option, read_options

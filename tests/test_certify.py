@@ -16,7 +16,8 @@ from layerbounds.arrays import Float
 from layerbounds.bounds.minorants.diagonal import certified_minorant
 from layerbounds.certify.interval import certify, dual_bound, objective_interval
 from layerbounds.exceptions import CertificationError
-from layerbounds.problems.tasks import ChannelTask, make_task
+from layerbounds.problems.levels import Levels
+from layerbounds.problems.tasks import Task, make_task
 from layerbounds.proofs import DualPoint, RawSolve, SearchProof
 
 #: Set LAYERBOUNDS_FUZZ for a longer run with other examples.
@@ -35,23 +36,23 @@ def exact_error(gram: Float, target: Float, weights: Float) -> Fraction:
     return sum((a * b for a, b in zip(product_, deviation, strict=True)), Fraction(0))
 
 
-def optimum_of(task: ChannelTask) -> Fraction:
+def optimum_of(task: Task[Levels]) -> Fraction:
     """Smallest error over the grid without the constant, by trying everything in rational arithmetic."""
-    return min(exact_error(task.gram, task.target, np.array(v)) for v in product(*task.levels.tolist()))
+    return min(exact_error(task.gram, task.target, np.array(v)) for v in product(*task.allowed.values.tolist()))
 
 
-def best_weights(task: ChannelTask) -> Float:
-    points = [np.array(v) for v in product(*task.levels.tolist())]
+def best_weights(task: Task[Levels]) -> Float:
+    points = [np.array(v) for v in product(*task.allowed.values.tolist())]
     return min(points, key=lambda v: exact_error(task.gram, task.target, v))
 
 
-def task_of(gram: Float, target: Float, bits: int = 2, constant: float = 0.0) -> ChannelTask:
+def task_of(gram: Float, target: Float, bits: int = 2, constant: float = 0.0) -> Task[Levels]:
     layer = lb.Layer(np.atleast_2d(target), gram, constant=[constant])
     return make_task(lb.quantization_problem(layer, bits=bits), 0, None, None)
 
 
 @pytest.fixture
-def task(rng: np.random.Generator) -> ChannelTask:
+def task(rng: np.random.Generator) -> Task[Levels]:
     x = rng.normal(size=(9, 4))
     return task_of(x.T @ x / 9, rng.normal(size=4), constant=0.125)
 
@@ -59,39 +60,39 @@ def task(rng: np.random.Generator) -> ChannelTask:
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 
-def test_weights_off_the_grid_are_refused(task: ChannelTask) -> None:
+def test_weights_off_the_grid_are_refused(task: Task[Levels]) -> None:
     v = best_weights(task)
     for change in (1e-6, 0.5, -1e9):
         wrong = v.copy()
-        wrong[1] += change * task.scale[1]
+        wrong[1] += change * task.allowed.scale[1]
         with pytest.raises(CertificationError, match="not on the grid"):
             certify(task, RawSolve(wrong, lb.Status.OPTIMAL), 0.0)
 
 
 @pytest.mark.parametrize("wrong", [np.zeros(3), np.zeros(5), np.zeros((4, 1)), np.zeros(0), np.zeros((2, 4))])
-def test_weights_of_a_wrong_shape_are_refused(task: ChannelTask, wrong: Float) -> None:
+def test_weights_of_a_wrong_shape_are_refused(task: Task[Levels], wrong: Float) -> None:
     with pytest.raises(CertificationError, match="wrong shape"):
         certify(task, RawSolve(wrong, lb.Status.OPTIMAL), 0.0)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_weights_that_are_not_finite_are_refused(task: ChannelTask, value: float) -> None:
+def test_weights_that_are_not_finite_are_refused(task: Task[Levels], value: float) -> None:
     wrong = best_weights(task)
     wrong[2] = value
     with pytest.raises(CertificationError, match="NaN"):
         certify(task, RawSolve(wrong, lb.Status.OPTIMAL), 0.0)
 
 
-def test_rounding_of_a_solver_is_undone(task: ChannelTask) -> None:
+def test_rounding_of_a_solver_is_undone(task: Task[Levels]) -> None:
     v = best_weights(task)
     certified = certify(task, RawSolve(v * (1 + 1e-13), lb.Status.TIME_LIMIT), 0.0)
     np.testing.assert_array_equal(certified.weights, v)
     assert Fraction(certified.upper) >= exact_error(task.gram, task.target, v) + Fraction(task.constant)
 
 
-def test_without_weights_rounding_gives_the_upper_bound(task: ChannelTask) -> None:
+def test_without_weights_rounding_gives_the_upper_bound(task: Task[Levels]) -> None:
     certified = certify(task, RawSolve(None, lb.Status.TIME_LIMIT), 0.0)
-    nearest = task.levels[np.arange(4), np.argmin(np.abs(task.levels - task.target[:, None]), axis=1)]
+    nearest = task.allowed.values[np.arange(4), np.argmin(np.abs(task.allowed.values - task.target[:, None]), axis=1)]
     np.testing.assert_array_equal(certified.weights, nearest)
     assert certified.lower == task.constant
     assert certified.bound_kind == lb.BoundKind.TRIVIAL
@@ -101,7 +102,7 @@ def test_without_weights_rounding_gives_the_upper_bound(task: ChannelTask) -> No
 # --- proofs and claims -----------------------------------------------------------------------------------------------
 
 
-def test_claims_without_a_proof_are_recorded_and_not_believed(task: ChannelTask) -> None:
+def test_claims_without_a_proof_are_recorded_and_not_believed(task: Task[Levels]) -> None:
     raw = RawSolve(best_weights(task), lb.Status.OPTIMAL, claimed_lower_bound=1e9)
     certified = certify(task, raw, 0.0)
     assert certified.lower == task.constant
@@ -111,13 +112,13 @@ def test_claims_without_a_proof_are_recorded_and_not_believed(task: ChannelTask)
 
 
 @pytest.mark.parametrize("factor", [1 + 1e-9, 2.0, 1e12])
-def test_a_proof_above_the_optimum_is_an_error(task: ChannelTask, factor: float) -> None:
+def test_a_proof_above_the_optimum_is_an_error(task: Task[Levels], factor: float) -> None:
     wrong = SearchProof(factor * float(optimum_of(task)), 0.0)
     with pytest.raises(CertificationError, match="exceeds the error"):
         certify(task, RawSolve(best_weights(task), lb.Status.OPTIMAL, proof=wrong), 0.0)
 
 
-def test_a_proof_gives_its_cut_less_the_allowance(task: ChannelTask) -> None:
+def test_a_proof_gives_its_cut_less_the_allowance(task: Task[Levels]) -> None:
     optimum = float(optimum_of(task))
     proof = SearchProof(0.75 * optimum, 0.25 * optimum)
     certified = certify(task, RawSolve(best_weights(task), lb.Status.NODE_LIMIT, proof=proof), 0.0)
@@ -127,7 +128,7 @@ def test_a_proof_gives_its_cut_less_the_allowance(task: ChannelTask) -> None:
     assert certified.status == lb.Status.NODE_LIMIT
 
 
-def test_a_proof_that_rounding_may_have_spoilt_is_worth_nothing(task: ChannelTask) -> None:
+def test_a_proof_that_rounding_may_have_spoilt_is_worth_nothing(task: Task[Levels]) -> None:
     proof = SearchProof(1.0, 2.0)
     certified = certify(task, RawSolve(best_weights(task), lb.Status.OPTIMAL, proof=proof), 0.0)
     assert certified.lower == task.constant
@@ -135,10 +136,10 @@ def test_a_proof_that_rounding_may_have_spoilt_is_worth_nothing(task: ChannelTas
     assert certified.status != lb.Status.OPTIMAL
 
 
-def test_leaves_below_the_cut_replace_it(task: ChannelTask) -> None:
+def test_leaves_below_the_cut_replace_it(task: Task[Levels]) -> None:
     best = best_weights(task)
     optimum = optimum_of(task)
-    other = task.levels[:, 0]
+    other = task.allowed.values[:, 0]
     proof = SearchProof(1e9, 0.0, np.array([other, best]))
     certified = certify(task, RawSolve(best, lb.Status.OPTIMAL, proof=proof), 0.0)
     assert certified.status == lb.Status.OPTIMAL
@@ -146,7 +147,7 @@ def test_leaves_below_the_cut_replace_it(task: ChannelTask) -> None:
     assert certified.upper - certified.lower <= 1e-14 * certified.upper
 
 
-def test_the_better_of_two_bounds_counts(task: ChannelTask) -> None:
+def test_the_better_of_two_bounds_counts(task: Task[Levels]) -> None:
     optimum = float(optimum_of(task))
     dual = DualPoint(task.target, np.full(4, 0.5 * np.linalg.eigvalsh(task.gram)[0]))
     derived = dual_bound(task, dual)
@@ -158,7 +159,7 @@ def test_the_better_of_two_bounds_counts(task: ChannelTask) -> None:
         assert certified.lower == pytest.approx(max(cut, derived) + task.constant, rel=1e-12)
 
 
-def test_a_gap_is_reached_only_when_it_is(task: ChannelTask) -> None:
+def test_a_gap_is_reached_only_when_it_is(task: Task[Levels]) -> None:
     value = float(optimum_of(task)) + task.constant
     proof = SearchProof(0.95 * value - task.constant, 0.0)
     raw = RawSolve(best_weights(task), lb.Status.GAP_REACHED, proof=proof)
@@ -188,23 +189,23 @@ def test_an_exact_zero_is_optimal(rng: np.random.Generator) -> None:
         (np.zeros(4), np.array([0.1, 0.1, np.inf, 0.1])),
     ],
 )
-def test_invalid_dual_points_are_refused(task: ChannelTask, z: Float, d: Float) -> None:
+def test_invalid_dual_points_are_refused(task: Task[Levels], z: Float, d: Float) -> None:
     with pytest.raises(CertificationError, match="invalid dual point"):
         certify(task, RawSolve(best_weights(task), lb.Status.OPTIMAL, dual=DualPoint(z, d)), 0.0)
 
 
 @pytest.mark.parametrize("size", [1e-12, 0.1, 10.0, 1e6])
-def test_a_diagonal_may_have_negative_entries(task: ChannelTask, size: float) -> None:
+def test_a_diagonal_may_have_negative_entries(task: Task[Levels], size: float) -> None:
     optimum = optimum_of(task)
     d = certified_minorant(task.gram, np.full(4, 0.5 * np.linalg.eigvalsh(task.gram)[0]))
     for i in range(4):
         signed = d.copy()
         signed[i] = -size
-        for z in (task.target, best_weights(task), task.levels[:, 0]):
+        for z in (task.target, best_weights(task), task.allowed.values[:, 0]):
             assert Fraction(dual_bound(task, DualPoint(z, signed))) <= optimum
 
 
-def test_a_diagonal_above_the_gram_is_lowered(task: ChannelTask) -> None:
+def test_a_diagonal_above_the_gram_is_lowered(task: Task[Levels]) -> None:
     optimum = optimum_of(task)
     for factor in (1.5, 10.0, 1e9):
         d = factor * np.diag(task.gram)
@@ -222,7 +223,7 @@ def test_the_bound_of_a_diagonal_gram_is_the_optimum(rng: np.random.Generator) -
 
 
 @st.composite
-def tasks(draw: st.DrawFn) -> ChannelTask:
+def tasks(draw: st.DrawFn) -> Task[Levels]:
     """Tasks of up to three variables, with Grams from benign to singular."""
     n = draw(st.integers(1, 3))
     rows = draw(st.integers(1, 4))
@@ -237,11 +238,13 @@ def tasks(draw: st.DrawFn) -> ChannelTask:
 
 @FUZZ
 @given(tasks(), st.data())
-def test_no_dual_point_gives_more_than_the_optimum(task: ChannelTask, data: st.DataObject) -> None:
+def test_no_dual_point_gives_more_than_the_optimum(task: Task[Levels], data: st.DataObject) -> None:
     n = len(task.target)
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
-    size = data.draw(st.sampled_from([0.0, 1e-3, 1.0, 10.0, 1e3])) * task.scale[0]
-    z = data.draw(st.sampled_from([task.target, task.levels[:, 0], best_weights(task)])) + size * rng.normal(size=n)
+    size = data.draw(st.sampled_from([0.0, 1e-3, 1.0, 10.0, 1e3])) * task.allowed.scale[0]
+    z = data.draw(st.sampled_from([task.target, task.allowed.values[:, 0], best_weights(task)])) + size * rng.normal(
+        size=n
+    )
     kind = data.draw(st.sampled_from(["zero", "small", "barrier", "too large", "signed"]))
     spectrum = np.linalg.eigvalsh(task.gram)
     d = {

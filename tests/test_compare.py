@@ -19,7 +19,7 @@ from layerbounds.cli.bits import parse_bits
 from layerbounds.cli.main import main
 from layerbounds.cli.options import parse_fractions, parse_names
 from layerbounds.comparison.compare import comparison_problems
-from layerbounds.comparison.records import Record, bits_per_weight, compare_problems
+from layerbounds.comparison.records import Record, compare_problems
 from layerbounds.exceptions import CertificationError, InputError, LayerboundsError
 from layerbounds.layers.weight_files import load_weights
 from layerbounds.report.comparison import comparison_tables, excess
@@ -71,7 +71,7 @@ def test_every_row_has_the_bounds_of_its_own_grid(layer: lb.Layer, rows: list[di
         assert [row["method"] for row in own[1:]] == expected
         bounds.add(own[0]["lower_bound"])
         for row in own:
-            assert row["grid"] == problem.label and row["bits_per_weight"] == bits_per_weight(problem)
+            assert row["grid"] == problem.label and row["bits_per_weight"] == problem.bits_per_weight
             # Both intervals hold the optimum, and both are proven here.
             assert row["lower_bound"] == pytest.approx(solution.lower_bound.sum(), rel=1e-5)
             assert row["upper_bound"] == pytest.approx(solution.upper_bound.sum(), rel=1e-5)
@@ -101,7 +101,7 @@ def test_records_are_flat_and_alike(rows: list[dict[str, Any]]) -> None:
 
 def test_bits_per_weight(layer: lb.Layer) -> None:
     problems = comparison_problems(layer, bits=3, codebook=["nf4", "ternary"], density=[0.25, 0.5], pattern=["2:4"])
-    assert [bits_per_weight(p) for p in problems] == pytest.approx([3.0, 4.0, math.log2(3), 16 * 0.6])
+    assert [p.bits_per_weight for p in problems] == pytest.approx([3.0, 4.0, math.log2(3), 16 * 0.6])
     assert [
         p.label.split(" ")[1] for p in comparison_problems(layer, density=0.5, pattern=["unstructured", "2:4"])
     ] == [

@@ -9,7 +9,7 @@ import layerbounds as lb
 from layerbounds.arrays import Float, Int
 from layerbounds.kernels.enumeration import ascend
 from layerbounds.kernels.rounding import beam, coordinate_descent, nearest, successive_rounding
-from layerbounds.problems.grids import nearest_levels
+from layerbounds.problems.levels import nearest_levels
 from layerbounds.search.quantization import channel_search as quantization
 from layerbounds.search.quantization.preparation import prepare
 

@@ -18,7 +18,8 @@ from layerbounds.bounds.pruning.dual import is_block_minorant, pruning_bound
 from layerbounds.certify.interval import certify, dual_bound
 from layerbounds.exceptions import CertificationError, InputError
 from layerbounds.problems.patterns import parse_pattern
-from layerbounds.problems.tasks import PruningTask, make_task
+from layerbounds.problems.support import Support
+from layerbounds.problems.tasks import Task, make_task
 from layerbounds.proofs import BlockDual, Control, DualPoint, RawSolve, SearchProof
 from layerbounds.search.pruning.blocks import BlockSearch, search_blocks
 from layerbounds.search.pruning.clusters import search_clusters
@@ -131,21 +132,21 @@ def test_structure_counts_dead_inputs_and_ragged_groups() -> None:
     assert parse_pattern("block:4").structure(10, 9).capacity[0] == 2
 
 
-def task_of(layer: lb.Layer, **options: object) -> PruningTask:
+def task_of(layer: lb.Layer, **options: object) -> Task[Support]:
     task = make_task(lb.pruning_problem(layer, **options), 0, None, None)  # type: ignore[arg-type]
-    assert isinstance(task, PruningTask)
+    assert isinstance(task.allowed, Support)
     return task
 
 
-def feasible_points(task: PruningTask, rng: np.random.Generator, count: int) -> list[Float]:
+def feasible_points(task: Task[Support], rng: np.random.Generator, count: int) -> list[Float]:
     """Random feasible weights, with and without refit on their support."""
     points = []
     for i in range(count):
         score = np.abs(task.target) * np.sqrt(np.diag(task.gram)) * rng.exponential(size=len(task.target)) ** (i % 4)
-        units = np.bincount(task.structure.unit, weights=score, minlength=len(task.structure.group))
-        mask = task.structure.keep_largest(units)
-        v = np.where(mask, task.original, 0.0)
-        if task.refit and i % 2 == 0 and mask.any():
+        units = np.bincount(task.allowed.structure.unit, weights=score, minlength=len(task.allowed.structure.group))
+        mask = task.allowed.structure.keep_largest(units)
+        v = np.where(mask, task.allowed.original, 0.0)
+        if task.allowed.refit and i % 2 == 0 and mask.any():
             s = np.flatnonzero(mask)
             v[s] = np.linalg.lstsq(task.gram[np.ix_(s, s)], (task.gram @ task.target)[s], rcond=1e-12)[0]
         points.append(v)
@@ -164,7 +165,11 @@ def test_any_dual_point_gives_a_bound(
     smallest = float(np.linalg.eigvalsh(task.gram)[0])
     for _ in range(30):
         z = task.target * rng.uniform(-0.5, 1.5, size=n)
-        block = np.arange(n) if rng.random() < 0.5 else (task.structure.unit if "k" in options else np.arange(n) // 4)
+        block = (
+            np.arange(n)
+            if rng.random() < 0.5
+            else (task.allowed.structure.unit if "k" in options else np.arange(n) // 4)
+        )
         if "pattern" not in options:
             block = np.arange(n) // rng.integers(1, 4)
         elif options["pattern"] == "2:4" and rng.random() < 0.3:
@@ -217,7 +222,7 @@ def test_the_block_dual_is_exact_for_one_block(layer: lb.Layer, options: dict[st
     v = lb.solve(lb.pruning_problem(layer, **options), channels=[0], jobs=1)  # type: ignore[arg-type]
     gram = task.gram
     bound = pruning_bound(
-        gram, task.target, None, task.structure, np.zeros(12), np.zeros(12, dtype=np.int64), gram * (1 - 1e-9)
+        gram, task.target, None, task.allowed.structure, np.zeros(12), np.zeros(12, dtype=np.int64), gram * (1 - 1e-9)
     )
     assert bound <= v.upper_bound[0]
     np.testing.assert_allclose(bound, v.upper_bound[0], rtol=1e-4)
@@ -255,7 +260,7 @@ def test_real_layers(reference_data: Path, name: str, options: dict[str, object]
         solution = lb.solve(problem, channels=[0], time_limit=0.5, jobs=1)
         assert 0 <= solution.lower_bound[0] <= solution.upper_bound[0]
         task = make_task(problem, 0, None, None)
-        assert isinstance(task, PruningTask)
+        assert isinstance(task.allowed, Support)
         # Small factorizations with several BLAS threads are many times slower than with one.
         with threadpool_limits(limits=1):
             points = feasible_points(task, rng, 400 if len(task.target) < 300 else 60)
@@ -276,12 +281,12 @@ def test_fixing_uses_the_bound_of_its_savings(
         problem = lb.pruning_problem(lb.Layer(rng.normal(size=(1, 12)), random_gram(12)), **options)  # type: ignore[arg-type]
         best = lb.solve(problem, jobs=1)
         task = make_task(problem, 0, None, None)
-        assert isinstance(task, PruningTask)
+        assert isinstance(task.allowed, Support)
         control = Control(60.0, 0.0, None, 0, 1, threading.Event())
         # Parts of the minorant: the node's own bound is weak.
         search: Any
         unit = 1.0
-        if not task.refit:
+        if not task.allowed.refit:
             search = MaskSearch(task, control)
             root = search.root()
             search.d *= 10.0 ** rng.uniform(-2, 0, 12)
@@ -302,5 +307,5 @@ def test_fixing_uses_the_bound_of_its_savings(
             root.d *= 10.0 ** rng.uniform(-2, 0, 12)
         optimum = float(best.lower_bound[0]) * unit
         _, children = search.expand(root, optimum, 1.05 * optimum)
-        kept = task.structure.kept_units(best.weights)[0]
+        kept = task.allowed.structure.kept_units(best.weights)[0]
         assert any(np.all(kept[c.status == 1]) and not np.any(kept[c.status == -1]) for c in children)

@@ -18,7 +18,8 @@ from layerbounds.arrays import Float
 from layerbounds.bounds.minorants.clusters import make_clusters, prove_clusters, start_clusters
 from layerbounds.certify.interval import certify
 from layerbounds.kernels import clusters as kernels
-from layerbounds.problems.tasks import PruningTask, make_task
+from layerbounds.problems.support import Support
+from layerbounds.problems.tasks import Task, make_task
 from layerbounds.proofs import Control
 from layerbounds.search.pruning import clusters as search
 
@@ -46,10 +47,10 @@ def instance(rng: np.random.Generator) -> lb.PruningProblem:
     return lb.pruning_problem(layer, k=int(rng.integers(1, n)))
 
 
-def best_error(task: PruningTask) -> float:
+def best_error(task: Task[Support]) -> float:
     """By trying every mask, in extended precision."""
     wide, target = task.gram.astype(np.longdouble), task.target.astype(np.longdouble)
-    structure = task.structure
+    structure = task.allowed.structure
     per_group = [
         [list(c) for c in combinations(np.flatnonzero(structure.group == g), int(capacity))]
         for g, capacity in enumerate(structure.capacity)
@@ -73,7 +74,7 @@ def test_never_above_the_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(COUNT):
         problem = instance(rng)
         task = make_task(problem, 0, None, None)
-        assert isinstance(task, PruningTask)
+        assert isinstance(task.allowed, Support)
         exact = best_error(task)
         monkeypatch.setattr("layerbounds.search.pruning.subset_search.ENUMERATED", int(rng.choice([0, 50, 20000])))
         monkeypatch.setattr(search, "SMALL", int(rng.choice([0, 0, 80])))
@@ -137,7 +138,7 @@ def test_larger_groups_than_a_cluster_may_hold(rng: np.random.Generator) -> None
     gram = gram_of(rng, 32)
     layer = lb.Layer(rng.normal(size=(1, 32)), gram)
     task = make_task(lb.pruning_problem(layer, pattern="2:16"), 0, None, None)
-    assert isinstance(task, PruningTask)
+    assert isinstance(task.allowed, Support)
     control = Control(60.0, 0.0, 30, 0, 1, threading.Event())
     result = certify(task, search.search_clusters(task, control, 12, 5), 0.0)
     assert 0 < result.lower <= result.upper

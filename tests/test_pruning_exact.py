@@ -27,7 +27,7 @@ def best_error(problem: lb.PruningProblem, channel: int) -> float:
     layer = problem.layer
     gram, target = layer.channel_gram(channel), layer.target[channel]
     best = np.inf
-    for mask in choices(problem.structure()):
+    for mask in choices(problem.structure):
         v = np.zeros(len(target))
         if problem.refit:
             s = np.flatnonzero(mask)

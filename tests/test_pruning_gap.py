@@ -41,7 +41,7 @@ def test_bounds_hold_where_incumbents_are_bad(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(
         pruning.SubsetSearch,
         "first_incumbents",
-        lambda self, kicks=True: self.offer(self.task.structure.keep_largest(-np.abs(self.task.target))),
+        lambda self, kicks=True: self.offer(self.task.allowed.structure.keep_largest(-np.abs(self.task.target))),
     )
     for search in (masks.MaskSearch, blocks.BlockSearch):
         monkeypatch.setattr(search, "first_incumbents", lambda *_: None)

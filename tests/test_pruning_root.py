@@ -10,9 +10,10 @@ from threadpoolctl import threadpool_limits
 
 import layerbounds as lb
 from layerbounds.certify.interval import dual_bound
-from layerbounds.problems.tasks import PruningTask, make_task
+from layerbounds.problems.support import Support
+from layerbounds.problems.tasks import make_task
 from layerbounds.proofs import BlockDual
-from layerbounds.search.root import root_dual
+from layerbounds.search.families import root_dual
 
 PATTERNS: list[dict[str, object]] = [{"density": 0.25}, {"density": 0.5}, {"pattern": "2:4"}]
 
@@ -21,7 +22,7 @@ def share(layer: lb.Layer, options: dict[str, object]) -> float:
     """The root's certified bound, relative to the best error that one node finds."""
     problem = lb.pruning_problem(layer, **options)  # type: ignore[arg-type]
     task = make_task(problem, 0, None, None)
-    assert isinstance(task, PruningTask)
+    assert isinstance(task.allowed, Support)
     # Small factorizations with several BLAS threads are many times slower than with one.
     with threadpool_limits(1):
         dual = root_dual(task, None, 60.0)

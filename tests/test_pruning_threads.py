@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import layerbounds as lb
-from layerbounds.problems.tasks import PruningTask, make_task
+from layerbounds.problems.support import Support
+from layerbounds.problems.tasks import Task, make_task
 from layerbounds.proofs import Control, Status
 from layerbounds.search.frontier import Frontier, Incumbent
 from layerbounds.search.pruning import clusters, compiled_tree
@@ -32,9 +33,9 @@ def layer(seed: int, n: int) -> lb.Layer:
     return lb.Layer(rng.normal(size=(1, n)), x.T @ x / len(x))
 
 
-def task_of(problem: lb.PruningProblem) -> PruningTask:
+def task_of(problem: lb.PruningProblem) -> Task[Support]:
     task = make_task(problem, 0, None, None)
-    assert isinstance(task, PruningTask)
+    assert isinstance(task.allowed, Support)
     return task
 
 

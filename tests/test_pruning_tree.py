@@ -15,7 +15,8 @@ import layerbounds as lb
 from layerbounds.arrays import Float
 from layerbounds.certify.interval import certify
 from layerbounds.kernels import subset_tree
-from layerbounds.problems.tasks import PruningTask, make_task
+from layerbounds.problems.support import Support
+from layerbounds.problems.tasks import Task, make_task
 from layerbounds.proofs import Control
 from layerbounds.search.pruning import compiled_tree
 from layerbounds.search.pruning.subset_search import SubsetSearch, search_subset
@@ -31,7 +32,7 @@ def one_thread() -> Iterator[None]:
         yield
 
 
-def task_of(rng: np.random.Generator, n: int, kind: int, **options: object) -> PruningTask:
+def task_of(rng: np.random.Generator, n: int, kind: int, **options: object) -> Task[Support]:
     x = rng.normal(size=(3 * n, n))
     if kind == 1:
         x = np.cumsum(x, axis=1)
@@ -43,11 +44,11 @@ def task_of(rng: np.random.Generator, n: int, kind: int, **options: object) -> P
         rng.normal(size=(1, n)) * 10.0 ** rng.uniform(-3, 3), x.T @ x / len(x) * 10.0 ** rng.uniform(-5, 5)
     )
     task = make_task(lb.pruning_problem(layer, **options), 0, None, None)  # type: ignore[arg-type]
-    assert isinstance(task, PruningTask)
+    assert isinstance(task.allowed, Support)
     return task
 
 
-def best_error(task: PruningTask, k: int) -> float:
+def best_error(task: Task[Support], k: int) -> float:
     """By trying every set of k inputs in float64; the best ones again in extended precision."""
     sets = np.array(list(combinations(range(len(task.target)), k)))
     product = task.gram @ task.target

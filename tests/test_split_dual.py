@@ -25,7 +25,8 @@ from layerbounds.bounds.quantization.relaxation import evaluate_relaxation, maxi
 from layerbounds.bounds.quantization.split_relaxation import SplitWeights, evaluate_split, maximize_split, refine_split
 from layerbounds.certify.interval import dual_bound
 from layerbounds.exceptions import CertificationError
-from layerbounds.problems.tasks import ChannelTask, make_task
+from layerbounds.problems.levels import Levels
+from layerbounds.problems.tasks import Task, make_task
 from layerbounds.proofs import DualPoint, FormTerms
 from layerbounds.search.quantization.split_forms import find_split, prepare_split
 from layerbounds.solvers.native import NativeBackend
@@ -160,11 +161,11 @@ def test_separation_at_a_point_finds_new_violated_forms() -> None:
     assert not any(tuple(v) in keys for v in again.T)
 
 
-def exact_optimum(task: ChannelTask) -> Fraction:
+def exact_optimum(task: Task[Levels]) -> Fraction:
     gram = [[Fraction(float(x)) for x in row] for row in task.gram]
     target = [Fraction(float(x)) for x in task.target]
     best = None
-    for point in itertools.product(*task.levels):
+    for point in itertools.product(*task.allowed.values):
         e = [Fraction(float(v)) - t for v, t in zip(point, target, strict=True)]
         value = sum(a * h * b for a, row in zip(e, gram, strict=True) for h, b in zip(row, e, strict=True))
         best = value if best is None else min(best, value)
@@ -188,9 +189,9 @@ def test_no_certified_bound_exceeds_the_exact_optimum(seed: int) -> None:
     for _ in range(12):
         cuts = int(rng.integers(0, 2 * m + 1))
         forms = rng.integers(-2, 3, (m, cuts)).astype(np.float64)
-        weights = rng.uniform(0, unit, cuts) * float(task.scale[0]) ** 2 * rng.choice([0.0, 1e-3, 1.0])
-        rho = rng.normal(size=cuts) * unit * float(task.scale[0]) ** 2 * rng.choice([0.0, 0.1, 1.0])
-        z = task.target + rng.normal(size=m) * float(task.scale[0]) * rng.choice([0.0, 0.2, 2.0])
+        weights = rng.uniform(0, unit, cuts) * float(task.allowed.scale[0]) ** 2 * rng.choice([0.0, 1e-3, 1.0])
+        rho = rng.normal(size=cuts) * unit * float(task.allowed.scale[0]) ** 2 * rng.choice([0.0, 0.1, 1.0])
+        z = task.target + rng.normal(size=m) * float(task.allowed.scale[0]) * rng.choice([0.0, 0.2, 2.0])
         d = rng.uniform(-0.2, 1.0, m) * unit * rng.choice([0.0, 1e-3, 1.0])
         bound = dual_bound(task, DualPoint(z, d, FormTerms(forms, weights, rho)))
         assert Fraction(bound) <= max(optimum, Fraction(0))
@@ -207,7 +208,7 @@ def test_the_bound_at_the_optimum_of_a_lattice_form_is_tight() -> None:
 
 
 @pytest.fixture
-def task() -> ChannelTask:
+def task() -> Task[Levels]:
     rng = np.random.default_rng(12)
     layer = lb.Layer(weight=rng.normal(size=(1, 4)), gram=correlated(rng, 4))
     return make_task(lb.quantization_problem(layer, bits=3), 0, None, None)
@@ -228,7 +229,7 @@ def task() -> ChannelTask:
         ("multipliers", np.zeros((2, 1))),
     ],
 )
-def test_invalid_forms_are_refused(task: ChannelTask, part: str, value: Float) -> None:
+def test_invalid_forms_are_refused(task: Task[Levels], part: str, value: Float) -> None:
     good = FormTerms(np.ones((4, 2)), np.zeros(2), np.zeros(2))
     d = np.zeros(4)
     assert dual_bound(task, DualPoint(task.target, d, good)) <= 0.0
@@ -253,7 +254,7 @@ def test_a_layer_is_bounded_by_forms(granularity: str | int) -> None:
     solution = lb.solve(problem, channels=[0], node_limit=100, time_limit=600, jobs=1)
     task = make_task(problem, 0, None, None)
     assert solution.bound_kind[0] == lb.BoundKind.DUAL
-    d = maximize_minorant(task.gram, np.full(len(task.target), float(np.mean(task.scale)) ** 2))
+    d = maximize_minorant(task.gram, np.full(len(task.target), float(np.mean(task.allowed.scale)) ** 2))
     assert solution.lower_bound[0] > 1.1 * dual_bound(task, DualPoint(task.target, d)) > 0
 
 
@@ -264,9 +265,9 @@ def test_forms_raise_the_root_of_a_real_layer(reference_data: Path) -> None:
     assert prepared is not None
     split = prepare_split(prepared)
     task = make_task(problem, 1, prepared, None)
-    scale = task.scale[prepared.order]
-    origin = task.target[prepared.order] / scale + task.zero_point[prepared.order] - task.codes[0]
-    levels = np.ascontiguousarray(np.tile((task.codes - task.codes[0])[:, None], len(origin)))
+    scale = task.allowed.scale[prepared.order]
+    origin = task.target[prepared.order] / scale + task.allowed.zero_point[prepared.order] - task.allowed.codes[0]
+    levels = np.ascontiguousarray(np.tile((task.allowed.codes - task.allowed.codes[0])[:, None], len(origin)))
     count = np.full(len(origin), len(levels))
     d = prepared.minorants[prepared.size]
     plain = refine(prepared.gram, origin, levels, count, d, origin, 3, never)
@@ -275,7 +276,9 @@ def test_forms_raise_the_root_of_a_real_layer(reference_data: Path) -> None:
     assert found.value > 1.05 * plain.value
     order = np.argsort(prepared.order)
     m = float(scale[0]) ** 2
-    z = (task.scale[0] * (found.z + task.codes[0]) - task.scale[0] * task.zero_point[0])[order]
+    z = (
+        task.allowed.scale[0] * (found.z + task.allowed.codes[0]) - task.allowed.scale[0] * task.allowed.zero_point[0]
+    )[order]
     terms = FormTerms(found.split.forms[order], found.split.weights * m, found.multipliers * m)
     bound = dual_bound(task, DualPoint(z, found.split.units[order], terms))
     assert bound == pytest.approx(found.value * m, rel=1e-4)

@@ -1,22 +1,23 @@
 """Small problems with known optima, for the conformance of backends: grids × patterns × degenerate inputs.
 
+Every family adds its own examples.
 The optima are found by trying everything: each point of the grid, or each allowed choice of kept inputs with an exact
 least-squares refit, in extended precision where that matters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from itertools import combinations, product
 
 import numpy as np
 
 import layerbounds as lb
 from layerbounds.arrays import Float
-from layerbounds.problems.quantization import Problem
-from layerbounds.problems.tasks import PruningTask, Task, make_task
+from layerbounds.problems.problem import Problem
+from layerbounds.problems.tasks import Task, make_task
+from layerbounds.search.families import Family, families
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,38 +35,19 @@ def _error(task: Task, weights: Float) -> float:
     return max(float(deviation @ task.gram.astype(np.longdouble) @ deviation), 0.0)
 
 
-def _supports(task: PruningTask) -> Iterator[Float]:
-    """Masks of all choices of kept units that the capacities allow."""
-    structure = task.structure
-    per_group = []
-    for group, capacity in enumerate(structure.capacity):
-        units = np.flatnonzero(structure.group == group)
-        per_group.append([c for k in range(int(capacity) + 1) for c in combinations(units, k)])
-    for choice in product(*per_group):
-        kept = np.zeros(len(structure.group), dtype=bool)
-        kept[[u for part in choice for u in part]] = True
-        yield kept[structure.unit]
-
-
 def brute_force(problem: Problem) -> float:
-    """The smallest error of channel 0, the constant included."""
-    task = make_task(problem, 0, None, None)
+    """The smallest error of the first set of rows, the constant included: every piece of the allowed set is tried."""
+    task = make_task(problem, problem.sets(range(problem.layer.out_features))[0], None, None)
     best = np.inf
-    if isinstance(task, PruningTask):
-        for mask in _supports(task):
-            s = np.flatnonzero(mask)
-            weights = np.where(mask, task.original, 0.0)
-            if task.refit:
-                weights = np.zeros(len(mask))
-                right = task.gram[s] @ task.target
-                weights[s] = np.linalg.lstsq(task.gram[np.ix_(s, s)], right, rcond=None)[0] if len(s) else 0.0
-            best = min(best, _error(task, weights))
-    elif len(task.target):
-        points = np.array(list(product(*task.levels.tolist())))
-        deviation = points.astype(np.longdouble) - task.target
-        best = max(float(np.einsum("ki,ij,kj->k", deviation, task.gram.astype(np.longdouble), deviation).min()), 0.0)
-    else:
-        best = 0.0
+    for values, free in task.allowed.pieces():
+        weights = values.copy()
+        s = np.flatnonzero(free)
+        if len(s):
+            # Minimise over the free weights with the others as they are.
+            deviation = np.where(free, 0.0, values) - task.target
+            right = -(task.gram[s] @ deviation)
+            weights[s] = np.linalg.lstsq(task.gram[np.ix_(s, s)], right, rcond=None)[0]
+        best = min(best, _error(task, weights))
     return best + task.constant
 
 
@@ -127,6 +109,10 @@ def _pruned(**how: object) -> Callable[[lb.Layer], Problem]:
     return lambda layer: lb.pruning_problem(layer, **how)  # type: ignore[arg-type]
 
 
+def _example(family: Family, name: str) -> Callable[[lb.Layer], Problem]:
+    return lambda layer: dict(family.examples(layer))[name]
+
+
 def _problems() -> list[tuple[str, str, Callable[[lb.Layer], Problem]]]:
     two, three, ternary = _bits(2), _bits(3), _codebook("ternary")
     sparse, wide = _pruned(k=2), [name for name in _layers() if name not in ("single", "three")]
@@ -169,6 +155,10 @@ def _problems() -> list[tuple[str, str, Callable[[lb.Layer], Problem]]]:
         ("plain", "mask", _pruned(k=3, refit=False)),
         ("tiny", "mask", _pruned(k=3, refit=False)),
     ]
+    for family in families().values():
+        rows += [
+            ("plain", f"example: {name}", _example(family, name)) for name, _ in family.examples(_layers()["plain"])
+        ]
     rows += [(name, "2 bits", two) for name in wide]
     rows += [(name, "keep two", sparse) for name in wide]
     return rows

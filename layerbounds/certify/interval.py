@@ -13,19 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from layerbounds.arrays import Float, Int
-from layerbounds.bounds.pruning.dual import pruning_bound
-from layerbounds.bounds.quantization.block_dual import block_dual_bound
-from layerbounds.bounds.quantization.dual import Lattice, tangent_bound
-from layerbounds.exceptions import CertificationError
-from layerbounds.problems.grids import nearest_levels
-from layerbounds.problems.tasks import ChannelTask, PruningTask, Task
+from layerbounds.arrays import Float
+from layerbounds.bounds.least import least
+from layerbounds.exceptions import CertificationError, NotAllowedError
+from layerbounds.problems.allowed import AllowedSet
+from layerbounds.problems.tasks import Task
 from layerbounds.proofs import (
     OPTIMAL_ABSOLUTE,
     OPTIMAL_RELATIVE,
-    BlockDual,
     BoundKind,
-    DualPoint,
+    Dual,
     RawSolve,
     Status,
     TracePoint,
@@ -40,7 +37,7 @@ _UNIT = float(np.finfo(_LONG).eps)
 
 
 #: From feasible weights, or None, to a dual point.
-Derive = Callable[[Float | None], DualPoint | BlockDual | None]
+Derive = Callable[[Float | None], Dual | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +62,7 @@ class CertifiedChannel:
     notes: tuple[str, ...] = ()
 
 
-def certify(task: Task, raw: RawSolve, gap: float) -> CertifiedChannel:
+def certify(task: Task[AllowedSet], raw: RawSolve, gap: float) -> CertifiedChannel:
     """Turn what a backend returned into a certified interval.
 
     Raises
@@ -108,7 +105,9 @@ def certify(task: Task, raw: RawSolve, gap: float) -> CertifiedChannel:
     return CertifiedChannel(lower, upper, weights, status, kind, claimed, raw.trace, raw.notes)
 
 
-def certify_foreign(task: Task, raw: RawSolve, gap: float, derive: Derive | None = None) -> CertifiedChannel:
+def certify_foreign(
+    task: Task[AllowedSet], raw: RawSolve, gap: float, derive: Derive | None = None
+) -> CertifiedChannel:
     """The same for a solver that is not the package's own: what contradicts the problem is refused, with a note.
 
     Only the package's own search may hand over a proof, so the lower bound comes from a dual point. Weights that are
@@ -117,7 +116,7 @@ def certify_foreign(task: Task, raw: RawSolve, gap: float, derive: Derive | None
 
     Parameters
     ----------
-    task : ChannelTask or PruningTask
+    task : Task
     raw : RawSolve
     gap : float
     derive : callable, optional
@@ -164,7 +163,7 @@ def certify_foreign(task: Task, raw: RawSolve, gap: float, derive: Derive | None
     return replace(result, status=status, claimed_lower=accepted, trace=trace, notes=tuple(notes))
 
 
-def _accepted_claim(task: Task, claim: Any, upper: float) -> float:
+def _accepted_claim(task: Task[AllowedSet], claim: Any, upper: float) -> float:
     """The claim, lowered to the error of feasible weights where solver tolerances explain the rest; else NaN."""
     try:
         value = float(claim)
@@ -177,7 +176,7 @@ def _accepted_claim(task: Task, claim: Any, upper: float) -> float:
     return max(min(value, upper), task.constant)
 
 
-def _reason(task: Task, error: Exception) -> str:
+def _reason(task: Task[AllowedSet], error: Exception) -> str:
     return str(error).removeprefix(f"channel {task.channel}: ").rstrip(".")
 
 
@@ -186,18 +185,27 @@ def _figure(value: Any) -> str:
 
 
 def objective_interval(gram: Float, target: Float, weights: Float) -> tuple[float, float]:
-    """Enclosure of (v − w)ᵀH(v − w) in extended precision, with an a-priori error bound."""
-    deviation = weights.astype(_LONG) - target.astype(_LONG)
+    """Enclosure of Σ (v − w)ᵀH(v − w) over the rows of v, in extended precision, with an a-priori error bound.
+
+    Parameters
+    ----------
+    gram : ndarray of shape (n, n)
+    target, weights : ndarray of shape (n,) or (rows, n)
+    """
+    deviation = np.atleast_2d(weights.astype(_LONG) - target.astype(_LONG))
     matrix = gram.astype(_LONG)
-    value = deviation @ (matrix @ deviation)
     size = np.abs(deviation)
-    error = 2 * (len(weights) + 4) * _UNIT * (size @ (np.abs(matrix) @ size))
+    value, spread = _LONG(0), _LONG(0)
+    for row, absolute in zip(deviation, size, strict=True):
+        value += row @ (matrix @ row)
+        spread += absolute @ (np.abs(matrix) @ absolute)
+    error = 2 * (len(gram) + len(deviation) + 3) * _UNIT * spread
     if value == 0 and error == 0:
         return 0.0, 0.0
     return max(_down(float(value - error)), 0.0), max(_up(float(value + error)), 0.0)
 
 
-def dual_bound(task: Task, dual: DualPoint | BlockDual) -> float:
+def dual_bound(task: Task[AllowedSet], dual: Dual) -> float:
     """Lower bound on (v − w)ᵀH(v − w) over the allowed weights, from a dual point.
 
     Raises
@@ -205,61 +213,22 @@ def dual_bound(task: Task, dual: DualPoint | BlockDual) -> float:
     CertificationError
         If the dual point is malformed or of the wrong kind.
     """
-    if isinstance(task, PruningTask) and isinstance(dual, BlockDual):
-        return _pruning_dual_bound(task, dual)
-    if isinstance(task, ChannelTask) and isinstance(dual, DualPoint):
-        return _quantization_dual_bound(task, dual)
-    if isinstance(task, ChannelTask) and isinstance(dual, BlockDual):
-        return block_dual_bound(task.gram, task.target, task.levels, *_checked_blocks(task, dual))
-    raise CertificationError(f"channel {task.channel}: the backend returned a dual point of another kind of problem.")
+    try:
+        return least(task.gram, task.target, task.allowed, dual)
+    except CertificationError as error:
+        raise CertificationError(f"channel {task.channel}: {error}") from error
 
 
-def _checked_blocks(task: Task, dual: BlockDual) -> tuple[Float, Int, Float]:
-    n = len(task.target)
-    z, block, matrix = np.asarray(dual.z, dtype=np.float64), np.asarray(dual.block), np.asarray(dual.matrix, np.float64)
-    shapes = z.shape == (n,) and block.shape == (n,) and matrix.shape == (n, n)
-    if not shapes or not (np.all(np.isfinite(z)) and np.all(np.isfinite(matrix))):
-        raise CertificationError(f"channel {task.channel}: the backend returned an invalid dual point.")
-    return z, block, matrix
-
-
-def _pruning_dual_bound(task: PruningTask, dual: BlockDual) -> float:
-    z, block, matrix = _checked_blocks(task, dual)
-    original = None if task.refit else task.original
-    return pruning_bound(task.gram, task.target, original, task.structure, z, block, matrix)
-
-
-def _quantization_dual_bound(task: ChannelTask, dual: DualPoint) -> float:
-    n = len(task.target)
-    z, d = np.asarray(dual.z, dtype=np.float64), np.asarray(dual.d, dtype=np.float64)
-    valid = z.shape == (n,) and d.shape == (n,) and bool(np.all(np.isfinite(z)) and np.all(np.isfinite(d)))
-    split = dual.split
-    valid = valid and (split is None or (task.uniform and split.is_valid(n)))
-    if not valid:
-        raise CertificationError(f"channel {task.channel}: the backend returned an invalid dual point.")
-    lattice = Lattice(task.codes, task.scale, task.zero_point)
-    return tangent_bound(task.gram, task.target, task.levels, z, d, lattice, split)
-
-
-def _feasible_weights(task: Task, weights: Float | None) -> Float:
+def _feasible_weights(task: Task[AllowedSet], weights: Float | None) -> Float:
     if weights is None:
-        return np.zeros(len(task.target)) if isinstance(task, PruningTask) else nearest_levels(task.levels, task.target)
+        return task.allowed.nearest(task.target)
     v = np.asarray(weights, dtype=np.float64)
     if v.shape != task.target.shape or not np.all(np.isfinite(v)):
         raise CertificationError(f"channel {task.channel}: the backend returned weights of a wrong shape or NaN.")
-    if isinstance(task, PruningTask):
-        if np.any(task.structure.excess(v[None])):
-            raise CertificationError(f"channel {task.channel}: the backend returned weights that break the pattern.")
-        if not task.refit and np.any((v != 0.0) & (v != task.original)):
-            raise CertificationError(
-                f"channel {task.channel}: the backend changed kept weights of a mask-only problem."
-            )
-        return v
-    on_grid = nearest_levels(task.levels, v)
-    tolerance = 1e-9 * float(np.max(np.abs(task.levels), initial=0.0))
-    if np.any(np.abs(on_grid - v) > tolerance):
-        raise CertificationError(f"channel {task.channel}: the backend returned weights that are not on the grid.")
-    return on_grid
+    try:
+        return task.allowed.exact(v)
+    except NotAllowedError as error:
+        raise CertificationError(f"channel {task.channel}: the backend returned {error}.") from error
 
 
 def _down(value: float) -> float:

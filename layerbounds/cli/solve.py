@@ -25,8 +25,9 @@ from layerbounds.layers.files import find_layer
 from layerbounds.layers.layer import Layer
 from layerbounds.problems.gram_range import fitted_grid
 from layerbounds.problems.grids import Granularity, Range
+from layerbounds.problems.problem import Problem, check_channels
 from layerbounds.problems.pruning import pruning_problem
-from layerbounds.problems.quantization import Problem, check_channels, quantization_problem
+from layerbounds.problems.quantization import quantization_problem
 from layerbounds.report.files import STDOUT, check_output, write_json
 from layerbounds.report.plots import check_plot, plot_trace
 from layerbounds.report.tables import channel_table, note_lines, total_line

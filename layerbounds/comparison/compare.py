@@ -13,8 +13,9 @@ from layerbounds.exceptions import InputError
 from layerbounds.layers.layer import Layer
 from layerbounds.problems.gram_range import fitted_grid
 from layerbounds.problems.grids import Granularity, Grid, Range
+from layerbounds.problems.problem import Problem
 from layerbounds.problems.pruning import pruning_problem
-from layerbounds.problems.quantization import Problem, quantization_problem
+from layerbounds.problems.quantization import quantization_problem
 
 
 def compare(

@@ -15,13 +15,11 @@ from layerbounds.arrays import Float, as_float64
 from layerbounds.exceptions import CertificationError, InputError, UnsupportedProblemError
 from layerbounds.methods.registry import run_channels
 from layerbounds.methods.specs import MethodSpec, choose_methods, parse_method, tiny_like, warm_up
-from layerbounds.problems.pruning import PruningProblem
-from layerbounds.problems.quantization import Evaluation, Problem, check_channels, evaluate
+from layerbounds.problems.evaluation import Evaluation, evaluate
+from layerbounds.problems.problem import Problem, check_channels
 from layerbounds.solution import Solution
 from layerbounds.solve import solve
 
-#: Bits of a dense weight: a density d counts as 16·d bits per weight.
-DENSE_BITS = 16
 #: Called before each step with (steps done, steps in all).
 Progress = Callable[[int, int], None]
 
@@ -193,7 +191,7 @@ class _Rows:
         self._rows.append(_Row(name, "given", matrix, score, 0.0))
         if not score.feasible.all():
             nearest = self._problem.project(matrix, channels)
-            label = f"{name}, {'pruned to the pattern' if _is_pruning(self._problem) else 'rounded to the grid'}"
+            label = f"{name}, {self._problem.adjusted}"
             self._rows.append(_Row(label, "given", nearest, evaluate(self._problem, nearest, channels), 0.0))
 
     def run(self, spec: MethodSpec, threads: int, seed: int, optional: bool) -> None:
@@ -260,8 +258,8 @@ class _Rows:
         return Record(
             layer=problem.layer.name,
             channels=len(self._channels),
-            family="pruning" if _is_pruning(problem) else "quantization",
-            bits_per_weight=bits_per_weight(problem),
+            family=problem.family,
+            bits_per_weight=problem.bits_per_weight,
             grid=problem.label,
             method=method,
             kind=kind,
@@ -279,21 +277,10 @@ class _Rows:
         )
 
 
-def bits_per_weight(problem: Problem) -> float:
-    """Bits that a weight takes, scales and masks not counted: log₂ of the levels, or 16 times the kept fraction."""
-    if isinstance(problem, PruningProblem):
-        return DENSE_BITS * problem.kept / problem.layer.in_features
-    return math.log2(len(problem.grid.codes))
-
-
 def _sum(values: Float, towards: float) -> float:
     """Sum of bounds, rounded towards 0 for lower and towards infinity for upper ones."""
     total = math.fsum(values)
     return total if len(values) == 1 else math.nextafter(total, towards)
-
-
-def _is_pruning(problem: Problem) -> bool:
-    return isinstance(problem, PruningProblem)
 
 
 def _decibel(error: float, energy: float) -> float | None:

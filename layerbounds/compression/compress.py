@@ -16,9 +16,11 @@ from layerbounds.exceptions import InputError
 from layerbounds.layers.bias import Bias, bias_change
 from layerbounds.layers.layer import Layer
 from layerbounds.methods.registry import run_heuristic
+from layerbounds.problems.evaluation import evaluate
 from layerbounds.problems.grids import Granularity, Range
+from layerbounds.problems.problem import Problem
 from layerbounds.problems.pruning import pruning_problem
-from layerbounds.problems.quantization import Problem, evaluate, quantization_problem
+from layerbounds.problems.quantization import quantization_problem
 from layerbounds.solve import solve
 
 if TYPE_CHECKING:

@@ -100,7 +100,7 @@ def _record(contest: Contest, fingerprint: str) -> dict[str, Any]:
     }
 
 
-def _plain(contender: Contender) -> dict[str, Any]:
+def _plain(contender: Contender[Any]) -> dict[str, Any]:
     return {
         "problem": contender.problem.label,
         "lower": contender.bounds[:, 0].tolist(),
@@ -111,7 +111,7 @@ def _plain(contender: Contender) -> dict[str, Any]:
     }
 
 
-def _merge(contender: Contender, saved: dict[str, Any]) -> None:
+def _merge(contender: Contender[Any], saved: dict[str, Any]) -> None:
     count = len(contender.bounds)
     if any(len(saved[key]) != count for key in ("lower", "upper", "visited", "closed", "seconds")):
         raise ValueError("a wrong number of channels")

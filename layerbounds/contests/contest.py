@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -17,8 +18,9 @@ from layerbounds.contests.verdict import Verdict, decide_all, summed
 from layerbounds.exceptions import CertificationError, InputError
 from layerbounds.layers.layer import Layer
 from layerbounds.problems.grids import Granularity, Range
+from layerbounds.problems.problem import Problem, check_channels
 from layerbounds.problems.pruning import PruningProblem, pruning_problem
-from layerbounds.problems.quantization import Problem, check_channels, quantization_problem
+from layerbounds.problems.quantization import QuantizationProblem, quantization_problem
 from layerbounds.proofs import Status
 from layerbounds.solution import Solution
 from layerbounds.solve import solve
@@ -57,8 +59,11 @@ class Rules:
     seed: int = 0
 
 
+Kind = TypeVar("Kind", bound=Problem)
+
+
 @dataclass(eq=False)
-class Contender:
+class Contender(Generic[Kind]):
     """One method at one compression: the best bounds so far of each channel.
 
     Attributes
@@ -76,7 +81,7 @@ class Contender:
         Search time.
     """
 
-    problem: Problem
+    problem: Kind
     bounds: Float
     weights: Float
     has_weights: Bool
@@ -85,7 +90,7 @@ class Contender:
     seconds: Float
 
     @classmethod
-    def start(cls, problem: Problem, channels: Sequence[int]) -> Contender:
+    def start(cls, problem: Kind, channels: Sequence[int]) -> Contender[Kind]:
         """Before any work: the error is at least its constant part."""
         count = len(channels)
         bounds = np.stack([problem.layer.constant[list(channels)], np.full(count, np.inf)], axis=1)
@@ -133,9 +138,9 @@ class Pair:
     """Both contenders at one compression."""
 
     bits: int
-    quantization: Contender
-    pruning: Contender
-    rivals: tuple[Contender, Contender] = field(init=False)
+    quantization: Contender[QuantizationProblem]
+    pruning: Contender[PruningProblem]
+    rivals: tuple[Contender[Any], Contender[Any]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.rivals = (self.quantization, self.pruning)
@@ -276,7 +281,7 @@ class Contest:
                     chosen.append(int(row))
             self._work(rival, chosen, time_limit, [0.0] * len(chosen))
 
-    def _work(self, rival: Contender, rows: list[int], time_limit: float, gaps: list[float]) -> list[int]:
+    def _work(self, rival: Contender[Any], rows: list[int], time_limit: float, gaps: list[float]) -> list[int]:
         """Solve some channels, keep what is better, and return those that stopped at the gap asked for."""
         if not rows or self.late:
             return []
@@ -356,8 +361,7 @@ def _pruning(layer: Layer, bits: int, rules: Rules) -> PruningProblem:
     return pruning_problem(layer, pattern=f"{bits * size // 16}:{size}", refit=rules.refit)
 
 
-def _kept(contender: Contender) -> int:
-    assert isinstance(contender.problem, PruningProblem)
+def _kept(contender: Contender[PruningProblem]) -> int:
     return contender.problem.kept
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
@@ -10,9 +9,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from layerbounds.arrays import Float, Int
-from layerbounds.problems.patterns import Pattern
-from layerbounds.problems.pruning import PruningProblem
-from layerbounds.problems.quantization import QuantizationProblem
+from layerbounds.problems.problem import Problem
 
 T = TypeVar("T")
 
@@ -72,7 +69,7 @@ class Heuristic:
     options : dict
         Names and defaults of its options.
     patterns : tuple of str
-        The sparsity patterns that a pruning method can treat, as `pattern_kind` calls them.
+        The sparsity patterns that a pruning method can treat, as a problem's ``pattern_kind`` calls them.
     """
 
     name: str
@@ -83,16 +80,11 @@ class Heuristic:
     options: dict[str, Any]
     patterns: tuple[str, ...] = ()
 
-    def can_treat(self, problem: QuantizationProblem | PruningProblem) -> bool:
+    def can_treat(self, problem: Problem) -> bool:
         """Whether the method is for problems of this kind."""
         if problem.requirement not in self.capabilities:
             return False
-        return not isinstance(problem, PruningProblem) or pattern_kind(problem.pattern) in self.patterns
-
-
-def pattern_kind(pattern: Pattern) -> str:
-    """``unstructured``, ``N:M``, ``block``: the label of a pattern without its numbers."""
-    return "N:M" if re.fullmatch(r"\d+:\d+", pattern.label) else pattern.label.partition(":")[0]
+        return problem.pattern_kind is None or problem.pattern_kind in self.patterns
 
 
 def choice_of(view: ChannelView, weights: Float) -> Int:

@@ -17,7 +17,7 @@ from layerbounds.exceptions import InputError, UnsupportedProblemError
 from layerbounds.methods.adaround import adaround
 from layerbounds.methods.admm import admm
 from layerbounds.methods.babai_klein import babai_klein
-from layerbounds.methods.base import ChannelView, Heuristic, Method
+from layerbounds.methods.base import Heuristic, Method
 from layerbounds.methods.beam import beam
 from layerbounds.methods.coordinate_descent import coordinate_descent
 from layerbounds.methods.gptq import gptq
@@ -27,15 +27,14 @@ from layerbounds.methods.lns import lns
 from layerbounds.methods.magnitude import magnitude
 from layerbounds.methods.obq import obq
 from layerbounds.methods.obs import obs
-from layerbounds.methods.pruning import PruningView
 from layerbounds.methods.quantease import quantease
 from layerbounds.methods.round_to_nearest import round_to_nearest
 from layerbounds.methods.sparsegpt import sparsegpt
 from layerbounds.methods.swap import swap
+from layerbounds.methods.views import channel_view
 from layerbounds.methods.wanda import wanda
 from layerbounds.names import match_name
-from layerbounds.problems.pruning import PruningProblem
-from layerbounds.problems.quantization import Problem, check_channels
+from layerbounds.problems.problem import Problem, check_channels
 
 _GRIDS = ("uniform grids", "codebook grids")
 _SPARSITY = ("pruning with refit", "pruning masks")
@@ -126,9 +125,7 @@ def describe_heuristics() -> list[Heuristic]:
     return list(_HEURISTICS.values())
 
 
-def make_view(
-    problem: Problem, channel: int, seed: int = 0, shared: dict[Hashable, Any] | None = None
-) -> ChannelView | PruningView:
+def make_view(problem: Problem, channel: int, seed: int = 0, shared: dict[Hashable, Any] | None = None) -> Any:
     """The channel as heuristics see it.
 
     Parameters
@@ -141,23 +138,12 @@ def make_view(
     """
     layer = problem.layer
     live = layer.live(layer.group_of(channel))
-    if isinstance(problem, PruningProblem):
-        return PruningView(
-            gram=np.ascontiguousarray(layer.channel_gram(channel)[np.ix_(live, live)]),
-            target=layer.target[channel][live],
-            original=layer.matrix[channel][live],
-            structure=problem.structure().restrict(live),
-            refit=problem.refit,
-            rng=np.random.default_rng([seed, channel]),
-        )
-    levels = np.ascontiguousarray(problem.grid.levels(channel)[live])
-    return ChannelView(
-        gram=np.ascontiguousarray(layer.channel_gram(channel)[np.ix_(live, live)]),
-        target=layer.target[channel][live],
-        levels=levels,
-        count=np.full(len(levels), levels.shape[1], dtype=np.int64),
-        rng=np.random.default_rng([seed, channel]),
-        shared={} if shared is None else shared,
+    return channel_view(
+        problem.allowed(channel).restrict(live),
+        np.ascontiguousarray(layer.channel_gram(channel)[np.ix_(live, live)]),
+        layer.target[channel][live],
+        np.random.default_rng([seed, channel]),
+        {} if shared is None else shared,
     )
 
 

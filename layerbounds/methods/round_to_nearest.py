@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from layerbounds.arrays import Float
 from layerbounds.methods.base import ChannelView
-from layerbounds.problems.grids import nearest_levels
+from layerbounds.problems.levels import nearest_levels
 
 
 def round_to_nearest(view: ChannelView) -> Float:

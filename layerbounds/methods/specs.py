@@ -13,9 +13,7 @@ from layerbounds.exceptions import InputError
 from layerbounds.layers.layer import Layer
 from layerbounds.methods.base import Heuristic
 from layerbounds.methods.registry import describe_heuristics, find_heuristic, resolve_options, run_channel
-from layerbounds.problems.grids import codebook_grid
-from layerbounds.problems.pruning import PruningProblem, pruning_problem
-from layerbounds.problems.quantization import Problem, quantization_problem
+from layerbounds.problems.problem import Problem
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,12 +73,7 @@ def choose_methods(problem: Problem, methods: Sequence[str | MethodSpec] | None)
 
 def tiny_like(problem: Problem) -> Problem:
     """A problem of the same kind with one channel of four inputs."""
-    tiny = Layer(np.array([[1.0, -0.6, 0.3, 0.2]]), np.eye(4) + 0.5)
-    if isinstance(problem, PruningProblem):
-        return pruning_problem(tiny, k=2, refit=problem.refit)
-    if problem.grid.uniform:
-        return quantization_problem(tiny, 2)
-    return quantization_problem(tiny, grid=codebook_grid(tiny.weight, "nf4"))
+    return problem.like(Layer(np.array([[1.0, -0.6, 0.3, 0.2]]), np.eye(4) + 0.5))
 
 
 def warm_up(spec: MethodSpec, problem: Problem) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from layerbounds.arrays import Float, as_float64
 from layerbounds.exceptions import InputError
 from layerbounds.problems.codebooks import codebook
+from layerbounds.problems.levels import Levels, nearest_levels
 
 Granularity = Literal["tensor", "channel"] | int
 #: ``"gram"`` needs the layer: `layerbounds.problems.gram_range`.
@@ -56,11 +57,14 @@ class Grid:
         """Number of output channels."""
         return int(self.scale.shape[0])
 
+    def allowed(self, channel: int) -> Levels:
+        """The levels of each weight of a channel."""
+        group = np.arange(self.in_features) // self.group_size
+        return Levels(self.codes, self.scale[channel, group], self.zero_point[channel, group], self.uniform)
+
     def levels(self, channel: int) -> Float:
         """Sorted values that each weight of a channel may take, shape (n, levels)."""
-        group = np.arange(self.in_features) // self.group_size
-        scale, zero = self.scale[channel, group], self.zero_point[channel, group]
-        return np.asarray(scale[:, None] * (self.codes[None, :] - zero[:, None]))
+        return self.allowed(channel).values
 
     def nearest(self, matrix: Float, channels: Sequence[int] | None = None) -> Float:
         """Round weights, shape (channels, n), to the nearest level each (ties go to the lower level)."""
@@ -70,12 +74,6 @@ class Grid:
             levels = self.levels(channel)
             result[row] = nearest_levels(levels, matrix[row])
         return result
-
-
-def nearest_levels(levels: Float, values: Float) -> Float:
-    """Nearest entry of each sorted row of ``levels``, shape (n, levels), to ``values``, shape (n,)."""
-    choice = np.argmin(np.abs(levels - values[:, None]), axis=1)
-    return np.asarray(levels[np.arange(len(values)), choice])
 
 
 def _weight_matrix(weight: ArrayLike) -> Float:

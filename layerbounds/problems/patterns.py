@@ -91,6 +91,9 @@ class Pattern(ABC):
     #: Whether the pattern needs a number k of kept inputs.
     needs_count: bool
 
+    #: The label without its numbers.
+    kind: str
+
     @property
     @abstractmethod
     def label(self) -> str:
@@ -106,6 +109,7 @@ class Unstructured(Pattern):
     """At most k nonzero weights anywhere."""
 
     needs_count = True
+    kind = "unstructured"
 
     @property
     def label(self) -> str:
@@ -124,6 +128,7 @@ class NOfM(Pattern):
     kept: int
     size: int
     needs_count = False
+    kind = "N:M"
 
     @property
     def label(self) -> str:
@@ -146,6 +151,7 @@ class Block(Pattern):
 
     size: int
     needs_count = True
+    kind = "block"
 
     @property
     def label(self) -> str:

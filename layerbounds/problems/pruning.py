@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +12,16 @@ from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError
 from layerbounds.layers.bias import Bias, apply_bias
 from layerbounds.layers.layer import Layer
-from layerbounds.problems.patterns import Pattern, Structure, parse_pattern
+from layerbounds.problems.patterns import Block, NOfM, Pattern, Structure, Unstructured, parse_pattern
+from layerbounds.problems.problem import Problem
+from layerbounds.problems.support import Support
+
+#: Bits of a dense weight: a density d counts as 16·d bits per weight.
+DENSE_BITS = 16
 
 
 @dataclass(frozen=True, eq=False)
-class PruningProblem:
+class PruningProblem(Problem):
     """The nonzero weights of every output channel must fit a sparsity pattern.
 
     Attributes
@@ -30,10 +34,12 @@ class PruningProblem:
         Whether kept weights may take any value; otherwise they keep the original one.
     """
 
-    layer: Layer
     pattern: Pattern
     kept: int
     refit: bool
+
+    family = "pruning"
+    adjusted = "pruned to the pattern"
 
     @property
     def label(self) -> str:
@@ -48,53 +54,37 @@ class PruningProblem:
         """What a backend or heuristic must be able to treat."""
         return "pruning with refit" if self.refit else "pruning masks"
 
+    @property
+    def pattern_kind(self) -> str:
+        """``unstructured``, ``N:M``, ``block``: the label of the pattern without its numbers."""
+        return self.pattern.kind
+
+    @property
+    def bits_per_weight(self) -> float:
+        """16 times the kept fraction."""
+        return DENSE_BITS * self.kept / self.layer.in_features
+
+    @functools.cached_property
     def structure(self) -> Structure:
         """Units, groups and capacities over all inputs."""
         return self.pattern.structure(self.layer.in_features, self.kept)
 
-    def violation(self, matrix: Float, channels: Sequence[int]) -> Float:
-        """How far weights are from being allowed, per channel; 0 exactly when they are.
-
-        The number of kept units beyond the capacities; for masks plus the largest change of a kept weight, in units of
-        the weights.
-        """
-        excess = self.structure().excess(matrix).astype(np.float64)
-        if not self.refit:
-            original = self.layer.matrix[list(channels)]
-            excess += np.where(matrix == 0.0, 0.0, np.abs(matrix - original)).max(axis=1)
-        return excess
-
-    def project(self, matrix: Float, channels: Sequence[int]) -> Float:
-        """Allowed weights: of those given, the largest ones; mask-only kept weights return to the original.
-
-        Parameters
-        ----------
-        matrix : ndarray of shape (channels, n)
-        channels : sequence of int
-
-        Returns
-        -------
-        ndarray of shape (channels, n)
-        """
-        structure = self.structure()
-        result = np.zeros_like(matrix)
-        for i, (row, channel) in enumerate(zip(matrix, channels, strict=True)):
-            norms = np.bincount(structure.unit, weights=row**2, minlength=len(structure.group))
-            mask = structure.keep_largest(norms) & (row != 0.0)
-            result[i, mask] = row[mask] if self.refit else self.layer.matrix[channel, mask]
-        return result
+    def allowed(self, channel: int) -> Support:
+        """The structure, and the weights that are kept."""
+        return Support(self.structure, self.layer.matrix[channel], self.refit)
 
     def row_template(self, channel: int) -> Float:
         """Weights of the channel's dead inputs: they are dropped."""
         return np.zeros(self.layer.in_features)
 
-    def fingerprint(self) -> str:
-        """SHA-256 of everything that the optimum depends on."""
-        digest = hashlib.sha256()
-        for array in (self.layer.gram, self.layer.target, self.layer.constant, self.layer.matrix):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        digest.update(f"{self.label}/{self.layer.gram.shape}".encode())
-        return digest.hexdigest()
+    def like(self, layer: Layer) -> PruningProblem:
+        """Half of the inputs kept, with a small pattern of the same kind."""
+        pattern = {"N:M": NOfM(1, 2), "block": Block(2)}.get(self.pattern.kind, Unstructured())
+        return PruningProblem(layer, pattern, layer.in_features // 2, self.refit)
+
+    def rule(self) -> bytes:
+        """The label says it all."""
+        return f"{self.label}/{self.layer.gram.shape}".encode()
 
 
 def pruning_problem(

@@ -1,120 +1,104 @@
-"""One unit of work: a channel of a problem without its dead inputs."""
+"""One unit of work: a channel, or a set of coupled channels, of a problem without its dead inputs."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from layerbounds.arrays import Bool, Float
-from layerbounds.problems.patterns import Structure
-from layerbounds.problems.pruning import PruningProblem
-from layerbounds.problems.quantization import Problem
+from layerbounds.problems.allowed import AllowedSet
+from layerbounds.problems.problem import Problem
+
+#: The kind of allowed set.
+Allowed = TypeVar("Allowed", bound=AllowedSet, covariant=True)
 
 
 @dataclass(frozen=True, eq=False)
-class ChannelTask:
-    """One output channel, dead inputs removed.
+class Task(Generic[Allowed]):
+    """Minimise Σ (v − w)ᵀH(v − w) + c over the rows of v, within an allowed set; dead inputs are removed.
 
     Attributes
     ----------
-    channel : int
+    rows : tuple of int
+        Output channels.
     gram : ndarray of shape (n, n)
         Gram matrix of the live inputs.
-    target : ndarray of shape (n,)
-        Unconstrained minimiser.
-    constant : float
-        Added to every error.
+    targets : ndarray of shape (rows, n)
+        Unconstrained minimisers.
+    constants : ndarray of shape (rows,)
+        Added to the errors.
     energy : float
-        f(0).
+        f(0), summed over the rows.
     live : ndarray of bool, shape (inputs,)
         Which of the layer's inputs these are.
-    levels : ndarray of shape (n, levels)
-        Sorted levels.
-    codes : ndarray of shape (levels,); scale, zero_point : ndarray of shape (n,)
-        ``levels = scale[:, None] * (codes - zero_point[:, None])``.
-    uniform : bool
-        Whether the codes are consecutive integers.
+    allowed : AllowedSet
+        On the live inputs.
     shared : object
-        What the backend's `prepare` returned for the channel's group.
-    warm_start : ndarray of shape (n,) or None
-        Feasible weights to start from.
+        What the backend's `prepare` returned for the group.
+    warm_start : ndarray of the target's shape, or None
+        Allowed weights to start from.
     """
 
-    channel: int
+    rows: tuple[int, ...]
     gram: Float
-    target: Float
-    constant: float
+    targets: Float
+    constants: Float
     energy: float
     live: Bool
-    levels: Float
-    codes: Float
-    scale: Float
-    zero_point: Float
-    uniform: bool
-    shared: Any
-    warm_start: Float | None
+    allowed: Allowed
+    shared: Any = None
+    warm_start: Float | None = None
+
+    @property
+    def channel(self) -> int:
+        """The first row: how messages and random numbers call the task."""
+        return self.rows[0]
+
+    @property
+    def target(self) -> Float:
+        """The targets in the shape of weights: (n,) for one row, (rows, n) for several."""
+        return self.targets[0] if len(self.rows) == 1 else self.targets
+
+    @property
+    def constant(self) -> float:
+        """The part of the error that no weights can repair, summed over the rows and rounded down."""
+        return exact_sum(self.constants, -math.inf)
 
 
-@dataclass(frozen=True, eq=False)
-class PruningTask:
-    """One output channel to prune, dead inputs removed.
+def exact_sum(values: Float, towards: float) -> float:
+    """Sum with a single rounding, which goes towards −∞ or ∞; a single number is left as it is."""
+    total = math.fsum(values)
+    return total if len(values) == 1 else math.nextafter(total, towards)
 
-    Attributes
+
+def make_task(problem: Problem, rows: int | list[int], shared: object, warm_start: Float | None) -> Task[Any]:
+    """Extract a channel, or a set of coupled ones, of a problem without its dead inputs.
+
+    Parameters
     ----------
-    channel, gram, target, constant, energy, live, shared
-        As in `ChannelTask`.
-    original : ndarray of shape (n,)
-        The dense weights: what a kept weight is where ``refit`` is False.
-    structure : Structure
-        Units, groups and capacities of the live inputs.
-    refit : bool
-    warm_start : ndarray of shape (n,) or None
-        Feasible weights to start from.
+    problem : Problem
+    rows : int or list of int
+        Output channels of one group.
+    shared : object
+        What the backend prepared for the group.
+    warm_start : ndarray of shape (n,) or (rows, n), optional
+        Allowed weights, dead inputs included.
     """
-
-    channel: int
-    gram: Float
-    target: Float
-    constant: float
-    energy: float
-    live: Bool
-    original: Float
-    structure: Structure
-    refit: bool
-    shared: Any
-    warm_start: Float | None
-
-
-Task = ChannelTask | PruningTask
-
-
-def make_task(problem: Problem, channel: int, shared: object, warm_start: Float | None) -> Task:
-    """Extract one channel of a problem, without its dead inputs."""
     layer = problem.layer
-    live = layer.live(layer.group_of(channel))
-    gram = layer.channel_gram(channel)
-    common: dict[str, Any] = {
-        "channel": channel,
-        "gram": gram if live.all() else np.ascontiguousarray(gram[np.ix_(live, live)]),
-        "target": layer.target[channel][live],
-        "constant": float(layer.constant[channel]),
-        "energy": float(layer.energy()[channel]),
-        "live": live,
-        "shared": shared,
-        "warm_start": None if warm_start is None else warm_start[live],
-    }
-    if isinstance(problem, PruningProblem):
-        structure = problem.structure().restrict(live)
-        return PruningTask(original=layer.matrix[channel][live], structure=structure, refit=problem.refit, **common)
-    grid = problem.grid
-    group = (np.arange(layer.in_features) // grid.group_size)[live]
-    return ChannelTask(
-        levels=grid.levels(channel)[live],
-        codes=grid.codes,
-        scale=grid.scale[channel][group],
-        zero_point=grid.zero_point[channel][group],
-        uniform=grid.uniform,
-        **common,
+    index = [rows] if isinstance(rows, int) else rows
+    live = layer.live(layer.group_of(index[0]))
+    gram = layer.channel_gram(index[0])
+    return Task(
+        rows=tuple(index),
+        gram=gram if live.all() else np.ascontiguousarray(gram[np.ix_(live, live)]),
+        targets=np.ascontiguousarray(layer.target[index][:, live]),
+        constants=layer.constant[index],
+        energy=float(np.sum(layer.energy()[index])),
+        live=live,
+        allowed=problem.allowed(index[0]).restrict(live),
+        shared=shared,
+        warm_start=None if warm_start is None else warm_start[..., live],
     )

@@ -6,13 +6,13 @@ A backend gets one channel at a time and returns what it found and what it claim
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
 from layerbounds.exceptions import InputError
-from layerbounds.problems.quantization import Problem
+from layerbounds.problems.problem import Problem
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import Control, RawSolve
 
@@ -31,6 +31,10 @@ class Capability(StrEnum):
     OPTIMALITY = "optimality"
     #: Pruning with refit where the Gram matrix leaves the weights unbounded.
     SINGULAR = "singular pruning"
+    #: Its proofs are those of the package's own searches.
+    PROOF = "proofs"
+    #: All tasks of a group at once, by ``solve_group``.
+    BATCHED = "batched"
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,15 @@ class Backend(Protocol):
     def prepare(self, problem: Problem, group: int, jobs: int) -> Any:
         """Work that all channels of a group share; passed back as ``task.shared``."""
 
-    def solve(self, task: Task, control: Control) -> RawSolve:
+    def solve(self, task: Task[Any], control: Control) -> RawSolve:
         """Solve one channel. Must return soon after ``control.remaining()`` is 0."""
+
+
+class GroupBackend(Backend, Protocol):
+    """A backend with `Capability.BATCHED`, which treats all tasks of a group at once."""
+
+    def solve_group(self, tasks: Sequence[Task[Any]], control: Control) -> Sequence[RawSolve]:
+        """Solve the tasks, which share their Gram matrix; one answer for each, in their order."""
 
 
 def read_options(backend: Backend, given: Mapping[str, Any]) -> dict[str, Any]:

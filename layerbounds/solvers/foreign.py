@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from layerbounds.arrays import Float
-from layerbounds.problems.pruning import PruningProblem
-from layerbounds.problems.quantization import Problem, squared_error
-from layerbounds.problems.tasks import ChannelTask, PruningTask, Task
+from layerbounds.layers.layer import Layer
+from layerbounds.problems.evaluation import squared_error
+from layerbounds.problems.problem import Problem
+from layerbounds.problems.tasks import Task, make_task
 from layerbounds.proofs import OPTIMAL_RELATIVE, Control, RawSolve, Status, TracePoint
-from layerbounds.search.root import root_dual
+from layerbounds.search.families import root_dual
 from layerbounds.solvers.base import Availability
 from layerbounds.solvers.formulation import Formulation, incumbent
 
@@ -36,7 +38,7 @@ class Record:
 
     Parameters
     ----------
-    task : ChannelTask or PruningTask
+    task : Task
     control : Control
     start : ndarray of shape (n,)
         Feasible weights.
@@ -44,7 +46,7 @@ class Record:
         Objective of the task, without its constant, / objective of the solver.
     """
 
-    def __init__(self, task: Task, control: Control, start: Float, unit: float) -> None:
+    def __init__(self, task: Task[Any], control: Control, start: Float, unit: float) -> None:
         self.task, self.control, self.unit = task, control, unit
         self.weights = start
         self.error = squared_error(task.gram, start - task.target)
@@ -116,20 +118,12 @@ class Record:
 def warm_up(problem: Problem, package: str) -> None:
     """Import the solver and compile what gives the incumbent: neither is part of a channel's time."""
     importlib.import_module(package)
-    n = 5
-    gram, weights, live = np.eye(n) + 0.5, np.linspace(-0.9, 1.0, n), np.ones(n, dtype=bool)
-    task: Task
-    if isinstance(problem, PruningProblem):
-        structure = problem.pattern.structure(n, 2)
-        task = PruningTask(0, gram, weights, 0.0, 1.0, live, weights, structure, problem.refit, None, None)
-    else:
-        codes, ones = np.arange(-2.0, 2.0), np.ones(n)
-        levels = np.repeat(codes[None], n, axis=0)
-        task = ChannelTask(0, gram, weights, 0.0, 1.0, live, levels, codes, ones, np.zeros(n), True, None, None)
+    tiny = Layer(np.linspace(-0.9, 1.0, 5)[None], np.eye(5) + 0.5)
+    task = make_task(problem.like(tiny), 0, None, None)
     root_dual(task, incumbent(task, 0), 1.0)
 
 
-def nothing_to_solve(task: Task, control: Control, start: Float) -> RawSolve | None:
+def nothing_to_solve(task: Task[Any], control: Control, start: Float) -> RawSolve | None:
     """The answer where the start is already perfect or the time is out; else None."""
     error = squared_error(task.gram, start - task.target)
     if error > 0.0 and control.remaining() > 0:

@@ -7,22 +7,28 @@ absolute tolerances.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from layerbounds.arrays import Bool, Float, Int
 from layerbounds.bounds.pruning.perspective import centre
 from layerbounds.exceptions import UnsupportedProblemError
-from layerbounds.methods.base import ChannelView
 from layerbounds.methods.beam import beam
 from layerbounds.methods.obs import obs
 from layerbounds.methods.pruning import PruningView, refit_on
 from layerbounds.methods.swap import swap
-from layerbounds.problems.quantization import squared_error
-from layerbounds.problems.tasks import ChannelTask, PruningTask, Task
+from layerbounds.methods.views import channel_view
+from layerbounds.problems.allowed import AllowedSet
+from layerbounds.problems.evaluation import squared_error
+from layerbounds.problems.levels import Levels
+from layerbounds.problems.support import Support
+from layerbounds.problems.tasks import Task
 from layerbounds.proofs import OPTIMAL_ABSOLUTE
+from layerbounds.solvers.base import Capability
 from layerbounds.solvers.sublevel import is_singular, rank_factor, reach
 
 #: Part of the diagonal minorant that the perspective form splits off: the rest must stay positive definite.
@@ -90,42 +96,53 @@ class Formulation:
         return float(np.sum((self.factor @ u - self.offset) ** 2) + self.cost @ u) + self.constant
 
 
-def incumbent(task: Task, seed: int) -> Float:
+def incumbent(task: Task[Any], seed: int) -> Float:
     """Feasible weights to start from: the warm start or those of a heuristic, whichever are better.
 
     Quantization: K-best beam with coordinate descent. Pruning: backward greedy removal, and exchanges for patterns of
     single inputs.
     """
-    rng = np.random.default_rng([seed, task.channel])
-    if isinstance(task, PruningTask):
-        view = PruningView(task.gram, task.target, task.original, task.structure, task.refit, rng)
-        single = len(task.structure.group) == len(task.structure.unit)
-        found = [np.zeros(len(task.target)), swap(view) if single else obs(view)]
-    else:
-        count = np.full(len(task.levels), task.levels.shape[1], dtype=np.int64)
-        found = [beam(ChannelView(task.gram, task.target, task.levels, count, rng))]
+    found = _starts(task.allowed, task, np.random.default_rng([seed, task.channel]))
     if task.warm_start is not None:
         found.append(task.warm_start)
     return min(found, key=lambda v: squared_error(task.gram, v - task.target))
 
 
-def choose_tie(task: Task, choice: str) -> str:
+@functools.singledispatch
+def _starts(allowed: AllowedSet, task: Task[Any], rng: np.random.Generator) -> list[Float]:
+    """Allowed weights that heuristics find; one function for each kind of allowed set."""
+    return [allowed.nearest(task.target)]
+
+
+@_starts.register
+def _(allowed: Levels, task: Task[Levels], rng: np.random.Generator) -> list[Float]:
+    return [beam(channel_view(allowed, task.gram, task.target, rng, {}))]
+
+
+@_starts.register
+def _(allowed: Support, task: Task[Support], rng: np.random.Generator) -> list[Float]:
+    view = PruningView(task.gram, task.target, allowed.original, allowed.structure, allowed.refit, rng)
+    single = len(allowed.structure.group) == len(allowed.structure.unit)
+    return [np.zeros(len(task.target)), swap(view) if single else obs(view)]
+
+
+def choose_tie(task: Task[Any], choice: str) -> str:
     """How dropped inputs are tied to their binaries: as an option ``formulation`` says; `formulate`'s ``form``.
 
     Big-M, unless it needs bounds on the weights that a singular Gram matrix does not give.
     """
     if choice in ("bigm", "perspective", "indicator"):
         return choice
-    free = isinstance(task, PruningTask) and task.refit
+    free = task.allowed.requirement == Capability.PRUNING
     return "indicator" if choice == "auto" and free and is_singular(task.gram) else "bigm"
 
 
-def formulate(task: Task, start: Float, form: str = "bigm") -> Formulation:
+def formulate(task: Task[Any], start: Float, form: str = "bigm") -> Formulation:
     """Write down a channel.
 
     Parameters
     ----------
-    task : ChannelTask or PruningTask
+    task : Task
         Of at least one input.
     start : ndarray of shape (n,)
         Feasible weights.
@@ -139,36 +156,50 @@ def formulate(task: Task, start: Float, form: str = "bigm") -> Formulation:
     """
     value = squared_error(task.gram, start - task.target)
     unit = max(value, OPTIMAL_ABSOLUTE * task.energy, float(np.finfo(np.float64).tiny))
-    if isinstance(task, ChannelTask):
-        return _uniform(task, start, unit) if task.uniform else _codebook(task, start, unit)
-    return _refit(task, start, unit, form) if task.refit else _mask(task, start, unit)
+    return _formulation(task.allowed, task, start, unit, form)
 
 
-def _allowed(task: ChannelTask, start: Float, unit: float) -> Bool:
+@functools.singledispatch
+def _formulation(allowed: AllowedSet, task: Task[Any], start: Float, unit: float, form: str) -> Formulation:
+    """One function for each kind of allowed set."""
+    raise UnsupportedProblemError(f"{allowed.requirement} cannot be written down for other solvers yet.")
+
+
+@_formulation.register
+def _(allowed: Levels, task: Task[Levels], start: Float, unit: float, form: str) -> Formulation:
+    return _uniform(task, start, unit) if allowed.uniform else _codebook(task, start, unit)
+
+
+@_formulation.register
+def _(allowed: Support, task: Task[Support], start: Float, unit: float, form: str) -> Formulation:
+    return _refit(task, start, unit, form) if allowed.refit else _mask(task, start, unit)
+
+
+def _allowed(task: Task[Levels], start: Float, unit: float) -> Bool:
     """Which levels points as good as the start can take, shape (n, levels)."""
     far = reach(task.gram, unit)[:, None]
-    ok = np.abs(task.levels - task.target[:, None]) <= far
-    return np.asarray(ok | (np.abs(task.levels - start[:, None]) <= 1e-9 * task.scale[:, None]))
+    ok = np.abs(task.allowed.values - task.target[:, None]) <= far
+    return np.asarray(ok | (np.abs(task.allowed.values - start[:, None]) <= 1e-9 * task.allowed.scale[:, None]))
 
 
-def _uniform(task: ChannelTask, start: Float, unit: float) -> Formulation:
+def _uniform(task: Task[Levels], start: Float, unit: float) -> Formulation:
     """One integer variable for each input: the number of its level."""
-    n, scale = len(start), task.scale
+    n, scale = len(start), task.allowed.scale
     factor = rank_factor(task.gram * np.outer(scale, scale) / unit)
     reached = _allowed(task, start, unit)
     ends = np.array([(ok.argmax(), len(ok) - 1 - ok[::-1].argmax()) for ok in reached])
     rows = np.arange(n)
 
     def decode(u: Float) -> Float:
-        number = np.clip(np.rint(u), 0, len(task.codes) - 1).astype(np.int64)
-        return np.asarray(task.levels[rows, number])
+        number = np.clip(np.rint(u), 0, len(task.allowed.codes) - 1).astype(np.int64)
+        return np.asarray(task.allowed.values[rows, number])
 
     def encode(weights: Float) -> Float:
-        return np.asarray(np.rint(weights / scale + task.zero_point - task.codes[0]))
+        return np.asarray(np.rint(weights / scale + task.allowed.zero_point - task.allowed.codes[0]))
 
     return Formulation(
         factor=factor,
-        offset=factor @ (task.target / scale + task.zero_point - task.codes[0]),
+        offset=factor @ (task.target / scale + task.allowed.zero_point - task.allowed.codes[0]),
         cost=np.zeros(n),
         constant=0.0,
         low=ends[:, 0].astype(np.float64),
@@ -181,23 +212,23 @@ def _uniform(task: ChannelTask, start: Float, unit: float) -> Formulation:
     )
 
 
-def _codebook(task: ChannelTask, start: Float, unit: float) -> Formulation:
+def _codebook(task: Task[Levels], start: Float, unit: float) -> Formulation:
     """One binary for each input and level, one of each input set."""
-    scale = task.scale
+    scale = task.allowed.scale
     root = rank_factor(task.gram * np.outer(scale, scale) / unit)
     levels = [np.flatnonzero(ok) for ok in _allowed(task, start, unit)]
     owner = np.repeat(np.arange(len(levels)), [len(k) for k in levels])
     level = np.concatenate(levels)
-    values = task.levels[owner, level] / scale[owner]
+    values = task.allowed.values[owner, level] / scale[owner]
     parts = np.split(np.arange(len(owner)), np.cumsum([len(k) for k in levels])[:-1])
 
     def encode(weights: Float) -> Float:
-        chosen = np.argmin(np.abs(task.levels - weights[:, None]), axis=1)
+        chosen = np.argmin(np.abs(task.allowed.values - weights[:, None]), axis=1)
         return np.asarray((chosen[owner] == level).astype(np.float64))
 
     def decode(u: Float) -> Float:
         picked = [int(level[part[np.argmax(u[part])]]) for part in parts]
-        return np.asarray(task.levels[np.arange(len(parts)), picked])
+        return np.asarray(task.allowed.values[np.arange(len(parts)), picked])
 
     return Formulation(
         factor=root[:, owner] * values,
@@ -215,27 +246,27 @@ def _codebook(task: ChannelTask, start: Float, unit: float) -> Formulation:
     )
 
 
-def _capacities(task: PruningTask, first: int) -> list[Row]:
+def _capacities(task: Task[Support], first: int) -> list[Row]:
     """At most so many units of each group; their binaries begin at variable ``first``."""
     rows = []
-    for group, capacity in enumerate(task.structure.capacity):
-        index = first + np.flatnonzero(task.structure.group == group)
+    for group, capacity in enumerate(task.allowed.structure.capacity):
+        index = first + np.flatnonzero(task.allowed.structure.group == group)
         rows.append(Row(index, np.ones(len(index)), 0.0, float(capacity)))
     return rows
 
 
-def _mask(task: PruningTask, start: Float, unit: float) -> Formulation:
+def _mask(task: Task[Support], start: Float, unit: float) -> Formulation:
     """One binary for each unit."""
-    units, owner = len(task.structure.group), task.structure.unit
+    units, owner = len(task.allowed.structure.group), task.allowed.structure.unit
     root = rank_factor(task.gram / unit)
     member = np.zeros((len(owner), units))
-    member[np.arange(len(owner)), owner] = task.original
+    member[np.arange(len(owner)), owner] = task.allowed.original
 
     def decode(u: Float) -> Float:
-        return np.where(u[owner] > 0.5, task.original, 0.0)
+        return np.where(u[owner] > 0.5, task.allowed.original, 0.0)
 
     def encode(weights: Float) -> Float:
-        return np.asarray(task.structure.kept_units(weights[None])[0], dtype=np.float64)
+        return np.asarray(task.allowed.structure.kept_units(weights[None])[0], dtype=np.float64)
 
     return Formulation(
         factor=root @ member,
@@ -253,13 +284,13 @@ def _mask(task: PruningTask, start: Float, unit: float) -> Formulation:
     )
 
 
-def _refit(task: PruningTask, start: Float, unit: float, form: str) -> Formulation:
+def _refit(task: Task[Support], start: Float, unit: float, form: str) -> Formulation:
     """Weights x in units of √(unit/h_ii), a binary for each unit; perspective: also s_i ≥ x_i²/y.
 
     A kept weight of a point as good as the incumbent lies within √((upper − c)·(H⁻¹)_ii) of the target: that gives the
     big-M, never a guess.
     """
-    n, units, owner = len(start), len(task.structure.group), task.structure.unit
+    n, units, owner = len(start), len(task.allowed.structure.group), task.allowed.structure.unit
     norm = np.sqrt(np.diag(task.gram))
     gram = task.gram / np.outer(norm, norm)
     target = task.target * norm / np.sqrt(unit)
@@ -294,7 +325,9 @@ def _refit(task: PruningTask, start: Float, unit: float, form: str) -> Formulati
             pair = np.array([x[i], y[owner[i]]])
             rows.append(Row(pair, np.array([1.0, -high[i]]), -np.inf, 0.0))
             rows.append(Row(pair, np.array([1.0, -low[i]]), 0.0, np.inf))
-    view = PruningView(task.gram, task.target, task.original, task.structure, True, np.random.default_rng(0))
+    view = PruningView(
+        task.gram, task.target, task.allowed.original, task.allowed.structure, True, np.random.default_rng(0)
+    )
 
     def decode(u: Float) -> Float:
         return refit_on(view, u[y][owner] > 0.5)
@@ -302,7 +335,7 @@ def _refit(task: PruningTask, start: Float, unit: float, form: str) -> Formulati
     def encode(weights: Float) -> Float:
         point = np.zeros(count)
         point[x] = weights * norm / np.sqrt(unit)
-        point[y] = task.structure.kept_units(weights[None])[0]
+        point[y] = task.allowed.structure.kept_units(weights[None])[0]
         if form == "perspective":
             point[s] = point[x] ** 2
         return point

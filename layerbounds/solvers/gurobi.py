@@ -10,7 +10,7 @@ import numpy as np
 
 from layerbounds.arrays import Float
 from layerbounds.exceptions import UnsupportedProblemError
-from layerbounds.problems.quantization import Problem
+from layerbounds.problems.problem import Problem
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import Control, RawSolve, Status
 from layerbounds.solvers.base import Availability, Capability, Option
@@ -59,7 +59,7 @@ class GurobiBackend:
         """Nothing is shared; imports and compilation happen here."""
         warm_up(problem, "gurobipy")
 
-    def solve(self, task: Task, control: Control) -> RawSolve:
+    def solve(self, task: Task[Any], control: Control) -> RawSolve:
         """Branch and bound of one channel."""
         import gurobipy
 

@@ -18,8 +18,7 @@ import scipy.sparse
 
 from layerbounds.arrays import Float
 from layerbounds.exceptions import UnsupportedProblemError
-from layerbounds.problems.pruning import PruningProblem
-from layerbounds.problems.quantization import Problem
+from layerbounds.problems.problem import Problem
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import Control, RawSolve, Status
 from layerbounds.solvers.base import Availability, Capability, Option
@@ -68,7 +67,7 @@ class HighsBackend:
 
     def prepare(self, problem: Problem, group: int, jobs: int) -> None:
         """Refuse early what has no finite bounds on the weights."""
-        if isinstance(problem, PruningProblem) and problem.refit:
+        if problem.requirement == Capability.PRUNING:
             live = problem.layer.live(group)
             if live.any() and is_singular(problem.layer.gram[group][np.ix_(live, live)]):
                 raise UnsupportedProblemError(
@@ -77,7 +76,7 @@ class HighsBackend:
                 )
         warm_up(problem, "highspy")
 
-    def solve(self, task: Task, control: Control) -> RawSolve:
+    def solve(self, task: Task[Any], control: Control) -> RawSolve:
         """Outer approximation of one channel."""
         start = incumbent(task, control.seed) if len(task.target) else task.target.copy()
         done = nothing_to_solve(task, control, start)

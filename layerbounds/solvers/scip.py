@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from layerbounds.problems.quantization import Problem
+from layerbounds.problems.problem import Problem
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import Control, RawSolve, Status
 from layerbounds.solvers.base import Availability, Capability, Option
@@ -58,7 +58,7 @@ class ScipBackend:
         """Nothing is shared; imports and compilation happen here."""
         warm_up(problem, "pyscipopt")
 
-    def solve(self, task: Task, control: Control) -> RawSolve:
+    def solve(self, task: Task[Any], control: Control) -> RawSolve:
         """Branch and bound of one channel."""
         start = incumbent(task, control.seed) if len(task.target) else task.target.copy()
         done = nothing_to_solve(task, control, start)

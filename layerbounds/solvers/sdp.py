@@ -24,9 +24,10 @@ import numpy as np
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.minorants.diagonal import proven_minorant
 from layerbounds.bounds.quantization.relaxation import evaluate_relaxation, maximize_relaxation
-from layerbounds.problems.grids import nearest_levels
-from layerbounds.problems.quantization import Problem, squared_error
-from layerbounds.problems.tasks import ChannelTask, Task
+from layerbounds.problems.evaluation import squared_error
+from layerbounds.problems.levels import Levels, nearest_levels
+from layerbounds.problems.problem import Problem
+from layerbounds.problems.tasks import Task
 from layerbounds.proofs import Control, DualPoint, RawSolve, Status
 from layerbounds.solvers.base import Availability, Capability, Option
 from layerbounds.solvers.foreign import Record, check_packages, nothing_to_solve, warm_up
@@ -83,9 +84,8 @@ class SdpBackend:
         """Nothing is shared; imports and compilation happen here."""
         warm_up(problem, "cvxpy")
 
-    def solve(self, task: Task, control: Control) -> RawSolve:
+    def solve(self, task: Task[Any], control: Control) -> RawSolve:
         """Relaxation of one channel, or of its blocks of inputs."""
-        assert isinstance(task, ChannelTask)
         n = len(task.target)
         start = incumbent(task, control.seed) if n else task.target.copy()
         done = nothing_to_solve(task, control, start)
@@ -93,7 +93,7 @@ class SdpBackend:
             return done
         # The incumbent scales the problem; the upper bound is that of the rounding alone (and of a warm start).
         unit = squared_error(task.gram, start - task.target)
-        nearest = nearest_levels(task.levels, task.target)
+        nearest = nearest_levels(task.allowed.values, task.target)
         record = Record(task, control, nearest if task.warm_start is None else task.warm_start, unit)
         chunk = control.options["chunk"] or n
         blocks = [np.arange(i, min(i + chunk, n)) for i in range(0, n, chunk)]
@@ -118,14 +118,14 @@ class SdpBackend:
         return replace(raw, dual=_dual_point(task, parts[0], unit))
 
 
-def _scaled(task: ChannelTask, block: Int, unit: float) -> tuple[Float, Float, Float]:
+def _scaled(task: Task[Levels], block: Int, unit: float) -> tuple[Float, Float, Float]:
     """Gram matrix, centre and levels of a block, in units of the grid steps and of the incumbent's error."""
-    scale = task.scale[block]
+    scale = task.allowed.scale[block]
     gram = task.gram[np.ix_(block, block)] * np.outer(scale, scale) / unit
-    return gram, task.target[block] / scale, task.levels[block] / scale[:, None]
+    return gram, task.target[block] / scale, task.allowed.values[block] / scale[:, None]
 
 
-def _relax(task: ChannelTask, block: Int, unit: float, control: Control) -> Relaxed | None:
+def _relax(task: Task[Levels], block: Int, unit: float, control: Control) -> Relaxed | None:
     import cvxpy
 
     gram, centre, levels = _scaled(task, block, unit)
@@ -192,7 +192,7 @@ def _pairs(levels: Float, centre: Float, all_pairs: bool) -> list[tuple[Float, F
     return [(low, high)]
 
 
-def _dual_point(task: ChannelTask, part: Relaxed, unit: float) -> DualPoint:
+def _dual_point(task: Task[Levels], part: Relaxed, unit: float) -> DualPoint:
     """The solver's multipliers and x, or their nonnegative part with the best point for it, whichever gives more."""
     gram, centre, levels = _scaled(task, np.arange(len(task.target)), unit)
     table = np.ascontiguousarray(levels.T)
@@ -207,10 +207,10 @@ def _dual_point(task: ChannelTask, part: Relaxed, unit: float) -> DualPoint:
         found = maximize_relaxation(matrix, centre, table, count, positive[0], part.x, lambda: False)
         if found.value > best:
             z, d = found.z, found.d
-    return DualPoint(z * task.scale, d * unit / task.scale**2)
+    return DualPoint(z * task.allowed.scale, d * unit / task.allowed.scale**2)
 
 
-def _round(task: ChannelTask, block: Int, part: Relaxed, samples: int, rng: np.random.Generator) -> Float:
+def _round(task: Task[Levels], block: Int, part: Relaxed, samples: int, rng: np.random.Generator) -> Float:
     """Randomized rounding: points of N(x, X − xxᵀ) to their nearest levels, then the best single moves."""
     gram, centre, levels = _scaled(task, block, 1.0)
     n = len(block)
@@ -236,4 +236,4 @@ def _round(task: ChannelTask, block: Int, part: Relaxed, samples: int, rng: np.r
         if value < best:
             best, found = value, levels[rows, choice]
     nearest = np.argmin(np.abs(levels - found[:, None]), axis=1)
-    return np.asarray(task.levels[block, nearest])
+    return np.asarray(task.allowed.values[block, nearest])

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from layerbounds.exceptions import InputError
+from layerbounds.problems.pruning import DENSE_BITS
 from layerbounds.theory.distributions import Distribution
 from layerbounds.theory.families import as_distribution
 from layerbounds.theory.pruning import PruningError, pruning_error
 from layerbounds.theory.quantization import QuantizationError, quantization_error
-from layerbounds.theory.storage import DENSE_BITS, Mask, equal_density
+from layerbounds.theory.storage import Mask, equal_density
 
 
 @dataclass(frozen=True)

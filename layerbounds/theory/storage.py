@@ -6,9 +6,8 @@ import math
 from typing import Literal
 
 from layerbounds.exceptions import InputError
+from layerbounds.problems.pruning import DENSE_BITS
 
-#: Bits of an uncompressed weight.
-DENSE_BITS = 16
 Mask = Literal["none", "bitmap", "entropy"]
 
 

@@ -12,7 +12,8 @@ import scipy.linalg
 from layerbounds.arrays import Bool, Float
 from layerbounds.bounds.minorants.blocks import BlockMinorant, improve_blocks, start_blocks
 from layerbounds.bounds.minorants.semidefinite import UNIT, cholesky
-from layerbounds.problems.tasks import PruningTask
+from layerbounds.problems.support import Support
+from layerbounds.problems.tasks import Task
 from layerbounds.proofs import BlockDual, Control, RawSolve, SearchProof
 from layerbounds.search.frontier import Forkable, Frontier, Incumbent
 from layerbounds.search.pruning.subset_search import set_bound
@@ -39,19 +40,19 @@ class BlockSearch(Forkable):
 
     Parameters
     ----------
-    task : PruningTask
+    task : Task
     control : Control
     """
 
-    def __init__(self, task: PruningTask, control: Control) -> None:
+    def __init__(self, task: Task[Support], control: Control) -> None:
         self.task, self.control = task, control
         self.gram, self.target = task.gram, task.target
         wide = task.gram.astype(np.longdouble) @ task.target.astype(np.longdouble)
         self.b = wide.astype(np.float64)
         self.energy = max(float(task.target.astype(np.longdouble) @ wide), 0.0)
-        self.unit = task.structure.unit
-        self.members = [np.flatnonzero(self.unit == g) for g in range(len(task.structure.group))]
-        self.capacity = int(task.structure.capacity[0])
+        self.unit = task.allowed.structure.unit
+        self.members = [np.flatnonzero(self.unit == g) for g in range(len(task.allowed.structure.group))]
+        self.capacity = int(task.allowed.structure.capacity[0])
         norm = np.sqrt(np.diag(task.gram))
         skew = float(np.max(np.abs(task.gram) / np.outer(norm, norm)))
         self.norm = norm * np.sqrt(max(skew, 1.0)) * (1.0 + 1e-9)
@@ -134,7 +135,7 @@ class BlockSearch(Forkable):
             kept[np.argsort(-total, kind="stable")[: self.capacity]] = True
             self.descend(kept)
         if self.task.warm_start is not None:
-            self.descend(self.task.structure.kept_units(self.task.warm_start[None])[0])
+            self.descend(self.task.allowed.structure.kept_units(self.task.warm_start[None])[0])
 
     def root(self) -> BlockNode:
         """The whole problem, with a block-diagonal minorant that was improved for it."""
@@ -285,7 +286,7 @@ def _scaled(z: Float, total: int) -> Float:
     return np.clip(z * factor, 1e-3, 1.0)
 
 
-def search_blocks(task: PruningTask, control: Control) -> RawSolve:
+def search_blocks(task: Task[Support], control: Control) -> RawSolve:
     """Solve one channel of at least one live input."""
     search = BlockSearch(task, control)
     search.first_incumbents()

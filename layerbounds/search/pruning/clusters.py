@@ -21,7 +21,8 @@ from layerbounds.bounds.minorants.clusters import (
 )
 from layerbounds.bounds.minorants.semidefinite import UNIT, cholesky, symmetric_inverse
 from layerbounds.kernels import cluster_codes, cluster_minorant, cluster_tree, clusters, subset_tree
-from layerbounds.problems.tasks import PruningTask
+from layerbounds.problems.support import Support
+from layerbounds.problems.tasks import Task
 from layerbounds.proofs import BlockDual, Control, RawSolve, SearchProof
 from layerbounds.search.frontier import Frontier, Incumbent
 from layerbounds.search.pruning.cluster_codes import Codes, every_code, merge
@@ -104,7 +105,7 @@ class ClusterSearch(SubsetSearch):
 
     Parameters
     ----------
-    task : PruningTask
+    task : Task
     control : Control
     most : int
         Largest number of inputs in a cluster.
@@ -116,7 +117,7 @@ class ClusterSearch(SubsetSearch):
 
     def __init__(
         self,
-        task: PruningTask,
+        task: Task[Support],
         control: Control,
         most: int = 3,
         steps: int = 2,
@@ -481,13 +482,13 @@ class _Adapter:
 
 
 def search_clusters(
-    task: PruningTask, control: Control, most: int, steps: int, start: ClusterMinorant | None = None
+    task: Task[Support], control: Control, most: int, steps: int, start: ClusterMinorant | None = None
 ) -> RawSolve:
     """Solve one channel of at least one live input.
 
     Parameters
     ----------
-    task : PruningTask
+    task : Task
     control : Control
     most, steps, start
         See `ClusterSearch`.

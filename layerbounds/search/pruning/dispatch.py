@@ -9,7 +9,8 @@ import numpy as np
 
 from layerbounds.bounds.minorants.clusters import ClusterMinorant
 from layerbounds.problems.patterns import Structure
-from layerbounds.problems.tasks import PruningTask
+from layerbounds.problems.support import Support
+from layerbounds.problems.tasks import Task
 from layerbounds.proofs import Control, RawSolve
 from layerbounds.search.pruning.blocks import search_blocks
 from layerbounds.search.pruning.clusters import ClusterSearch, search_clusters
@@ -36,15 +37,15 @@ def cluster_plan(structure: Structure) -> tuple[int, int] | None:
     return None
 
 
-def search_pruning(task: PruningTask, control: Control) -> RawSolve:
+def search_pruning(task: Task[Support], control: Control) -> RawSolve:
     """Solve one channel of at least one live input."""
-    if not task.refit:
+    if not task.allowed.refit:
         return search_mask(task, control)
-    plan = cluster_plan(task.structure)
+    plan = cluster_plan(task.allowed.structure)
     if plan is not None:
         start = task.shared if isinstance(task.shared, ClusterMinorant) else None
         return search_clusters(task, control, *plan, start)
-    single = len(task.structure.group) == len(task.structure.unit)
+    single = len(task.allowed.structure.group) == len(task.allowed.structure.unit)
     return search_subset(task, control) if single else search_blocks(task, control)
 
 
@@ -59,7 +60,8 @@ def compile_kernels() -> None:
             structure = Structure(index, group, np.full(int(group[-1]) + 1, 2, dtype=np.int64))
             weights = np.linspace(1.0, 2.0, size)
             live = np.ones(size, dtype=bool)
-            task = PruningTask(0, gram, weights, 0.0, 1.0, live, weights, structure, refit, None, None)
+            allowed = Support(structure, weights, refit)
+            task = Task((0,), gram, weights[None], np.zeros(1), 1.0, live, allowed)
             search_pruning(task, Control(10.0, 0.0, 50, 0, 1, threading.Event()))
             if refit:
                 for search in (SubsetSearch, ClusterSearch):

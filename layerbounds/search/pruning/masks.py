@@ -15,7 +15,8 @@ from layerbounds.arrays import Bool, Float, Int
 from layerbounds.bounds.minorants.diagonal import maximize_minorant
 from layerbounds.bounds.minorants.semidefinite import UNIT
 from layerbounds.kernels.masks import descend_mask, relax_mask
-from layerbounds.problems.tasks import PruningTask
+from layerbounds.problems.support import Support
+from layerbounds.problems.tasks import Task
 from layerbounds.proofs import BlockDual, Control, RawSolve, SearchProof
 from layerbounds.search.frontier import Forkable, Frontier, Incumbent
 
@@ -41,15 +42,15 @@ class MaskSearch(Forkable):
 
     Parameters
     ----------
-    task : PruningTask
+    task : Task
     control : Control
     """
 
-    def __init__(self, task: PruningTask, control: Control) -> None:
+    def __init__(self, task: Task[Support], control: Control) -> None:
         self.task, self.control = task, control
         gram, target = task.gram.astype(np.longdouble), task.target.astype(np.longdouble)
-        weights = task.original.astype(np.longdouble)
-        unit, units = task.structure.unit, len(task.structure.group)
+        weights = task.allowed.original.astype(np.longdouble)
+        unit, units = task.allowed.structure.unit, len(task.allowed.structure.group)
         # Units are runs of inputs: sums over runs, in extended precision.
         runs = np.searchsorted(unit, np.arange(units))
         product = gram @ target
@@ -58,9 +59,9 @@ class MaskSearch(Forkable):
         self.a = 0.5 * (self.a + self.a.T)
         self.beta = np.add.reduceat(weights * product, runs).astype(np.float64)
         self.energy = max(float(target @ product), 0.0)
-        self.group, self.capacity = task.structure.group, task.structure.capacity
+        self.group, self.capacity = task.allowed.structure.group, task.allowed.structure.capacity
         # Every term of the objective and of the bound is below this for z in [0, 1].
-        size = float(np.sum(np.sqrt(task.gram.diagonal()) * np.abs(task.original)))
+        size = float(np.sum(np.sqrt(task.gram.diagonal()) * np.abs(task.allowed.original)))
         magnitude = 1.01 * (self.energy + 4.0 * size**2 + 4.0 * float(np.abs(self.beta).sum()))
         #: Rounding of A, β and the energy, and of a bound.
         self.allowance = 4.0 * (units + 32) * UNIT * magnitude
@@ -83,12 +84,12 @@ class MaskSearch(Forkable):
         task = self.task
         units = len(self.group)
         self.offer(np.zeros(units, dtype=bool))
-        for score in (np.abs(task.original), np.abs(task.original) * np.sqrt(np.diag(task.gram))):
-            total = np.bincount(task.structure.unit, weights=score**2, minlength=units)
-            mask = task.structure.keep_largest(total)
-            self.offer(task.structure.kept_units(mask[None].astype(np.float64))[0])
+        for score in (np.abs(task.allowed.original), np.abs(task.allowed.original) * np.sqrt(np.diag(task.gram))):
+            total = np.bincount(task.allowed.structure.unit, weights=score**2, minlength=units)
+            mask = task.allowed.structure.keep_largest(total)
+            self.offer(task.allowed.structure.kept_units(mask[None].astype(np.float64))[0])
         if task.warm_start is not None:
-            self.offer(task.structure.kept_units(task.warm_start[None])[0])
+            self.offer(task.allowed.structure.kept_units(task.warm_start[None])[0])
 
     def relax(self, node: MaskNode, cut: float, moves: int) -> float:
         """Proven bound of a node."""
@@ -104,7 +105,10 @@ class MaskSearch(Forkable):
         units = len(self.group)
         status = np.zeros(units, dtype=np.int8)
         # A unit whose weights are all zero changes nothing.
-        status[np.bincount(self.task.structure.unit, weights=np.abs(self.task.original), minlength=units) == 0] = -1
+        status[
+            np.bincount(self.task.allowed.structure.unit, weights=np.abs(self.task.allowed.original), minlength=units)
+            == 0
+        ] = -1
         node = MaskNode(status, self.capacity.copy(), np.zeros(units))
         self._settle(node)
         free = np.flatnonzero(node.status == 0)
@@ -183,16 +187,16 @@ class MaskSearch(Forkable):
         node.status[(node.status == 0) & (node.free[self.group] <= 0)] = -1
 
 
-def search_mask(task: PruningTask, control: Control) -> RawSolve:
+def search_mask(task: Task[Support], control: Control) -> RawSolve:
     """Solve one channel of at least one live input."""
     search = MaskSearch(task, control)
     search.first_incumbents()
     root = search.root()
     frontier: Frontier[MaskNode] = Frontier(search, control, search.energy, root, search.root_bound, 1.0, task.constant)
     termination = frontier.run()
-    kept = search.incumbent.weights[task.structure.unit] > 0
+    kept = search.incumbent.weights[task.allowed.structure.unit] > 0
     return RawSolve(
-        weights=np.where(kept, task.original, 0.0),
+        weights=np.where(kept, task.allowed.original, 0.0),
         termination=termination,
         proof=SearchProof(frontier.lower, 2.0 * search.allowance) if frontier.lower > 0 else None,
         dual=_dual(task, search),
@@ -201,12 +205,12 @@ def search_mask(task: PruningTask, control: Control) -> RawSolve:
     )
 
 
-def _dual(task: PruningTask, search: MaskSearch) -> BlockDual | None:
+def _dual(task: Task[Support], search: MaskSearch) -> BlockDual | None:
     """The root's dual point in the space of the weights, where units are single inputs."""
     n = len(task.target)
-    if search.root_dual is None or len(task.structure.group) != n:
+    if search.root_dual is None or len(task.allowed.structure.group) != n:
         return None
-    order = task.structure.unit
-    weights = task.original
+    order = task.allowed.structure.unit
+    weights = task.allowed.original
     d = np.divide(search.d[order], weights**2, out=np.zeros(n), where=weights != 0)
     return BlockDual(search.root_dual[order] * weights, np.arange(n), np.diag(d))

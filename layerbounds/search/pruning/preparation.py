@@ -8,7 +8,8 @@ import joblib
 
 from layerbounds.bounds.minorants.clusters import ClusterMinorant
 from layerbounds.problems.pruning import PruningProblem
-from layerbounds.problems.tasks import PruningTask, make_task
+from layerbounds.problems.support import Support
+from layerbounds.problems.tasks import Task, make_task
 from layerbounds.proofs import Control
 from layerbounds.search.pruning.clusters import ClusterSearch
 from layerbounds.search.pruning.dispatch import cluster_plan
@@ -40,17 +41,16 @@ def prepare_pruning(problem: PruningProblem, group: int) -> ClusterMinorant | No
     channels = [c for c in range(layer.out_features) if layer.group_of(c) == group and energy[c] > 0]
     if not channels:
         return None
-    task = make_task(problem, channels[0], None, None)
-    assert isinstance(task, PruningTask)
-    plan = cluster_plan(task.structure)
+    task: Task[Support] = make_task(problem, channels[0], None, None)
+    plan = cluster_plan(task.allowed.structure)
     if plan is None:
         return None
-    key = joblib.hash((task.gram, task.target, task.structure.group, task.structure.capacity))
+    key = joblib.hash((task.gram, task.target, task.allowed.structure.group, task.allowed.structure.capacity))
     # Small factorizations with several BLAS threads are many times slower than with one.
     return _cache.get(key, lambda: _improved(task, plan))
 
 
-def _improved(task: PruningTask, plan: tuple[int, int]) -> ClusterMinorant | None:
+def _improved(task: Task[Support], plan: tuple[int, int]) -> ClusterMinorant | None:
     search = ClusterSearch(task, Control(1e9, 0.0, None, 0, 1, threading.Event()), *plan)
     # Merged clusters are those of one channel.
     search.merged = 0

@@ -18,7 +18,8 @@ from layerbounds.bounds.minorants.diagonal import certified_minorant, interior_s
 from layerbounds.bounds.minorants.semidefinite import UNIT, cholesky, gamma, symmetric_inverse
 from layerbounds.bounds.pruning.perspective import centre, newton_step, schur_complement
 from layerbounds.kernels import subset, subset_tree
-from layerbounds.problems.tasks import PruningTask
+from layerbounds.problems.support import Support
+from layerbounds.problems.tasks import Task
 from layerbounds.proofs import BlockDual, Control, RawSolve, SearchProof
 from layerbounds.search.frontier import Forkable, Frontier, Incumbent
 from layerbounds.search.pruning.correlated_inputs import nearest_inputs
@@ -77,11 +78,11 @@ class SubsetSearch(Forkable):
 
     Parameters
     ----------
-    task : PruningTask
+    task : Task
     control : Control
     """
 
-    def __init__(self, task: PruningTask, control: Control) -> None:
+    def __init__(self, task: Task[Support], control: Control) -> None:
         self.task, self.control = task, control
         self.gram = np.ascontiguousarray(task.gram)
         wide, target = task.gram.astype(np.longdouble), task.target.astype(np.longdouble)
@@ -93,8 +94,8 @@ class SubsetSearch(Forkable):
         self.target = task.target * self.factor
         self.b = product.astype(np.float64) * self.factor
         self.energy = energy * self.factor**2
-        self.group = task.structure.group[task.structure.unit]
-        self.capacity = task.structure.capacity.copy()
+        self.group = task.allowed.structure.group[task.allowed.structure.unit]
+        self.capacity = task.allowed.structure.capacity.copy()
         n = len(self.b)
         self.size = n
         self.norm = np.sqrt(np.diag(self.gram)) * (1.0 + 1e-9) * self._skew()
@@ -193,7 +194,7 @@ class SubsetSearch(Forkable):
         subset.eliminate(self.gram, self.b, self.group, self.capacity, a, r, kept, slack)
         self.polish(kept.copy(), 0)
         if self.control.remaining() > 0:
-            self.polish(self.task.structure.keep_largest(np.abs(self.target) * np.sqrt(np.diag(self.gram))), 0)
+            self.polish(self.task.allowed.structure.keep_largest(np.abs(self.target) * np.sqrt(np.diag(self.gram))), 0)
         if self.task.warm_start is not None:
             self.polish(self.task.warm_start != 0.0, 0)
         # A node limit has to give the same result on every machine.
@@ -483,7 +484,7 @@ def set_bound(gram: Float, target: Float, kept: Bool) -> float:
     return (float(deviation @ (wide @ deviation)) - rounding - charge) * (1.0 - 4.0 * UNIT)
 
 
-def search_subset(task: PruningTask, control: Control) -> RawSolve:
+def search_subset(task: Task[Support], control: Control) -> RawSolve:
     """Solve one channel of at least one live input."""
     search = SubsetSearch(task, control)
     search.first_incumbents()

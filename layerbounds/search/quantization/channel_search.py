@@ -10,7 +10,8 @@ from layerbounds.arrays import Float, Int
 from layerbounds.bounds.quantization.block_relaxation import ROUNDS, BlockRelaxation, refine_blocks
 from layerbounds.bounds.quantization.relaxation import refine
 from layerbounds.bounds.quantization.split_relaxation import SplitRelaxation, refine_split
-from layerbounds.problems.tasks import ChannelTask
+from layerbounds.problems.levels import Levels
+from layerbounds.problems.tasks import Task
 from layerbounds.proofs import (
     OPTIMAL_RELATIVE,
     BlockDual,
@@ -79,12 +80,12 @@ class ChannelSearch:
 
     Parameters
     ----------
-    task : ChannelTask
+    task : Task
     prep : Preparation
     control : Control
     """
 
-    def __init__(self, task: ChannelTask, prep: Preparation, control: Control) -> None:
+    def __init__(self, task: Task[Levels], prep: Preparation, control: Control) -> None:
         self.task = task
         self.control = control
         self.unit: UnitProblem = make_units(task, prep)
@@ -433,6 +434,6 @@ def block_rounds(n: int, seconds: float) -> int:
     return 0 if fit < 1.0 else int(np.clip(fit, FEWEST_ROUNDS, ROUNDS))
 
 
-def search_channel(task: ChannelTask, prep: Preparation, control: Control) -> RawSolve:
+def search_channel(task: Task[Levels], prep: Preparation, control: Control) -> RawSolve:
     """Solve one channel of at least one live input."""
     return ChannelSearch(task, prep, control).run()

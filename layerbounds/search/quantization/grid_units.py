@@ -8,7 +8,8 @@ import numpy as np
 
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.minorants.semidefinite import UNIT
-from layerbounds.problems.tasks import ChannelTask
+from layerbounds.problems.levels import Levels
+from layerbounds.problems.tasks import Task
 from layerbounds.search.quantization.cut_tests import CutPreparation, prepare_cuts
 from layerbounds.search.quantization.preparation import Preparation
 
@@ -77,15 +78,15 @@ def has_shared_forms(uniform: bool, codes: Float, scale: Float) -> bool:
     return uniform and len(codes) > 2 and bool(np.all(scale == scale[0]))
 
 
-def make_units(task: ChannelTask, prep: Preparation) -> UnitProblem:
+def make_units(task: Task[Levels], prep: Preparation) -> UnitProblem:
     """Translate a channel into grid units."""
     order = prep.order
-    scale, zero = task.scale[order], task.zero_point[order]
-    offset = float(task.codes[0]) if task.uniform else 0.0
-    codes = task.codes - offset
+    scale, zero = task.allowed.scale[order], task.allowed.zero_point[order]
+    offset = float(task.allowed.codes[0]) if task.allowed.uniform else 0.0
+    codes = task.allowed.codes - offset
     n = len(order)
     levels = np.ascontiguousarray(np.repeat(codes[:, None], n, axis=1))
-    shared_forms = has_shared_forms(task.uniform, codes, scale)
+    shared_forms = has_shared_forms(task.allowed.uniform, codes, scale)
     if np.all(scale == scale[0]):
         multiplier = float(scale[0] ** 2)
         cuts = prepare_cuts(prep) if shared_forms else None
@@ -119,7 +120,7 @@ def make_units(task: ChannelTask, prep: Preparation) -> UnitProblem:
         count=np.full(n, len(codes), dtype=np.int64),
         low=levels[0].copy(),
         high=levels[-1].copy(),
-        uniform=task.uniform,
+        uniform=task.allowed.uniform,
         code_offset=offset,
         scale=scale,
         zero_point=zero,

@@ -10,7 +10,8 @@ import numpy as np
 from layerbounds.bounds.minorants.diagonal import maximize_minorant
 from layerbounds.bounds.quantization.block_relaxation import refine_blocks
 from layerbounds.bounds.quantization.split_relaxation import SplitWeights, evaluate_split
-from layerbounds.problems.tasks import ChannelTask
+from layerbounds.problems.levels import Levels
+from layerbounds.problems.tasks import Task
 from layerbounds.proofs import Control
 from layerbounds.search.quantization.box_tree import BoxTree
 from layerbounds.search.quantization.channel_search import ChannelSearch
@@ -36,21 +37,14 @@ def compile_quantization() -> None:
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(3 * _N, _N))
     gram = inputs.T @ inputs
-    codes = np.arange(4.0)
-    task = ChannelTask(
-        channel=0,
+    task = Task(
+        rows=(0,),
         gram=gram,
-        target=rng.uniform(0.0, 3.0, _N),
-        constant=0.0,
+        targets=rng.uniform(0.0, 3.0, (1, _N)),
+        constants=np.zeros(1),
         energy=1.0,
         live=np.ones(_N, dtype=np.bool_),
-        levels=np.tile(codes, (_N, 1)),
-        codes=codes,
-        scale=np.ones(_N),
-        zero_point=np.zeros(_N),
-        uniform=True,
-        shared=None,
-        warm_start=None,
+        allowed=Levels(np.arange(4.0), np.ones(_N), np.zeros(_N), uniform=True),
     )
     control = Control(60.0, 0.0, 1000, 0, 1, threading.Event())
     search = ChannelSearch(task, prepare(gram, 1.0), control)

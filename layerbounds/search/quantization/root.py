@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 
-from layerbounds.arrays import Float
 from layerbounds.bounds.minorants.diagonal import maximize_minorant
 from layerbounds.bounds.minorants.semidefinite import cholesky, symmetric_inverse
 from layerbounds.bounds.quantization.block_relaxation import refine_blocks
 from layerbounds.bounds.quantization.relaxation import refine
 from layerbounds.bounds.quantization.split_relaxation import refine_split
-from layerbounds.problems.tasks import ChannelTask, Task
+from layerbounds.problems.levels import Levels
+from layerbounds.problems.tasks import Task
 from layerbounds.proofs import BlockDual, Control, DualPoint, FormTerms
-from layerbounds.search.pruning.dispatch import search_pruning
 from layerbounds.search.quantization.channel_search import CLOSE_AT_ONCE, FEWEST_ROUNDS, block_rounds
 from layerbounds.search.quantization.preparation import regularizations
 from layerbounds.search.quantization.split_forms import find_split
@@ -26,37 +24,26 @@ from layerbounds.search.quantization.warm_up import compile_blocks
 REFITS = 5
 
 
-def root_dual(task: Task, weights: Float | None, seconds: float) -> DualPoint | BlockDual | None:
-    """A dual point of the relaxation at the root, without any search (docs/bounds.md, docs/pruning-bounds.md).
+def quantization_dual(task: Task[Levels], seconds: float) -> DualPoint | BlockDual | None:
+    """A dual point of the relaxation at the root, without any search (docs/bounds.md, docs/block-relaxation.md).
 
     Parameters
     ----------
-    task : ChannelTask or PruningTask
-    weights : ndarray of shape (n,) or None
-        Feasible weights, which spare the relaxation of a pruning problem a local search.
+    task : Task
+        Of at least one input.
     seconds : float
         Time for improving the dual point; the first one is always finished.
     """
-    if len(task.target) == 0:
-        return None
-    if isinstance(task, ChannelTask) and len(task.target) > CLOSE_AT_ONCE:
+    if len(task.target) > CLOSE_AT_ONCE:
         compile_blocks()
     control = Control(seconds, 0.0, 0, 0, 1, threading.Event())
-    if isinstance(task, ChannelTask):
-        return _quantization_dual(task, control)
-    found = search_pruning(replace(task, warm_start=weights), control)
-    assert found.dual is None or isinstance(found.dual, BlockDual)
-    return found.dual
-
-
-def _quantization_dual(task: ChannelTask, control: Control) -> DualPoint | BlockDual | None:
-    scale, first = task.scale, task.codes[0]
+    scale, first = task.allowed.scale, task.allowed.codes[0]
     gram = task.gram * np.outer(scale, scale)
     unit = float(np.mean(np.diag(gram)))
     gram = np.ascontiguousarray(gram / unit)
     n = len(scale)
-    levels = np.ascontiguousarray(np.repeat((task.codes - first)[:, None], n, axis=1))
-    origin = task.target / scale + task.zero_point - first
+    levels = np.ascontiguousarray(np.repeat((task.allowed.codes - first)[:, None], n, axis=1))
+    origin = task.target / scale + task.allowed.zero_point - first
     count = np.full(n, len(levels), dtype=np.int64)
     # Certification charges what a singular matrix is shifted by, and proves the weights anew.
     factorized = ((m, cholesky(m)) for m in (gram + np.diag(s) for s in regularizations(gram)))
@@ -71,7 +58,7 @@ def _quantization_dual(task: ChannelTask, control: Control) -> DualPoint | Block
     distance = np.abs(levels - start).min(axis=0) ** 2
     diagonal = maximize_minorant(shifted, distance + 1 / 12, relative_gap=0.3, stop=later_than(0.5))
     large = n > CLOSE_AT_ONCE
-    splits = task.uniform and len(levels) > 2 and not large
+    splits = task.allowed.uniform and len(levels) > 2 and not large
     refits = 0 if splits or large else REFITS
     found = refine(shifted, origin, levels, count, diagonal, start, refits, later_than(1.0))
     z, d, terms = found.z, found.d, None
@@ -79,7 +66,7 @@ def _quantization_dual(task: ChannelTask, control: Control) -> DualPoint | Block
         rounds = max(block_rounds(n, control.remaining()), FEWEST_ROUNDS)
         blocks = refine_blocks(shifted, origin, levels, count, diagonal, start, rounds=rounds, stop=later_than(1.0))
         if blocks is not None and blocks.value > found.value:
-            real = scale * (blocks.z + first - task.zero_point)
+            real = scale * (blocks.z + first - task.allowed.zero_point)
             return BlockDual(real, blocks.block, blocks.matrix * unit / np.outer(scale, scale))
     split = find_split(shifted, diagonal, later_than(0.5)) if splits else None
     if split is not None:
@@ -87,4 +74,4 @@ def _quantization_dual(task: ChannelTask, control: Control) -> DualPoint | Block
         if better.value > found.value:
             z, d = better.z, better.split.units
             terms = FormTerms(better.split.forms, better.split.weights * unit, better.multipliers * unit)
-    return DualPoint(scale * (z + first - task.zero_point), d * unit / scale**2, terms)
+    return DualPoint(scale * (z + first - task.allowed.zero_point), d * unit / scale**2, terms)

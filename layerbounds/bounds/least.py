@@ -1,0 +1,60 @@
+"""Certified minima: a lower bound over an allowed set from a dual point, one function for each family and dual.
+
+For any point z and any B ⪯ H that is proven, with h = H(z − w),
+
+    f(v) ≥ f(z) + min over allowed v of 2hᵀ(v − z) + (v − z)ᵀB(v − z),
+
+and what that minimum is depends on the allowed set alone. A family's folder in `layerbounds.bounds` has a module
+``least`` with a table ``LEAST`` from (allowed set, dual) to a function.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+import layerbounds.bounds as folders
+from layerbounds.arrays import Float
+from layerbounds.exceptions import CertificationError
+from layerbounds.problems.allowed import AllowedSet
+from layerbounds.proofs import Dual
+
+#: From the Gram matrix, the target, the allowed set and the dual point to the bound.
+Least = Callable[[Float, Float, Any, Any], float]
+
+
+@functools.cache
+def _table() -> dict[tuple[type, type], Least]:
+    table: dict[tuple[type, type], Least] = {}
+    for folder in pkgutil.iter_modules(folders.__path__):
+        name = f"{folders.__name__}.{folder.name}.least"
+        if folder.ispkg and importlib.util.find_spec(name) is not None:
+            table.update(importlib.import_module(name).LEAST)
+    return table
+
+
+def least(gram: Float, target: Float, allowed: AllowedSet, dual: Dual) -> float:
+    """Lower bound on (v − w)ᵀH(v − w) over an allowed set, every rounding error charged.
+
+    Parameters
+    ----------
+    gram : ndarray of shape (n, n)
+    target : ndarray of shape (n,) or (rows, n)
+        w.
+    allowed : AllowedSet
+    dual : DualPoint or BlockDual
+
+    Raises
+    ------
+    CertificationError
+        If the dual point is malformed, or of another family.
+    """
+    function = _table().get((type(allowed), type(dual)))
+    if function is None:
+        raise CertificationError("the backend returned a dual point of another kind of problem.")
+    if not dual.is_valid(len(gram)):
+        raise CertificationError("the backend returned an invalid dual point.")
+    return function(gram, target, allowed, dual)

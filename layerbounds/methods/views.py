@@ -1,0 +1,57 @@
+"""The view that heuristics have of a channel: one function for each kind of allowed set."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+
+from layerbounds.arrays import Float
+from layerbounds.exceptions import UnsupportedProblemError
+from layerbounds.methods.base import ChannelView
+from layerbounds.methods.pruning import PruningView
+from layerbounds.problems.allowed import AllowedSet
+from layerbounds.problems.levels import Levels
+from layerbounds.problems.support import Support
+
+
+@functools.singledispatch
+def channel_view(
+    allowed: AllowedSet, gram: Float, target: Float, rng: np.random.Generator, shared: dict[Hashable, Any]
+) -> Any:
+    """The channel as heuristics see it.
+
+    Parameters
+    ----------
+    allowed : AllowedSet
+        On the live inputs.
+    gram : ndarray of shape (n, n)
+    target : ndarray of shape (n,)
+    rng : numpy.random.Generator
+    shared : dict
+        What methods keep for the other channels with the same Gram matrix.
+
+    Raises
+    ------
+    UnsupportedProblemError
+        If no heuristic treats such sets.
+    """
+    raise UnsupportedProblemError(f"there is no heuristic for {allowed.requirement} yet.")
+
+
+@channel_view.register
+def _(
+    allowed: Levels, gram: Float, target: Float, rng: np.random.Generator, shared: dict[Hashable, Any]
+) -> ChannelView:
+    levels = np.ascontiguousarray(allowed.values)
+    count = np.full(len(levels), levels.shape[1], dtype=np.int64)
+    return ChannelView(gram, target, levels, count, rng, shared)
+
+
+@channel_view.register
+def _(
+    allowed: Support, gram: Float, target: Float, rng: np.random.Generator, shared: dict[Hashable, Any]
+) -> PruningView:
+    return PruningView(gram, target, allowed.original, allowed.structure, allowed.refit, rng)

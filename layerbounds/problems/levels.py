@@ -1,0 +1,76 @@
+"""Allowed sets of quantization: each weight takes one of finitely many levels."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from layerbounds.arrays import Bool, Float
+from layerbounds.exceptions import NotAllowedError
+from layerbounds.problems.allowed import AllowedSet
+
+#: Distance to a level that counts as rounding, relative to the largest level.
+TOLERANCE = 1e-9
+
+
+def nearest_levels(levels: Float, values: Float) -> Float:
+    """Nearest entry of each sorted row of ``levels``, shape (n, levels), to ``values``, shape (n,)."""
+    choice = np.argmin(np.abs(levels - values[:, None]), axis=1)
+    return np.asarray(levels[np.arange(len(values)), choice])
+
+
+@dataclass(frozen=True, eq=False)
+class Levels(AllowedSet):
+    """Weight i is ``scale[i] · (code − zero_point[i])`` for one of the codes.
+
+    Attributes
+    ----------
+    codes : ndarray of shape (levels,)
+        Sorted.
+    scale, zero_point : ndarray of shape (n,)
+    uniform : bool
+        Whether the codes are consecutive integers.
+    """
+
+    codes: Float
+    scale: Float
+    zero_point: Float
+    uniform: bool
+
+    @functools.cached_property
+    def values(self) -> Float:
+        """Sorted levels of each weight, shape (n, levels)."""
+        return np.asarray(self.scale[:, None] * (self.codes[None, :] - self.zero_point[:, None]))
+
+    @property
+    def requirement(self) -> str:
+        """Uniform grids or codebooks."""
+        return "uniform grids" if self.uniform else "codebook grids"
+
+    def nearest(self, point: Float) -> Float:
+        """The nearest levels; ties go to the lower one."""
+        return nearest_levels(self.values, point)
+
+    def violation(self, weights: Float) -> float:
+        """Largest distance of a weight to its nearest level, in units of the weights."""
+        return float(np.max(np.abs(weights - self.nearest(weights)), initial=0.0))
+
+    def exact(self, weights: Float) -> Float:
+        """The nearest levels, at a distance of rounding."""
+        nearest = self.nearest(weights)
+        if np.any(np.abs(nearest - weights) > TOLERANCE * float(np.max(np.abs(self.values), initial=0.0))):
+            raise NotAllowedError("weights that are not on the grid")
+        return nearest
+
+    def restrict(self, live: Bool) -> Levels:
+        """The levels of the live inputs."""
+        return Levels(self.codes, self.scale[live], self.zero_point[live], self.uniform)
+
+    def pieces(self) -> Iterator[tuple[Float, Bool]]:
+        """Every point of the grid."""
+        for point in product(*self.values.tolist()):
+            yield np.array(point), np.zeros(len(point), dtype=bool)

@@ -1,0 +1,129 @@
+"""What every problem is: a layer, and the weights that its output channels may take."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+
+from layerbounds.arrays import Float, Int
+from layerbounds.exceptions import InputError
+from layerbounds.layers.layer import Layer
+from layerbounds.problems.allowed import AllowedSet
+
+
+@dataclass(frozen=True, eq=False)
+class Problem(ABC):
+    """A layer and its allowed weights; a family of problems is a subclass.
+
+    Attributes
+    ----------
+    layer : Layer
+    family : str
+        What tables and records call the family.
+    adjusted : str
+        How they call weights from elsewhere that were moved to the nearest allowed ones.
+    """
+
+    layer: Layer
+
+    family: ClassVar[str]
+    adjusted: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """One line that says what is allowed."""
+
+    @property
+    @abstractmethod
+    def requirement(self) -> str:
+        """What a backend or heuristic must be able to treat."""
+
+    @property
+    def pattern_kind(self) -> str | None:
+        """``unstructured``, ``N:M``, ``block``: the kind of sparsity pattern; None where there is none."""
+        return None
+
+    @property
+    @abstractmethod
+    def bits_per_weight(self) -> float:
+        """Bits that a weight takes, scales and masks not counted."""
+
+    @abstractmethod
+    def allowed(self, channel: int) -> AllowedSet:
+        """The allowed weights of a channel (or of the set of rows that begins with it), dead inputs included."""
+
+    @abstractmethod
+    def row_template(self, channel: int) -> Float:
+        """Weights of the channel's dead inputs (and others to be overwritten), shape (n,)."""
+
+    @abstractmethod
+    def like(self, layer: Layer) -> Self:
+        """A small problem of the same kind, for another layer: what compiles and refuses the same."""
+
+    @abstractmethod
+    def rule(self) -> bytes:
+        """What is allowed, as bytes: equal for equal sets of weights."""
+
+    def sets(self, channels: Sequence[int]) -> list[list[int]]:
+        """The sets of output channels whose weights are bound to one another; single ones unless a family says more.
+
+        Raises
+        ------
+        InputError
+            If ``channels`` has some but not all rows of a set.
+        """
+        return [[c] for c in channels]
+
+    def violation(self, matrix: Float, channels: Sequence[int]) -> Float:
+        """How far weights, shape (rows, n), are from being allowed, per set of rows; 0 exactly when they are."""
+        return np.array([self.allowed(s[0]).violation(w) for s, w in self._per_set(matrix, channels)])
+
+    def project(self, matrix: Float, channels: Sequence[int]) -> Float:
+        """Allowed weights near given ones, shape (rows, n)."""
+        result = np.empty_like(matrix)
+        position = {channel: i for i, channel in enumerate(channels)}
+        for s, weights in self._per_set(matrix, channels):
+            result[[position[c] for c in s]] = self.allowed(s[0]).nearest(weights)
+        return result
+
+    def off_grid(self, matrix: Float, channels: Sequence[int]) -> tuple[Int, Float]:
+        """How many weights of each set are no level, and how far the worst is from one, in gaps between levels."""
+        count = len(self.sets(channels))
+        return np.zeros(count, dtype=np.int64), np.zeros(count)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that the optimum depends on."""
+        digest = hashlib.sha256()
+        for array in (self.layer.gram, self.layer.target, self.layer.constant, self.layer.matrix):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(self.rule())
+        return digest.hexdigest()
+
+    def _per_set(self, matrix: Float, channels: Sequence[int]) -> list[tuple[list[int], Float]]:
+        position = {channel: i for i, channel in enumerate(channels)}
+        pairs = []
+        for s in self.sets(channels):
+            rows = matrix[[position[c] for c in s]]
+            pairs.append((s, rows[0] if len(s) == 1 else rows))
+        return pairs
+
+
+def check_channels(problem: Problem, channels: Sequence[int] | None) -> list[int]:
+    """Validate a selection of output channels; None selects all."""
+    out = problem.layer.out_features
+    if channels is None:
+        return list(range(out))
+    chosen = [int(c) for c in channels]
+    bad = [c for c in chosen if not 0 <= c < out]
+    if bad or not chosen or len(set(chosen)) != len(chosen):
+        raise InputError(
+            f"channels {list(channels)} are not a selection of distinct output channels 0 to {out - 1} of layer "
+            f"{problem.layer.name!r}."
+        )
+    return chosen

@@ -1,0 +1,77 @@
+"""Allowed sets of pruning: the nonzero weights fit a sparsity structure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations, product
+
+import numpy as np
+
+from layerbounds.arrays import Bool, Float
+from layerbounds.exceptions import NotAllowedError
+from layerbounds.problems.allowed import AllowedSet
+from layerbounds.problems.patterns import Structure
+
+
+@dataclass(frozen=True, eq=False)
+class Support(AllowedSet):
+    """Kept units of inputs within the capacities of their groups.
+
+    Attributes
+    ----------
+    structure : Structure
+        Units, groups and capacities.
+    original : ndarray of shape (n,)
+        The dense weights: what a kept weight is where ``refit`` is False.
+    refit : bool
+        Whether kept weights may take any value.
+    """
+
+    structure: Structure
+    original: Float
+    refit: bool
+
+    @property
+    def requirement(self) -> str:
+        """Pruning with refit, or masks."""
+        return "pruning with refit" if self.refit else "pruning masks"
+
+    def nearest(self, point: Float) -> Float:
+        """The largest weights of the point; where they may not change, kept ones return to the original."""
+        structure = self.structure
+        norms = np.bincount(structure.unit, weights=point**2, minlength=len(structure.group))
+        mask = structure.keep_largest(norms) & (point != 0.0)
+        return np.where(mask, point if self.refit else self.original, 0.0)
+
+    def violation(self, weights: Float) -> float:
+        """Kept units beyond the capacities; for masks plus the largest change of a kept weight."""
+        excess = float(self.structure.excess(weights[None])[0])
+        if not self.refit:
+            excess += float(np.max(np.where(weights == 0.0, 0.0, np.abs(weights - self.original)), initial=0.0))
+        return excess
+
+    def exact(self, weights: Float) -> Float:
+        """The weights themselves."""
+        if np.any(self.structure.excess(weights[None])):
+            raise NotAllowedError("weights that break the pattern")
+        if not self.refit and np.any((weights != 0.0) & (weights != self.original)):
+            raise NotAllowedError("changed weights where kept ones must stay as they are")
+        return weights
+
+    def restrict(self, live: Bool) -> Support:
+        """The structure of the live inputs; dead ones are dropped first."""
+        return Support(self.structure.restrict(live), self.original[live], self.refit)
+
+    def pieces(self) -> Iterator[tuple[Float, Bool]]:
+        """Every choice of kept units that the capacities allow."""
+        structure = self.structure
+        per_group = []
+        for group, capacity in enumerate(structure.capacity):
+            units = np.flatnonzero(structure.group == group)
+            per_group.append([c for k in range(int(capacity) + 1) for c in combinations(units.tolist(), k)])
+        for choice in product(*per_group):
+            kept = np.zeros(len(structure.group), dtype=bool)
+            kept[[unit for part in choice for unit in part]] = True
+            mask = kept[structure.unit]
+            yield np.where(mask, self.original, 0.0), mask if self.refit else np.zeros(len(mask), dtype=bool)
