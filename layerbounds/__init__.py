@@ -3,6 +3,7 @@
 from layerbounds import theory
 from layerbounds.capturing.entry import capture, capture_to_file
 from layerbounds.comparison.compare import compare
+from layerbounds.comparison.records import MethodComparison
 from layerbounds.compression.compress import compress
 from layerbounds.contests import Comparison, Verdict, versus
 from layerbounds.demo import demo_layers
@@ -19,8 +20,7 @@ from layerbounds.proofs import BoundKind, Status
 from layerbounds.solution import Solution
 from layerbounds.solve import solve
 from layerbounds.solvers.registry import backends
-
-__version__ = "0.1.0"
+from layerbounds.version import __version__
 
 __all__ = [
     "BoundKind",
@@ -29,11 +29,13 @@ __all__ = [
     "Grid",
     "Layer",
     "LayerboundsError",
+    "MethodComparison",
     "PruningProblem",
     "QuantizationProblem",
     "Solution",
     "Status",
     "Verdict",
+    "__version__",
     "backends",
     "capture",
     "capture_to_file",

@@ -16,7 +16,6 @@ from layerbounds.kernels.adaround import GAMMA, ZETA
 from layerbounds.kernels.adaround import adaround as train
 from layerbounds.kernels.methods import klein_rounding
 from layerbounds.methods.babai_klein import sampling_ratio
-from layerbounds.methods.base import pattern_kind
 from layerbounds.methods.registry import describe_heuristics, find_heuristic, make_view
 from layerbounds.methods.specs import choose_methods, parse_method
 
@@ -293,8 +292,8 @@ def test_both_families_are_in_one_registry(layer: lb.Layer) -> None:
     assert names["p"] - names["b"] == {"sparsegpt", "swap"}
     for entry in describe_heuristics():
         assert bool(entry.patterns) == ("pruning with refit" in entry.capabilities)
-    assert pattern_kind(lb.pruning_problem(layer, pattern="2:4").pattern) == "N:M"
-    assert pattern_kind(block.pattern) == "block"
+    assert lb.pruning_problem(layer, pattern="2:4").pattern_kind == "N:M"
+    assert block.pattern_kind == "block"
     for problem in (pruning, block, grid):
         for spec in choose_methods(problem, None):
             lb.run_heuristic(

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import layerbounds
 from layerbounds.capturing.batches import Forward, Mask, again
 from layerbounds.capturing.fold import fold_batchnorm
 from layerbounds.capturing.memory import MemoryPlan, parse_bytes, plan_memory
@@ -23,6 +22,7 @@ from layerbounds.capturing.stream import Pass, Progress, Tally, twin_targets
 from layerbounds.capturing.targets import CaptureWarning, Target, find_targets, other_parameters, unwrap
 from layerbounds.exceptions import InputError
 from layerbounds.layers.layer import Layer
+from layerbounds.version import __version__
 
 #: Positions per input below which a target for compressed inputs follows the noise of the calibration data.
 FEW_POSITIONS = 4
@@ -183,7 +183,7 @@ class CaptureRun:
         weight = target.geometry.weight(target.module).cpu()
         about: dict[str, Any] = {
             **target.geometry.describe(),
-            "layerbounds": layerbounds.__version__,
+            "layerbounds": __version__,
             "torch": torch.__version__,
             "model": type(self._model).__name__,
             "batches": self.report.batches,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -23,7 +22,7 @@ from layerbounds.cli.options import (
     read_layers,
 )
 from layerbounds.comparison.compare import comparison_problems
-from layerbounds.comparison.records import Comparison, compare_problems
+from layerbounds.comparison.records import MethodComparison, compare_problems
 from layerbounds.exceptions import LayerboundsError
 from layerbounds.layers.files import find_layer
 from layerbounds.layers.weight_files import load_weights
@@ -145,10 +144,10 @@ def compare_command(
 
 
 def _deliver(
-    result: Comparison, options: dict[str, Any], json_out: str | None, csv_out: Path | None, plot: Path | None
+    result: MethodComparison, options: dict[str, Any], json_out: str | None, csv_out: Path | None, plot: Path | None
 ) -> None:
     """Write and print the results; a file that cannot be written does not take the others with it."""
-    rows = [dataclasses.asdict(record) for record in result.records]
+    rows = list(result)
 
     def save_json() -> None:
         if json_out is not None:

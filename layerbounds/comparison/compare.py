@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from numpy.typing import ArrayLike
 
-from layerbounds.comparison.records import compare_problems
+from layerbounds.comparison.records import MethodComparison, compare_problems
 from layerbounds.exceptions import InputError
 from layerbounds.layers.layer import Layer
 from layerbounds.problems.gram_range import fitted_grid
 from layerbounds.problems.grids import Granularity, Grid, Range
+from layerbounds.problems.patterns import parse_pattern
 from layerbounds.problems.problem import Problem
 from layerbounds.problems.pruning import pruning_problem
 from layerbounds.problems.quantization import quantization_problem
@@ -39,7 +39,7 @@ def compare(
     backend: str = "native",
     jobs: int | None = None,
     seed: int = 0,
-) -> list[dict[str, Any]]:
+) -> MethodComparison:
     """Run methods on a layer and put each beside the certified interval of its grid or pattern.
 
     Parameters
@@ -72,9 +72,10 @@ def compare(
 
     Returns
     -------
-    list of dict
-        One for each row, with the fields of `layerbounds.comparison.records.Record`: what `pandas.DataFrame` reads.
-        After a Ctrl-C the rows that are finished; bounds that are not have the value None.
+    MethodComparison
+        One dict for each row, with the fields of `layerbounds.comparison.records.Record`: what `pandas.DataFrame`
+        reads. Its ``solutions`` are the certified intervals. After a Ctrl-C the rows that are finished; bounds that are
+        not have the value None.
 
     Raises
     ------
@@ -94,10 +95,9 @@ def compare(
         grids=grids,
     )
     limits = {"time_limit": time_limit, "gap": gap, "node_limit": node_limit, "backend": backend}
-    result = compare_problems(
+    return compare_problems(
         problems, methods=methods, weights=weights, channels=channels, jobs=jobs, seed=seed, limits=limits
     )
-    return [dataclasses.asdict(record) for record in result.records]
 
 
 def comparison_problems(
@@ -129,7 +129,7 @@ def comparison_problems(
     problems.extend(quantization_problem(layer, grid=grid) for grid in grids)
     densities = _several(density)
     for rule in _several(pattern) or (["unstructured"] if densities else []):
-        counted = ":" not in rule or rule.startswith("block")
+        counted = parse_pattern(rule).needs_count
         if counted and not densities:
             raise InputError(f"pattern {rule!r} needs a density; pass the kept fraction of the inputs.")
         for share in densities if counted else [None]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -85,12 +85,35 @@ class Record:
 
 
 @dataclass(eq=False)
-class Comparison:
-    """Records of a comparison that may have been interrupted, with the solved problems behind them."""
+class MethodComparison(Sequence[dict[str, Any]]):
+    """Methods beside certified intervals: a sequence of rows, each a dict with the fields of `Record`.
+
+    ``pandas.DataFrame(comparison)`` is a table of it.
+
+    Attributes
+    ----------
+    records : list of Record
+    solutions : list of Solution
+        One for each grid or pattern whose interval was computed, in their order.
+    interrupted : bool
+        After a Ctrl-C: the rows that were finished; bounds that were not have the value None.
+    """
 
     records: list[Record] = field(default_factory=list)
     solutions: list[Solution] = field(default_factory=list)
     interrupted: bool = False
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        if isinstance(index, slice):
+            return [asdict(record) for record in self.records[index]]
+        return asdict(self.records[index])
 
 
 def compare_problems(
@@ -103,7 +126,7 @@ def compare_problems(
     seed: int = 0,
     limits: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
-) -> Comparison:
+) -> MethodComparison:
     """Compare on given problems of one layer; Ctrl-C keeps what is finished.
 
     Parameters
@@ -131,7 +154,7 @@ def compare_problems(
     # Limits that `solve` refuses must not cost the work of the methods; this also compiles the search.
     for kind in {problem.requirement: problem for problem in problems}.values():
         solve(tiny_like(kind), jobs=1, **dict(limits or {}))
-    result = Comparison()
+    result = MethodComparison()
     total = sum(len(plan) + 1 for plan in plans)
     done = 0
 

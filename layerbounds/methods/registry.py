@@ -34,14 +34,13 @@ from layerbounds.methods.swap import swap
 from layerbounds.methods.views import channel_view
 from layerbounds.methods.wanda import wanda
 from layerbounds.names import match_name
+from layerbounds.problems.patterns import PATTERNS
 from layerbounds.problems.problem import Problem, check_channels
 
 _GRIDS = ("uniform grids", "codebook grids")
 _SPARSITY = ("pruning with refit", "pruning masks")
-
-
-_PATTERNS = ("unstructured", "N:M", "block")
-_SINGLE_INPUTS = ("unstructured", "N:M")
+_PATTERNS = tuple(pattern.kind for pattern in PATTERNS)
+_SINGLE_INPUTS = tuple(pattern.kind for pattern in PATTERNS if pattern.single_inputs)
 
 
 def _entry(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -86,13 +86,24 @@ class Structure:
 
 
 class Pattern(ABC):
-    """A rule for the kept inputs of one output channel."""
+    """A rule for the kept inputs of one output channel: one class and one entry in `PATTERNS`.
 
-    #: Whether the pattern needs a number k of kept inputs.
-    needs_count: bool
+    Attributes
+    ----------
+    kind : str
+        The label without its numbers.
+    form : str
+        How users write it, with an example.
+    needs_count : bool
+        Whether the pattern needs a number k of kept inputs.
+    single_inputs : bool
+        Whether its units are single inputs.
+    """
 
-    #: The label without its numbers.
-    kind: str
+    kind: ClassVar[str]
+    form: ClassVar[str]
+    needs_count: ClassVar[bool]
+    single_inputs: ClassVar[bool]
 
     @property
     @abstractmethod
@@ -103,22 +114,44 @@ class Pattern(ABC):
     def structure(self, n: int, k: int) -> Structure:
         """Units, groups and capacities for n inputs of which k may be kept (ignored where ``needs_count`` is False)."""
 
+    @classmethod
+    @abstractmethod
+    def parse(cls, name: str) -> Self | None:
+        """Read a name in lower case; None where it is another pattern's.
+
+        Raises
+        ------
+        InputError
+            If it is this pattern's, but its numbers are impossible.
+        """
+
+    def small(self) -> Pattern:
+        """A pattern of the same kind for a few inputs: compiling and refusing takes the same ways."""
+        return self
+
 
 @dataclass(frozen=True)
 class Unstructured(Pattern):
     """At most k nonzero weights anywhere."""
 
-    needs_count = True
     kind = "unstructured"
+    form = "unstructured"
+    needs_count = True
+    single_inputs = True
 
     @property
     def label(self) -> str:
         """``unstructured``."""
-        return "unstructured"
+        return self.kind
 
     def structure(self, n: int, k: int) -> Structure:
         """One group of single inputs."""
         return Structure(np.arange(n), np.zeros(n, dtype=np.int64), np.array([k], dtype=np.int64))
+
+    @classmethod
+    def parse(cls, name: str) -> Self | None:
+        """Read ``unstructured``."""
+        return cls() if name == cls.kind else None
 
 
 @dataclass(frozen=True)
@@ -127,8 +160,11 @@ class NOfM(Pattern):
 
     kept: int
     size: int
-    needs_count = False
+
     kind = "N:M"
+    form = "N:M (for example 2:4)"
+    needs_count = False
+    single_inputs = True
 
     @property
     def label(self) -> str:
@@ -141,6 +177,21 @@ class NOfM(Pattern):
         sizes = np.bincount(group)
         return Structure(np.arange(n), group.astype(np.int64), np.minimum(self.kept, sizes).astype(np.int64))
 
+    @classmethod
+    def parse(cls, name: str) -> Self | None:
+        """Read ``N:M``."""
+        match = re.fullmatch(r"(\d+):(\d+)", name)
+        if match is None:
+            return None
+        kept, size = int(match[1]), int(match[2])
+        if not 0 < kept < size:
+            raise InputError(f"pattern {name!r} keeps {kept} of {size}; N:M needs 0 < N < M, for example 2:4.")
+        return cls(kept, size)
+
+    def small(self) -> NOfM:
+        """1:2."""
+        return NOfM(1, 2)
+
 
 @dataclass(frozen=True)
 class Block(Pattern):
@@ -150,8 +201,11 @@ class Block(Pattern):
     """
 
     size: int
-    needs_count = True
+
     kind = "block"
+    form = "block:S (block:9)"
+    needs_count = True
+    single_inputs = False
 
     @property
     def label(self) -> str:
@@ -164,6 +218,24 @@ class Block(Pattern):
         units = int(unit[-1]) + 1
         kept = units if k >= n else k // self.size
         return Structure(unit, np.zeros(units, dtype=np.int64), np.array([kept], dtype=np.int64))
+
+    @classmethod
+    def parse(cls, name: str) -> Self | None:
+        """Read ``block:S``."""
+        match = re.fullmatch(r"block:(\d+)", name)
+        if match is None:
+            return None
+        if int(match[1]) < 1:
+            raise InputError(f"pattern {name!r} has blocks of {match[1]}; a block holds at least one input.")
+        return cls(int(match[1]))
+
+    def small(self) -> Block:
+        """Two inputs a block."""
+        return Block(2)
+
+
+#: All patterns.
+PATTERNS: tuple[type[Pattern], ...] = (Unstructured, NOfM, Block)
 
 
 def parse_pattern(text: str) -> Pattern:
@@ -179,15 +251,8 @@ def parse_pattern(text: str) -> Pattern:
         If the text is none of these, or not 0 < N < M, or S < 1.
     """
     name = str(text).strip().lower()
-    if name == "unstructured":
-        return Unstructured()
-    if match := re.fullmatch(r"(\d+):(\d+)", name):
-        kept, size = int(match[1]), int(match[2])
-        if not 0 < kept < size:
-            raise InputError(f"pattern {text!r} keeps {kept} of {size}; N:M needs 0 < N < M, for example 2:4.")
-        return NOfM(kept, size)
-    if match := re.fullmatch(r"block:(\d+)", name):
-        if int(match[1]) < 1:
-            raise InputError(f"pattern {text!r} has blocks of {match[1]}; a block holds at least one input.")
-        return Block(int(match[1]))
-    raise InputError(f"there is no pattern {text!r}; choose unstructured, N:M (for example 2:4) or block:S (block:9).")
+    for pattern in PATTERNS:
+        if (found := pattern.parse(name)) is not None:
+            return found
+    *forms, last = (pattern.form for pattern in PATTERNS)
+    raise InputError(f"there is no pattern {text!r}; choose {', '.join(forms)} or {last}.")

@@ -46,7 +46,7 @@ class Problem(ABC):
 
     @property
     def pattern_kind(self) -> str | None:
-        """``unstructured``, ``N:M``, ``block``: the kind of sparsity pattern; None where there is none."""
+        """The kind of sparsity pattern, as in `layerbounds.problems.patterns`; None where there is none."""
         return None
 
     @property

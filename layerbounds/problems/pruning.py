@@ -12,7 +12,7 @@ from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError
 from layerbounds.layers.bias import Bias, apply_bias
 from layerbounds.layers.layer import Layer
-from layerbounds.problems.patterns import Block, NOfM, Pattern, Structure, Unstructured, parse_pattern
+from layerbounds.problems.patterns import Pattern, Structure, parse_pattern
 from layerbounds.problems.problem import Problem
 from layerbounds.problems.support import Support
 
@@ -56,7 +56,7 @@ class PruningProblem(Problem):
 
     @property
     def pattern_kind(self) -> str:
-        """``unstructured``, ``N:M``, ``block``: the label of the pattern without its numbers."""
+        """The kind of the pattern, as in `layerbounds.problems.patterns`."""
         return self.pattern.kind
 
     @property
@@ -79,8 +79,9 @@ class PruningProblem(Problem):
 
     def like(self, layer: Layer) -> PruningProblem:
         """Half of the inputs kept, with a small pattern of the same kind."""
-        pattern = {"N:M": NOfM(1, 2), "block": Block(2)}.get(self.pattern.kind, Unstructured())
-        return PruningProblem(layer, pattern, layer.in_features // 2, self.refit)
+        pattern, n = self.pattern.small(), layer.in_features
+        kept = n // 2 if pattern.needs_count else int(pattern.structure(n, n).capacity.sum())
+        return PruningProblem(layer, pattern, kept, self.refit)
 
     def rule(self) -> bytes:
         """The label says it all."""
