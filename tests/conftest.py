@@ -13,6 +13,33 @@ import layerbounds as lb
 from layerbounds.arrays import Float
 
 PROJECT = Path(__file__).resolve().parent.parent
+#: Files of ``--quick``: a first answer in less than a minute, from every part of the package.
+QUICK = frozenset(
+    """
+    architecture arrays bounds certify cluster_codes companion gram_range grids kernels layer layer_files pruning_cli
+    pruning_heuristics pruning_preparation semidefinite shared_results theory
+    """.split()
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--slow`` and ``--quick``."""
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow; with -m slow only these")
+    parser.addoption("--quick", action="store_true", help="run a part of the tests in less than a minute")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what was not asked for."""
+
+    def wanted(item: pytest.Item) -> bool:
+        if config.getoption("--quick") and item.path.stem.removeprefix("test_") not in QUICK:
+            return False
+        return bool(config.getoption("--slow")) or item.get_closest_marker("slow") is None
+
+    left_out = [item for item in items if not wanted(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if wanted(item)]
 
 
 @pytest.fixture(scope="session")

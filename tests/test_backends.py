@@ -404,6 +404,7 @@ def reference_layer(rng: np.random.Generator) -> lb.Layer:
     return lb.Layer(layer.matrix[:, live], layer.gram[0][np.ix_(live, live)], "conv3")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("second", ["scip", "gurobi"])
 @pytest.mark.parametrize(
     ("name", "n", "how"),

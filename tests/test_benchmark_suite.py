@@ -140,6 +140,7 @@ def run_suite(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     return subprocess.run([*command, *arguments], cwd=PROJECT, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_run_resumes(tmp_path: Path) -> None:
     # All but one record are there already, and the last line is cut off.
     names = [i.name for i in suite("quick", tmp_path)]

@@ -211,6 +211,7 @@ def test_the_point_is_a_maximiser() -> None:
             assert other.value <= found.value + 1e-3 * abs(found.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(CODES))
 def test_blocks_beat_the_diagonal_on_correlated_inputs(kind: str) -> None:
     rng = np.random.default_rng(5)
@@ -393,6 +394,7 @@ def test_singular_gram_is_shifted() -> None:
     assert nothing == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "name", "book"),
     [

@@ -287,6 +287,7 @@ def test_the_schedule_goes_from_all_variables_to_one(n: int) -> None:
     assert all(before > after for before, after in pairwise(depths))
 
 
+@pytest.mark.slow
 def test_rows_between_the_depths_of_the_schedule_are_minorants() -> None:
     n = 170
     rng = np.random.default_rng(0)

@@ -121,6 +121,7 @@ def test_memory_ends_the_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     assert root_of(unit).value <= bound < np.inf
 
 
+@pytest.mark.slow
 def test_a_large_channel_is_proven_by_boxes(monkeypatch: pytest.MonkeyPatch, reference_data: Path) -> None:
     whole = lb.load_layers(reference_data / "resnet20_layers.safetensors")["layer1.0.conv1"]
     problem = lb.quantization_problem(whole, bits=2)

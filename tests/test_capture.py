@@ -505,6 +505,7 @@ def test_memory_sizes() -> None:
             parse_bytes(wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
 def test_memory_stays_flat_over_many_batches() -> None:
     page = os.sysconf("SC_PAGE_SIZE")

@@ -238,6 +238,7 @@ def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
     assert torch.equal(second[1].weight, first[1].weight)
 
 
+@pytest.mark.slow
 def test_resnet20_agrees_with_the_reference_grams(
     reference_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

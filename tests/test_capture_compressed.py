@@ -88,6 +88,7 @@ def outputs(model: nn.Module, name: str, images: list[Tensor], weight: Tensor | 
     return torch.cat(rows).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0.1, 1e-7])
 def test_error_behind_a_compressed_prefix_is_exact(images: list[Tensor], size: float) -> None:
     dense = network()

@@ -67,6 +67,7 @@ def test_the_network_has_its_published_accuracy(network: tuple[Any, Any, Any, An
     assert bool((model.layer3[2].conv2.weight == before).all())
 
 
+@pytest.mark.slow
 def test_captured_grams_predict_the_output_error(network: tuple[Any, Any, Any, Any], rng: np.random.Generator) -> None:
     torch = pytest.importorskip("torch")
     module, model, images, _ = network

@@ -177,6 +177,7 @@ def test_batches_must_be_readable_again(images: list[Tensor]) -> None:
         lb.compress(network(), [], bits=3)
 
 
+@pytest.mark.slow
 def test_resnet20_keeps_its_accuracy_at_4_bits(reference_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(EXAMPLES)
     sys.modules.pop("resnet20", None)

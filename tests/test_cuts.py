@@ -111,6 +111,7 @@ def test_a_tree_with_cuts_finds_the_optimum(seed, bits, monkeypatch):
         assert solution.status[channel] == lb.Status.OPTIMAL
 
 
+@pytest.mark.slow
 def test_cuts_save_nodes_on_a_real_layer(reference_data, monkeypatch):
     whole = lb.load_layers(reference_data / "resnet20_layers.safetensors")["layer1.0.conv1"]
     live = np.flatnonzero(whole.live())[:80]

@@ -366,6 +366,7 @@ def test_better_methods_are_better_on_the_demo_layers(bits: int) -> None:
         assert beam <= gptq <= rtn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("name", ["linear", "layer1.0.conv1", "layer2.1.conv1", "layer3.2.conv2"])
 def test_gptq_is_better_than_rounding_on_real_layers(reference_data: Path, name: str, bits: int) -> None:

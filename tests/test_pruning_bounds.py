@@ -251,6 +251,7 @@ def test_searches_agree(
 REAL = ["linear", "layer1.0.conv1", "layer2.1.conv1", "layer3.2.conv2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 @pytest.mark.parametrize("options", [{"density": 0.25}, {"pattern": "2:4"}, {"density": 0.5, "pattern": "block:9"}])
 def test_real_layers(reference_data: Path, name: str, options: dict[str, object], rng: np.random.Generator) -> None:
@@ -268,6 +269,7 @@ def test_real_layers(reference_data: Path, name: str, options: dict[str, object]
             assert solution.lower_bound[0] <= (v - task.target) @ task.gram @ (v - task.target) * (1 + 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{"k": 4}, {"pattern": "2:4"}, {"k": 4, "refit": False}, {"pattern": "block:2", "k": 6}],

@@ -29,6 +29,7 @@ def problems(seed: int) -> list[lb.PruningProblem]:
     return [lb.pruning_problem(layer, **option, refit=refit) for option in options for refit in (True, False)]
 
 
+@pytest.mark.slow
 def test_bounds_hold_where_incumbents_are_bad(monkeypatch: pytest.MonkeyPatch) -> None:
     """With poor incumbents the optimum may be among what is cut off; in earlier versions 26 and 68 fail."""
     cases = [problem for seed in (0, 26, 68, 138) for problem in problems(seed)]

@@ -33,6 +33,7 @@ def errors(layer, channel, points):
     return np.einsum("ij,ij->i", deviations @ layer.channel_gram(channel), deviations) + layer.constant[channel]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density", [0.25, None], ids=["unstructured", "2:4"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_pruned_points(reference_data, name, density):

@@ -43,6 +43,7 @@ def control(threads: int, time_limit: float = 60.0) -> Control:
     return Control(time_limit, 0.0, None, 0, threads, threading.Event())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tree", ["compiled", "python"])
 @pytest.mark.parametrize("options", PATTERNS.values(), ids=PATTERNS)
 def test_same_interval(options: dict[str, object], tree: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -367,6 +367,7 @@ MEDIUM: dict[str, tuple[int, Callable[[Float], lb.Grid]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gram", ["random", "nonnegative inputs", "condition 1e12"])
 @pytest.mark.parametrize("grid", MEDIUM)
 def test_medium_problems_agree_with_a_plain_enumeration(grid: str, gram: str) -> None:
@@ -542,6 +543,7 @@ def same(first: lb.Solution, second: lb.Solution) -> None:
     assert first.bound_kind == second.bound_kind
 
 
+@pytest.mark.slow
 def test_same_seed_jobs_and_node_limit_give_the_same_result(hard: lb.QuantizationProblem) -> None:
     results = []
     for _ in range(2):
@@ -552,6 +554,7 @@ def test_same_seed_jobs_and_node_limit_give_the_same_result(hard: lb.Quantizatio
     assert traces[0] == traces[1]
 
 
+@pytest.mark.slow
 def test_the_number_of_jobs_does_not_matter(hard: lb.QuantizationProblem) -> None:
     results = []
     for jobs in (1, 2):
@@ -560,6 +563,7 @@ def test_the_number_of_jobs_does_not_matter(hard: lb.QuantizationProblem) -> Non
     same(*results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("node_limit", [1, 10, 1_000, 40_000])
 def test_few_nodes_still_give_an_interval(hard: lb.QuantizationProblem, node_limit: int) -> None:
     solution = lb.solve(hard, jobs=1, node_limit=node_limit, time_limit=60.0)
@@ -656,6 +660,7 @@ def test_brute_force_with_a_gap(gram: str, grid: str) -> None:
             assert lower >= 0.8 * upper * (1 - 1e-12)
 
 
+@pytest.mark.slow
 def test_a_warm_start_never_hurts(hard: lb.QuantizationProblem) -> None:
     limits = {"jobs": 1, "node_limit": 20_000, "time_limit": 60.0}
     cold = lb.solve(hard, **limits)
@@ -746,6 +751,7 @@ def feasible_points(problem: lb.QuantizationProblem, start: Int, rng: np.random.
     return np.array(points)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "name"), REAL)
 def test_no_feasible_point_of_a_real_layer_is_below_the_bound(reference_data: Path, file: str, name: str) -> None:
     path = reference_data / f"{file}.safetensors"

@@ -258,6 +258,7 @@ def test_a_layer_is_bounded_by_forms(granularity: str | int) -> None:
     assert solution.lower_bound[0] > 1.1 * dual_bound(task, DualPoint(task.target, d)) > 0
 
 
+@pytest.mark.slow
 def test_forms_raise_the_root_of_a_real_layer(reference_data: Path) -> None:
     layer = lb.load_layers(reference_data / "resnet20_layers.safetensors")["layer1.0.conv1"]
     problem = lb.quantization_problem(layer, bits=3)

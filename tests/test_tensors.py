@@ -130,6 +130,7 @@ def test_tables_round_trip(tmp_path: Path, rng: np.random.Generator) -> None:
         analyse_tensor([1.0, 2.0], tensor="v")
 
 
+@pytest.mark.slow
 def test_published_table(reference_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = reference_data / "kuzmin2023_model_zoo_sqnr.csv.gz"
     rows = read_table(source)
