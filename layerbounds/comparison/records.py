@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, overload
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -84,9 +84,8 @@ class Record:
     fingerprint: str
 
 
-@dataclass(eq=False)
-class MethodComparison(Sequence[dict[str, Any]]):
-    """Methods beside certified intervals: a sequence of rows, each a dict with the fields of `Record`.
+class MethodComparison(list[dict[str, Any]]):
+    """Methods beside certified intervals: a list of rows, each a dict with the fields of `Record`.
 
     ``pandas.DataFrame(comparison)`` is a table of it.
 
@@ -99,21 +98,9 @@ class MethodComparison(Sequence[dict[str, Any]]):
         After a Ctrl-C: the rows that were finished; bounds that were not have the value None.
     """
 
-    records: list[Record] = field(default_factory=list)
-    solutions: list[Solution] = field(default_factory=list)
-    interrupted: bool = False
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
-        if isinstance(index, slice):
-            return [asdict(record) for record in self.records[index]]
-        return asdict(self.records[index])
+    def __init__(self, records: Sequence[Record], solutions: Sequence[Solution], interrupted: bool) -> None:
+        super().__init__(asdict(record) for record in records)
+        self.records, self.solutions, self.interrupted = list(records), list(solutions), interrupted
 
 
 def compare_problems(
@@ -154,7 +141,9 @@ def compare_problems(
     # Limits that `solve` refuses must not cost the work of the methods; this also compiles the search.
     for kind in {problem.requirement: problem for problem in problems}.values():
         solve(tiny_like(kind), jobs=1, **dict(limits or {}))
-    result = MethodComparison()
+    records: list[Record] = []
+    solutions: list[Solution] = []
+    interrupted = False
     total = sum(len(plan) + 1 for plan in plans)
     done = 0
 
@@ -177,15 +166,15 @@ def compare_problems(
                 problem, channels=chosen, jobs=threads, seed=seed, warm_start=rows.best(), **dict(limits or {})
             )
         except KeyboardInterrupt:
-            result.interrupted = True
-            result.records.extend(rows.records(None))
+            interrupted = True
+            records.extend(rows.records(None))
             break
-        result.solutions.append(solution)
-        result.records.extend(rows.records(solution))
+        solutions.append(solution)
+        records.extend(rows.records(solution))
         if solution.interrupted:
-            result.interrupted = True
+            interrupted = True
             break
-    return result
+    return MethodComparison(records, solutions, interrupted)
 
 
 @dataclass(frozen=True, eq=False)
