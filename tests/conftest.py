@@ -14,9 +14,25 @@ from layerbounds.arrays import Float
 
 PROJECT = Path(__file__).resolve().parent.parent
 #: Files of ``--quick``: a first answer in less than a minute, from every part of the package.
-QUICK = frozenset(
-    ["architecture", "arrays", "bounds", "certify", "cluster_codes", "companion", "gram_range", "grids", "kernels", "layer", "layer_files", "pruning_cli", "pruning_heuristics", "pruning_preparation", "semidefinite", "shared_results", "theory"]
-)
+QUICK = {
+    "architecture",
+    "arrays",
+    "bounds",
+    "certify",
+    "cluster_codes",
+    "companion",
+    "gram_range",
+    "grids",
+    "kernels",
+    "layer",
+    "layer_files",
+    "pruning_cli",
+    "pruning_heuristics",
+    "pruning_preparation",
+    "semidefinite",
+    "shared_results",
+    "theory",
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
