@@ -28,6 +28,10 @@ class Family(Protocol):
     def allowed(self) -> type[AllowedSet]:
         """The allowed set that it treats."""
 
+    @property
+    def requirements(self) -> frozenset[str]:
+        """What its problems require of a backend."""
+
     def prepare(self, problem: Any, group: int, jobs: int) -> Any:
         """Compile, and do the work that all channels of a group share; passed back as ``task.shared``."""
 

@@ -73,7 +73,9 @@ class Backend(Protocol):
     Attributes
     ----------
     name : str
-    capabilities : frozenset of Capability
+    capabilities : frozenset of str
+        What it can honour, and the requirements of the problems that it can treat; those known here are in
+        `Capability`.
     options : mapping of str to Option
         What may be given as ``options`` beside what `Control` says.
     concurrent : bool
@@ -81,9 +83,12 @@ class Backend(Protocol):
     """
 
     name: str
-    capabilities: frozenset[Capability]
     options: Mapping[str, Option]
     concurrent: bool
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """See above."""
 
     def availability(self) -> Availability:
         """Whether it can run, and its version."""

@@ -12,7 +12,7 @@ from layerbounds.problems.allowed import AllowedSet
 from layerbounds.problems.problem import Problem
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import Control, RawSolve, Status
-from layerbounds.search.families import family_of
+from layerbounds.search.families import families, family_of
 from layerbounds.solvers.base import Availability, Capability, Option
 
 
@@ -20,12 +20,13 @@ class NativeBackend:
     """The searches of `layerbounds.search`, one for each family of allowed sets."""
 
     name = "native"
-    capabilities = frozenset(
-        {
-            Capability.UNIFORM,
-            Capability.CODEBOOK,
-            Capability.PRUNING,
-            Capability.MASK,
+    options: Mapping[str, Option] = MappingProxyType({})
+    concurrent = True
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What the families require, and everything that a backend can honour."""
+        honoured = {
             Capability.WARM_START,
             Capability.NODE_LIMIT,
             Capability.TRACE,
@@ -33,9 +34,7 @@ class NativeBackend:
             Capability.SINGULAR,
             Capability.PROOF,
         }
-    )
-    options: Mapping[str, Option] = MappingProxyType({})
-    concurrent = True
+        return frozenset(honoured).union(*(family.requirements for family in families().values()))
 
     def availability(self) -> Availability:
         """Always there."""

@@ -23,6 +23,7 @@ class PruningFamily:
     """The nonzero weights fit a sparsity structure."""
 
     allowed = Support
+    requirements = frozenset({"pruning with refit", "pruning masks"})
 
     def prepare(self, problem: PruningProblem, group: int, jobs: int) -> ClusterMinorant | None:
         """A minorant from which the searches of a group's channels start, where that pays."""

@@ -35,6 +35,7 @@ class QuantizationFamily:
     """Every weight is a level of its grid."""
 
     allowed = Levels
+    requirements = frozenset({"uniform grids", "codebook grids"})
 
     def prepare(self, problem: QuantizationProblem, group: int, jobs: int) -> Preparation | None:
         """Order, factorize and bound the Gram matrix of a group, once for all its channels."""
