@@ -19,6 +19,10 @@ class UnknownNameError(InputError, LookupError):
     """A layer, backend, heuristic or codebook of that name does not exist."""
 
 
+class LayerError(InputError):
+    """One layer of a model cannot be captured or compressed, which says nothing about the others."""
+
+
 class MissingExtraError(LayerboundsError, ImportError):
     """A feature needs an optional dependency that is not installed."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,10 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerbounds.capturing.batches import Forward, Mask, batch_mask, evaluating, move, run_batch
+from layerbounds.capturing.batches import Forward, Mask, as_device, batch_mask, evaluating, move, run_batch
+from layerbounds.capturing.copying import copied
 from layerbounds.capturing.geometry import LinearGeometry
-from layerbounds.capturing.stream import hooks
+from layerbounds.capturing.state import draw_seed, seeded
 from layerbounds.capturing.targets import Target, find_targets, unwrap
+from layerbounds.capturing.token_axes import TokenAxes
+from layerbounds.capturing.watching import hooks
 from layerbounds.exceptions import InputError
 
 
@@ -132,7 +134,7 @@ def quantize_activations(
         return _install(clone, targets, lambda target: ActivationQuantizer(bits, symmetric, _axis(target)))
     if batches is None:
         raise InputError("static activation ranges come from calibration data; pass batches.")
-    place = None if device is None else torch.device(device)
+    place = as_device(device)
     ranges = _ranges(clone, targets, batches, mask, forward, place)
     seen = [target for target in targets if target.name in ranges]
     return _install(clone, seen, lambda t: ActivationQuantizer(bits, symmetric, _axis(t), *ranges[t.name]))
@@ -166,7 +168,7 @@ def prune_activations(model: nn.Module, density: float, *, layers: str | Iterabl
 
 
 def _copy(model: nn.Module, layers: str | Iterable[str] | None) -> tuple[nn.Module, list[Target]]:
-    clone = copy.deepcopy(unwrap(model))
+    clone = copied(unwrap(model))
     return clone, find_targets(clone, layers)[0]
 
 
@@ -210,12 +212,14 @@ def _ranges(
 ) -> dict[str, tuple[float, float]]:
     """Smallest and largest input of each layer over all positions that count."""
     ranges: dict[str, tuple[float, float]] = {}
-    keep: Tensor | None = None
+    axes = TokenAxes(model, targets, forward)
+    seed = draw_seed()
 
-    def look(target: Target, _: nn.Module, x: Tensor, __: Any) -> None:
-        if keep is not None and isinstance(target.geometry, LinearGeometry):
-            rows = target.geometry.mask_rows(x, keep.to(x.device), target.name)
-            x = x if rows is None else x.reshape(-1, x.shape[-1])[rows]
+    def look(target: Target, module: nn.Module, x: Tensor, _: Any) -> None:
+        keep = axes.keep(target, module, x)
+        if keep is not None:
+            positions = target.geometry.positions(x)
+            x = positions.reshape(-1, positions.shape[-1])[keep]
         if x.numel():
             low, high = float(x.min()), float(x.max())
             if not (math.isfinite(low) and math.isfinite(high)):
@@ -223,9 +227,10 @@ def _ranges(
             old = ranges.get(target.name, (low, high))
             ranges[target.name] = (min(low, old[0]), max(high, old[1]))
 
-    with evaluating(model, device) as place, hooks(targets, look):
+    with evaluating(model, device) as place:
         for index, batch in enumerate(batches):
             moved = move(batch, place)
-            keep = batch_mask(moved, mask, index)
-            run_batch(model, moved, forward, index)
+            axes.begin(moved, batch_mask(moved, mask, index), index)
+            with hooks(targets, look), seeded(seed + index):
+                run_batch(model, moved, forward, index)
     return ranges

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from layerbounds.capturing.geometry import unusual
+from layerbounds.capturing.state import preserved
 from layerbounds.exceptions import InputError, LayerboundsError
 
 #: Gives for a batch the positions that count, shape (sequences, tokens).
@@ -94,14 +96,35 @@ def batch_mask(batch: Any, mask: Mask, index: int) -> Tensor | None:
             )
         value = batch["attention_mask"]
     else:
-        value = mask(batch)
+        try:
+            value = mask(batch)
+        except LayerboundsError:
+            raise
+        except Exception as error:
+            raise InputError(f"batch {index}: mask failed ({type(error).__name__}: {error}); correct it.") from error
     if value is None:
         return None
-    tensor = torch.as_tensor(value)
-    if tensor.ndim != 2:
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"batch {index}: the mask has shape {tuple(tensor.shape)}; it must be (sequences, tokens), nonzero where a "
-            "token counts."
+            f"batch {index}: the mask is a {type(value).__name__} and no array of numbers; it must be "
+            "(sequences, tokens)."
+        ) from error
+    if tensor.ndim != 2 or unusual(tensor) or tensor.is_complex():
+        raise InputError(
+            f"batch {index}: the mask has shape {tuple(tensor.shape)} and type {tensor.dtype}; it must be a plain tensor "
+            "of shape (sequences, tokens), nonzero where a token counts."
+        )
+    if (tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())) or bool((tensor < 0).any()):
+        raise InputError(
+            f"batch {index}: the mask holds negative values, infinity or NaN, as masks do that are added to attention "
+            "scores; pass 1 where a token counts and 0 where it does not."
+        )
+    if tensor.is_floating_point() and tensor.numel() and not bool(tensor.any()):
+        raise InputError(
+            f"batch {index}: the mask is all 0 in floating point, as a mask without padding is that is added to "
+            "attention scores; pass 1 where a token counts and 0 where it does not (integers or booleans)."
         )
     return tensor != 0
 
@@ -124,8 +147,15 @@ def move(batch: Any, device: torch.device | None) -> Any:
 def evaluating(model: nn.Module, device: torch.device | None) -> Iterator[torch.device | None]:
     """Put a model into evaluation mode, on a device if one is given, and leave it as it was.
 
+    Its buffers and the states of the random number generators are put back too.
+
     Gives the device that batches belong on: None where the model has no parameter or is spread over several devices.
     """
+    with preserved(model):
+        yield from _evaluating(model, device)
+
+
+def _evaluating(model: nn.Module, device: torch.device | None) -> Iterator[torch.device | None]:
     training = {module: module.training for module in model.modules()}
     homes = {p.device for p in model.parameters()}
     home = next(iter(homes)) if len(homes) == 1 else None
@@ -134,13 +164,30 @@ def evaluating(model: nn.Module, device: torch.device | None) -> Iterator[torch.
     try:
         model.eval()
         if device is not None:
-            model.to(device)
+            try:
+                model.to(device)
+            except (RuntimeError, AssertionError, NotImplementedError) as error:
+                raise InputError(f"the model cannot be moved to {device} ({error}); choose another device.") from error
         yield device or home
     finally:
         for module, mode in training.items():
             module.training = mode
         if device is not None and home is not None:
             model.to(home)
+
+
+def as_device(value: str | torch.device | None) -> torch.device | None:
+    """Read the name of a device.
+
+    Raises
+    ------
+    InputError
+        If torch knows none of that name.
+    """
+    try:
+        return None if value is None else torch.device(value)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"device is {value!r}; write cpu, cuda or cuda:1, say.") from error
 
 
 def again(batches: Iterable[Any], passes: int) -> None:

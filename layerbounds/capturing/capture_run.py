@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from layerbounds.capturing.batches import Forward, Mask, again
+from layerbounds.capturing.batches import Forward, Mask, again, as_device
+from layerbounds.capturing.copying import copied
 from layerbounds.capturing.fold import fold_batchnorm
 from layerbounds.capturing.memory import MemoryPlan, parse_bytes, plan_memory
 from layerbounds.capturing.moments import Allocate, Moments, in_memory
@@ -88,7 +89,7 @@ class CaptureRun:
         if isinstance(batches, Tensor):
             raise InputError("batches is a tensor; pass a list of batches, such as [tensor], or a DataLoader.")
         self._dtype = _dtype(dtype)
-        self._device = None if device is None else torch.device(device)
+        self._device = as_device(device)
         self._mask, self._forward, self._check = mask, forward, check
         self._progress, self._spill_dir = progress, spill_dir
         self._model, self._compressed = unwrap(model), None if compressed_model is None else unwrap(compressed_model)
@@ -117,11 +118,11 @@ class CaptureRun:
             self._batches = itertools.chain([first], iterator) if first is not None else []
         else:
             first = next(iter(self._batches), None)
-        model = copy.deepcopy(self._model)
+        model = copied(self._model)
         folded = fold_batchnorm(model, first, self._forward, self._device)
         compressed = None
         if self._compressed is not None:
-            compressed = copy.deepcopy(self._compressed)
+            compressed = copied(self._compressed)
             fold_batchnorm(compressed, first, self._forward, self._device)
         return model, compressed, folded
 
@@ -140,7 +141,7 @@ class CaptureRun:
         moments: dict[str, Moments] = {}
         for target in targets:
             allocate = _on_disk(folder) if target.name in self.report.plan.spilled else in_memory
-            weight = None if self._compressed is None else target.geometry.weight(target.module)
+            weight = None if self._compressed is None else partial(target.geometry.weight, target.module)
             moments[target.name] = Moments(target.geometry, self._dtype, weight, allocate)
         run = Pass(
             self._model,

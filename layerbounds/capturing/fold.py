@@ -87,7 +87,7 @@ def _outputs_and_pairs(
     def norm_called(module: nn.Module, arguments: Any, _: Any) -> None:
         calls[module] = calls.get(module, 0) + 1
         source = made.get(id(arguments[0])) if arguments else None
-        if source is not None and getattr(module, "running_var", None) is not None:
+        if source is not None and _normalises_channels(module, *source):
             pairs[names[source[0]]] = names[module]
 
     def model_called(_: nn.Module, __: Any, output: Any) -> None:
@@ -114,6 +114,18 @@ def _foldable(module: nn.Module) -> bool:
     return not isinstance(describe_module(module), str | None) and isinstance(
         getattr(module, "weight", None), nn.Parameter
     )
+
+
+def _normalises_channels(norm: nn.Module, layer: nn.Module, output: Tensor) -> bool:
+    """Whether the axis of a normalisation (the second) is the one of the layer's output channels.
+
+    It is not where a linear layer has several positions: that axis holds the tokens.
+    """
+    geometry = describe_module(layer)
+    assert not isinstance(geometry, str | None)
+    channels = output.ndim - 1 - (len(geometry.kernel) if isinstance(geometry, ConvGeometry) else 0)
+    variance = getattr(norm, "running_var", None)
+    return channels == 1 and isinstance(variance, Tensor) and variance.shape == (geometry.outputs,)
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from layerbounds.exceptions import InputError
+#: What weights and inputs may be.
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 #: Bytes of one block of unfolded float64 inputs: what streaming needs beside the Gram matrices.
 BLOCK_BYTES = 64 * 2**20
@@ -50,7 +51,7 @@ class Geometry(Protocol):
         where : object
             For `output_rows`.
         block : Tensor of shape (groups, ≤ about ``rows``, n)
-            In the order (position, …) that `output_rows` and `mask_rows` have too.
+            In the order (position, …) that `output_rows` has too.
         """
         ...
 
@@ -58,8 +59,12 @@ class Geometry(Protocol):
         """The module's outputs at the positions of a block, shape (groups, rows, outputs per group)."""
         ...
 
-    def mask_rows(self, x: Tensor, mask: Tensor, name: str) -> Tensor | None:
-        """Which positions of ``x`` count, shape (positions,); None where the mask is not about them."""
+    def positions(self, x: Tensor) -> Tensor:
+        """The inputs as the module gets them, with the features on the last axis."""
+        ...
+
+    def row_for_each(self, x: Tensor) -> bool:
+        """Whether the rows of X belong to these positions one by one, in their order."""
         ...
 
     def weight(self, module: nn.Module) -> Tensor:
@@ -103,21 +108,13 @@ class LinearGeometry:
         """See `Geometry.output_rows`."""
         return y.reshape(-1, self.outputs)[where][None]
 
-    def mask_rows(self, x: Tensor, mask: Tensor, name: str) -> Tensor | None:
-        """See `Geometry.mask_rows`."""
-        lead = x.shape[:-1]
-        if lead == mask.shape or (len(lead) == 1 and lead[0] == mask.numel()):
-            return mask.reshape(-1)
-        if len(lead) > 2 and lead[0] == mask.shape[0] and lead[-1] == mask.shape[1]:
-            middle = [1] * (len(lead) - 2)
-            return mask.reshape(mask.shape[0], *middle, mask.shape[1]).expand(lead).reshape(-1)
-        if lead == mask.shape[:1]:
-            # One row per sequence: what a pooler or a classifier sees.
-            return None
-        raise InputError(
-            f"layer {name!r} sees inputs of shape {tuple(x.shape)}, to which the mask of shape {tuple(mask.shape)} "
-            "cannot be applied; choose other layers, or pass unpadded batches and mask=None."
-        )
+    def positions(self, x: Tensor) -> Tensor:
+        """See `Geometry.positions`."""
+        return x
+
+    def row_for_each(self, x: Tensor) -> bool:
+        """See `Geometry.row_for_each`."""
+        return True
 
     def weight(self, module: nn.Module) -> Tensor:
         """See `Geometry.weight`."""
@@ -199,19 +196,16 @@ class ConvGeometry:
         y = y.reshape(y.shape[0], self.groups, self.outputs // self.groups, *y.shape[2:])
         return y.movedim(2, -1).transpose(0, 1).reshape(self.groups, -1, self.outputs // self.groups)
 
-    def mask_rows(self, x: Tensor, mask: Tensor, name: str) -> Tensor | None:
-        """See `Geometry.mask_rows`."""
-        if len(self.kernel) > 1:
-            # Pixels are not tokens.
-            return None
-        x = self._batched(x)
-        pad, d, k, s = self.padding[0], self.dilation[0], self.kernel[0], self.stride[0]
-        positions = (x.shape[2] + sum(pad) - d * (k - 1) - 1) // s + 1
-        if (x.shape[0], positions) == tuple(mask.shape) and s == 1:
-            return mask.reshape(-1)
-        raise InputError(
-            f"layer {name!r} is a convolution with {positions} positions, to which the mask of shape "
-            f"{tuple(mask.shape)} cannot be applied; choose other layers, or pass unpadded batches and mask=None."
+    def positions(self, x: Tensor) -> Tensor:
+        """See `Geometry.positions`."""
+        return self._batched(x).movedim(1, -1)
+
+    def row_for_each(self, x: Tensor) -> bool:
+        """See `Geometry.row_for_each`."""
+        sizes = self._batched(x).shape[2:]
+        return all(stride == 1 for stride in self.stride) and all(
+            (size + sum(pad) - d * (k - 1)) == size
+            for size, pad, d, k in zip(sizes, self.padding, self.dilation, self.kernel, strict=True)
         )
 
     def weight(self, module: nn.Module) -> Tensor:
@@ -236,9 +230,38 @@ class ConvGeometry:
 
 def parameter(module: nn.Module) -> Tensor:
     """The module's weight, detached."""
-    value = module.weight
+    pruned = module._parameters.get("weight_orig"), module._buffers.get("weight_mask")
+    if pruned[0] is not None and pruned[1] is not None:
+        # torch.nn.utils.prune keeps the product as it was at the last call.
+        return pruned[0].detach() * pruned[1]
+    lists = getattr(module, "parametrizations", None)
+    training = [m for m in lists.modules() if m.training] if isinstance(lists, nn.ModuleDict) else []
+    try:
+        # In training mode a spectral norm goes on iterating whenever its weight is read.
+        for computing in training:
+            computing.training = False
+        with torch.no_grad():
+            value = module.weight
+    finally:
+        for computing in training:
+            computing.training = True
     assert isinstance(value, Tensor)
     return value.detach()
+
+
+def unusual(tensor: Tensor) -> str:
+    """What makes a tensor other than plain numbers in memory; empty where nothing does."""
+    if type(tensor.detach()) is not Tensor:
+        return f"a tensor of the class {type(tensor).__name__}"
+    if tensor.is_meta:
+        return "a tensor on the meta device, which has no values"
+    if tensor.is_quantized:
+        return f"a quantized tensor ({tensor.dtype})"
+    if tensor.is_nested:
+        return "a nested tensor"
+    if tensor.layout != torch.strided:
+        return f"a sparse or packed tensor ({tensor.layout})"
+    return ""
 
 
 def write(module: nn.Module, weight: Tensor) -> None:
@@ -289,8 +312,12 @@ def describe_module(module: nn.Module) -> Geometry | str | None:
     weight = parameter(module)
     if weight.is_meta:
         return "has its weights on the meta device; load the weights first"
-    if weight.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        return f"has weights of type {weight.dtype}; pass a model with weights of 16 bits or more"
+    bias = getattr(module, "bias", None)
+    for what, value in (("weights", weight), ("a bias", bias)):
+        if isinstance(value, Tensor) and unusual(value):
+            return f"has {unusual(value)} for {what}; convert it to a plain tensor of floating-point numbers"
+        if isinstance(value, Tensor) and value.dtype not in FLOATS:
+            return f"has {what} of type {value.dtype}; pass a model with weights of 16 bits or more"
     return geometry
 
 
@@ -322,6 +349,8 @@ def _unsupported(module: nn.Module) -> str | None:
         return "computes with its projections itself, so that no hook sees their inputs; replace it by Linear modules"
     if isinstance(module, nn.RNNBase):
         return "is a recurrent layer, which capture does not support; leave it out"
+    if type(module).__module__.startswith("torch.ao.nn.") and not list(module.children()) and hasattr(module, "weight"):
+        return "has quantized weights; pass the model before its quantization"
     if isinstance(module, nn.Bilinear):
         return "is bilinear, so that its error is not quadratic in the weights for fixed inputs; leave it out"
     return None

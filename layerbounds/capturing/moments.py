@@ -35,35 +35,53 @@ class Moments:
     ----------
     geometry : Geometry
     dtype : torch.dtype
-        Of the sums; float64 unless the device has none.
-    weight : Tensor of shape (out, …), optional
-        Dense weights w, where the compressed layer sees other inputs X̂ than the dense one, X. Then the sums are those
-        that f(v) = ‖X̂v − Xw‖²/N needs, formed from the difference E = X − X̂: with v = w + u it is
+        Of the sums; float64 unless the device has none. In float32 they are taken about a shift, the mean of the first
+        rows, which is undone in float64 at the end: a large constant part of the inputs costs no digits.
+    weight : callable, optional
+        Gives the dense weights w of shape (out, …) when the first rows come (a computed weight may be stale before),
+        where the compressed layer sees other inputs X̂ than the dense one, X. Then the sums are those that
+        f(v) = ‖X̂v − Xw‖²/N needs, formed from the difference E = X − X̂: with v = w + u it is
         uᵀX̂ᵀX̂u − 2uᵀX̂ᵀEw + ‖Ew‖², where nothing large cancels when X̂ is close to X.
     """
 
     def __init__(
-        self, geometry: Geometry, dtype: torch.dtype, weight: Tensor | None = None, allocate: Allocate = in_memory
+        self,
+        geometry: Geometry,
+        dtype: torch.dtype,
+        weight: Callable[[], Tensor] | None = None,
+        allocate: Allocate = in_memory,
     ) -> None:
         self.geometry = geometry
         self.dtype = dtype
         self.count = 0
-        self._weight = weight
+        self._dense_weight = weight
         self._allocate = allocate
+        self._weight: Tensor | None = None
         self._gram: Tensor | None = None
         self._sum: Tensor | None = None
-        self._shift: Tensor | None = None
+        self._cross: Tensor | None = None
         self._energy: Tensor | None = None
         self._error: Tensor | None = None
+        #: What is subtracted from X̂, from E and so from Ew before they are added up; float64.
+        self._about: Tensor | None = None
+        self._about_difference: Tensor | None = None
+        self._about_error: Tensor | None = None
 
-    def _start(self, device: torch.device) -> None:
-        g, n = self.geometry.groups, self.geometry.inputs
+    def _start(self, block: Tensor, difference: Tensor | None) -> None:
+        """Make the sums; the first rows say what they are taken about."""
+        g, n, device = self.geometry.groups, self.geometry.inputs, block.device
         self._gram = self._allocate((g, n, n), self.dtype, device)
         self._sum = in_memory((g, n), self.dtype, device)
-        if self._weight is not None:
+        shifted = self.dtype != torch.float64
+        self._about = block.mean(1) if shifted else block.new_zeros((g, n))
+        if difference is not None:
+            assert self._dense_weight is not None
             per_group = self.geometry.outputs // g
-            self._weight = self._weight.to(device, self.dtype).reshape(g, per_group, n)
-            self._shift = in_memory((g, per_group, n), self.dtype, device)
+            exact = self._dense_weight().to(device, torch.float64).reshape(g, per_group, n)
+            self._weight = exact.to(self.dtype)
+            self._about_difference = difference.mean(1) if shifted else block.new_zeros((g, n))
+            self._about_error = torch.bmm(exact, self._about_difference[:, :, None])[:, :, 0]
+            self._cross = in_memory((g, per_group, n), self.dtype, device)
             self._energy = in_memory((g, per_group), self.dtype, device)
             self._error = in_memory((g, per_group), self.dtype, device)
 
@@ -84,9 +102,6 @@ class Moments:
             x = x.cpu()
             keep = None if keep is None else keep.cpu()
             dense = None if dense is None else dense.cpu()
-        if self._gram is None:
-            self._start(x.device)
-        assert self._gram is not None and self._sum is not None
         start = 0
         for block, other in self._blocks(x, dense):
             rows = block.shape[1]
@@ -95,15 +110,31 @@ class Moments:
                 block = block[:, chosen]
                 other = None if other is None else other[:, chosen]
             start += rows
-            block = block.to(self._gram.device, self.dtype)
-            self.count += block.shape[1]
-            _add_product(self._gram, block, block)
-            self._sum += block.sum(1)
-            if other is not None:
-                self._add_error(block, other.to(self._gram.device, self.dtype) - block)
+            if block.shape[1]:
+                self._add_rows(block.double(), None if other is None else other.double())
+
+    def _add_rows(self, block: Tensor, other: Tensor | None) -> None:
+        difference = None if other is None else other - block
+        if self._gram is None:
+            self._start(block, difference)
+        assert self._gram is not None and self._sum is not None and self._about is not None
+        self.count += block.shape[1]
+        rows = self._near_zero(block, self._about)
+        _add_product(self._gram, rows, rows)
+        self._sum += rows.sum(1)
+        if difference is not None:
+            assert self._weight is not None and self._about_difference is not None
+            assert self._cross is not None and self._energy is not None and self._error is not None
+            error = torch.bmm(self._near_zero(difference, self._about_difference), self._weight.transpose(1, 2))
+            _add_product(self._cross, error, rows)
+            self._energy += error.square().sum(1)
+            self._error += error.sum(1)
+
+    def _near_zero(self, rows: Tensor, about: Tensor) -> Tensor:
+        return rows if self.dtype == torch.float64 else (rows - about[:, None]).to(self.dtype)
 
     def _blocks(self, x: Tensor, dense: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-        per_row = self.geometry.groups * self.geometry.inputs * self.dtype.itemsize
+        per_row = self.geometry.groups * self.geometry.inputs * torch.float64.itemsize
         rows = max(1, BLOCK_BYTES // per_row)
         own = (block for _, block in self.geometry.blocks(x, rows))
         if dense is None:
@@ -112,39 +143,46 @@ class Moments:
         else:
             yield from zip(own, (block for _, block in self.geometry.blocks(dense, rows)), strict=True)
 
-    def _add_error(self, block: Tensor, difference: Tensor) -> None:
-        assert self._weight is not None and self._shift is not None
-        assert self._energy is not None and self._error is not None
-        error = torch.bmm(difference, self._weight.transpose(1, 2))
-        _add_product(self._shift, error, block)
-        self._energy += error.square().sum(1)
-        self._error += error.sum(1)
-
     def _mean(self, value: Tensor | None) -> Float:
         assert value is not None and self.count
-        result: Any = value.cpu().numpy()
-        return np.asarray(result, dtype=np.float64) / self.count
+        return _float64(value) / self.count
 
     def gram(self) -> Float:
         """X̂ᵀX̂/N, exactly symmetric, shape (groups, n, n)."""
         gram = self._mean(self._gram)
+        if self.dtype != torch.float64:
+            offset, about = self._mean(self._sum), _float64(self._about)
+            # Σ(x − r)(x − r)ᵀ/N + r dᵀ + d rᵀ + r rᵀ with d = Σ(x − r)/N.
+            gram += offset[:, :, None] * about[:, None] + about[:, :, None] * (offset + about)[:, None]
         return 0.5 * (gram + gram.transpose(0, 2, 1))
 
     def input_mean(self) -> Float:
         """Mean of the inputs, shape (groups, n)."""
-        return self._mean(self._sum)
+        return self._mean(self._sum) + _float64(self._about)
 
     def shift(self) -> Float:
         """X̂ᵀEw/N of each output channel, shape (out, n)."""
-        return self._mean(self._shift).reshape(self.geometry.outputs, self.geometry.inputs)
+        cross = self._mean(self._cross)
+        if self.dtype != torch.float64:
+            offset = self._mean(self._sum)[:, None]
+            error, about_error = self._mean(self._error)[:, :, None], _float64(self._about_error)[:, :, None]
+            cross += about_error * offset + (error + about_error) * _float64(self._about)[:, None]
+        return cross.reshape(self.geometry.outputs, self.geometry.inputs)
 
     def error_energy(self) -> Float:
         """‖Ew‖²/N of each output channel."""
-        return self._mean(self._energy).reshape(-1)
+        about = _float64(self._about_error)
+        return (self._mean(self._energy) + about * (2 * self._mean(self._error) + about)).reshape(-1)
 
     def error_mean(self) -> Float:
         """Mean of Ew of each output channel."""
-        return self._mean(self._error).reshape(-1)
+        return (self._mean(self._error) + _float64(self._about_error)).reshape(-1)
+
+
+def _float64(value: Tensor | None) -> Float:
+    assert value is not None
+    result: Any = value.cpu().numpy()
+    return np.asarray(result, dtype=np.float64)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

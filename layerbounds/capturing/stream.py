@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from layerbounds.capturing.batches import Forward, Mask, StopRun, batch_mask, evaluating, move, run_batch
-from layerbounds.capturing.geometry import Geometry
+from layerbounds.capturing.geometry import ConvGeometry, Geometry
 from layerbounds.capturing.moments import Moments
+from layerbounds.capturing.row_pairs import Choices, chose_alike, same_tokens
+from layerbounds.capturing.state import copy_generators, draw_seed, seeded
 from layerbounds.capturing.targets import Target, named_modules
-from layerbounds.exceptions import InputError
+from layerbounds.capturing.token_axes import TokenAxes
+from layerbounds.capturing.watching import hooks
+from layerbounds.exceptions import InputError, LayerError
 
 #: Called after each batch: (batches done, batches in all or None).
 Progress = Callable[[int, int | None], None]
-#: What a hook passes on: the target, its module, the inputs, the outputs.
-Seen = Callable[[Target, nn.Module, Tensor, Any], None]
 
 #: Largest deviation of a module's output from Wx + b that rounding explains, relative to |W||x| + |b|.
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 5e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -41,6 +43,15 @@ class Tally:
 
     calls: int = 0
     masked: int = 0
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """What a layer of the dense model saw: its input, which rows count, and how many choices had been made."""
+
+    x: Tensor
+    keep: Tensor | None
+    choices: int
 
 
 @dataclass
@@ -94,6 +105,8 @@ class Pass:
         self.tally = {target.name: Tally() for target in self.targets}
         total = len(batches) if isinstance(batches, Sized) else None
         verified: set[nn.Module] = set()
+        self._axes = TokenAxes(self.model, self.targets, self.forward, self.stop_after)
+        self._seed = draw_seed()
         with ExitStack() as stack:
             device = stack.enter_context(evaluating(self.model, self.device))
             if self.compressed is not None:
@@ -105,8 +118,8 @@ class Pass:
                     progress(self.batches, total)
 
     def _batch(self, batch: Any, index: int, verified: set[nn.Module]) -> None:
-        mask = batch_mask(batch, self.mask, index)
-        waiting: dict[nn.Module, list[Tensor]] = {}
+        self._axes.begin(batch, batch_mask(batch, self.mask, index), index)
+        waiting: dict[nn.Module, list[_Dense]] = {}
         calls = 0
 
         def stop() -> None:
@@ -116,17 +129,22 @@ class Pass:
                 raise StopRun
 
         def dense(target: Target, module: nn.Module, x: Tensor, y: Any) -> None:
-            if self.check and module not in verified:
-                verify(target, module, x, y)
-                verified.add(module)
-            if self.compressed is None:
-                self._add(target, x, None, mask, index)
-            else:
-                # What the model does with the tensor later must not change it.
-                waiting.setdefault(module, []).append(x.clone())
+            with choices.paused():
+                if self.check and module not in verified and verify(target, module, x, y):
+                    verified.add(module)
+                keep = self._axes.keep(target, module, x)
+                if self.compressed is None:
+                    self._add(target, x, keep, None, index)
+                else:
+                    # What the model does with the tensor later must not change it.
+                    waiting.setdefault(module, []).append(_Dense(x.clone(), keep, len(choices.made)))
             stop()
 
-        with suppress(StopRun), self._watching(), hooks(self.targets, dense):
+        choices, other_choices = Choices(), Choices()
+        if self.compressed is not None:
+            copy_generators(self.model, self.compressed)
+        noting = nullcontext() if self.compressed is None else choices
+        with suppress(StopRun), self._watching(), hooks(self.targets, dense), seeded(self._seed + index), noting:
             run_batch(self.model, batch, self.forward, index)
         if self.compressed is None:
             return
@@ -140,30 +158,35 @@ class Pass:
         def compressed(target: Target, module: nn.Module, x: Tensor, _: Any) -> None:
             queue = waiting.get(back[module], [])
             if not queue:
-                raise InputError(
+                raise LayerError(
                     f"layer {target.name!r} is called more often in the compressed model than in the dense one; both "
                     "must run the same layers."
                 )
-            self._add(target, x, queue.pop(0), mask, index)
+            partner = queue.pop(0)
+            alike = chose_alike(choices.made[: partner.choices], other_choices.made)
+            with other_choices.paused():
+                self._add(target, x, partner.keep, partner.x, index, alike)
             stop()
 
         calls = 0
-        with suppress(StopRun), hooks(twins, compressed):
+        # The numbers that the dense model drew.
+        with suppress(StopRun), hooks(twins, compressed), seeded(self._seed + index), other_choices:
             run_batch(self.compressed, batch, self.forward, index)
         for target in self.targets:
             if any(waiting.get(module) for module in target.modules):
-                raise InputError(
+                raise LayerError(
                     f"layer {target.name!r} is called less often in the compressed model than in the dense one; both "
                     "must run the same layers."
                 )
 
-    def _add(self, target: Target, x: Tensor, other: Tensor | None, mask: Tensor | None, index: int) -> None:
+    def _add(
+        self, target: Target, x: Tensor, keep: Tensor | None, other: Tensor | None, index: int, alike: bool = True
+    ) -> None:
         if other is not None and other.shape != x.shape:
-            raise InputError(
+            raise LayerError(
                 f"layer {target.name!r} sees inputs of shape {tuple(x.shape)} in the compressed model and "
                 f"{tuple(other.shape)} in the dense one; both must run the same layers on the same positions."
             )
-        keep = None if mask is None else target.geometry.mask_rows(x, mask.to(x.device), target.name)
         tally = self.tally[target.name]
         tally.calls += 1
         if keep is not None:
@@ -173,6 +196,14 @@ class Pass:
                 raise InputError(
                     f"batch {index} (the first is 0): the inputs of layer {target.name!r} hold NaN or infinite values; "
                     "leave this batch out, or run the model in float32."
+                )
+        if other is not None and not alike:
+            rows, partners = (_rows(target.geometry, values, keep) for values in (x, other))
+            if not same_tokens(partners, rows):
+                raise LayerError(
+                    f"layer {target.name!r} sees other tokens in the compressed model than in the dense one, because "
+                    "the models choose rows differently (experts that choose tokens, say); leave it out, or capture it "
+                    "without compressed inputs."
                 )
         self.moments[target.name].add(x, keep, other)
 
@@ -187,35 +218,6 @@ class Pass:
 
         with hooks(rest, note):
             yield
-
-
-@contextmanager
-def hooks(targets: Sequence[Target], seen: Seen) -> Iterator[None]:
-    """Call ``seen`` after every call of a target's modules, until the block ends."""
-    handles = []
-    try:
-        for target in targets:
-            for module in target.modules:
-                handles.append(module.register_forward_hook(_hook(target, seen), with_kwargs=True))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _hook(target: Target, seen: Seen) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
-    def hook(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
-        x = arguments[0] if arguments else next(iter(keywords.values()), None)
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise InputError(f"layer {target.name!r} is called with {kind}; its input must be a floating-point tensor.")
-        x = x.detach()
-        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-            # Autocast rounds inside the module: what is multiplied by the weights is the rounded tensor.
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        seen(target, module, x, output)
-
-    return hook
 
 
 def twin_targets(targets: Sequence[Target], model: nn.Module) -> list[Target]:
@@ -239,8 +241,13 @@ def twin_targets(targets: Sequence[Target], model: nn.Module) -> list[Target]:
     return twins
 
 
-def verify(target: Target, module: nn.Module, x: Tensor, y: Any) -> None:
+def verify(target: Target, module: nn.Module, x: Tensor, y: Any) -> bool:
     """Compare a module with the matrix product that capture takes it for, on a few positions.
+
+    Returns
+    -------
+    bool
+        False if there was no position.
 
     Raises
     ------
@@ -252,7 +259,7 @@ def verify(target: Target, module: nn.Module, x: Tensor, y: Any) -> None:
     if isinstance(y, Tensor):
         where, block = next(geometry.blocks(x, _CHECKED_ROWS), (None, None))
         if block is None:
-            return
+            return False
         weight = geometry.weight(module).to(torch.float64 if x.device.type != "mps" else torch.float32)
         weight = weight.reshape(geometry.groups, -1, geometry.inputs)
         rows = block[:, :_CHECKED_ROWS].to(weight.dtype)
@@ -267,12 +274,20 @@ def verify(target: Target, module: nn.Module, x: Tensor, y: Any) -> None:
         difference = float(((own - expected).abs() / size.clamp_min(torch.finfo(torch.float32).tiny)).max())
         # NaN is reported where the inputs are checked.
         if not difference > allowed:
-            return
+            return True
         reason = f"differs from its weights times its inputs by {difference:.1e} of their size"
     raise InputError(
         f"layer {target.name!r}: the output of this {type(module).__name__} {reason}, so that a Gram matrix of its "
         "inputs would not describe it; leave it out, or pass check=False if another hook changes the output on purpose."
     )
+
+
+def _rows(geometry: Geometry, x: Tensor, keep: Tensor | None) -> Tensor:
+    """The inputs as one row for each token, or for each image."""
+    if isinstance(geometry, ConvGeometry):
+        return x.reshape(-1, *x.shape[-1 - len(geometry.kernel) :]).flatten(1)
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if keep is None else rows[keep]
 
 
 def _finite(geometry: Geometry, x: Tensor, keep: Tensor | None) -> bool:

@@ -153,8 +153,13 @@ def other_parameters(model: nn.Module, targets: Sequence[Target]) -> tuple[str, 
     """Parameters of two or more axes that no captured layer and no embedding owns, such as fused experts."""
     known = {id(getattr(module, "weight", None)) for target in targets for module in target.modules}
     known |= {id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
-    # The matrices of parametrized modules (weight normalisation) are those of their weights.
-    computed = tuple(f"{path}.parametrizations." for target in targets for path in target.paths)
+    # The matrices from which a weight is computed (weight normalisation, pruning) are those of that weight.
+    computed = tuple(
+        f"{path}.{part}"
+        for target in targets
+        for path in target.paths
+        for part in ("parametrizations.", "weight_orig", "weight_g", "weight_v")
+    )
     return tuple(
         name
         for name, value in model.named_parameters()

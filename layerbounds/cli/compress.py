@@ -137,6 +137,7 @@ def compress_command(
             "interrupted": result.interrupted,
             "layers": rows,
             "unreached": list(result.unreached),
+            "refused": result.refused,
             "folded_batchnorm": result.folded,
             **inputs.provenance,
         }

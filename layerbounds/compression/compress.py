@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +12,7 @@ import numpy as np
 
 from layerbounds.arrays import Float
 from layerbounds.capturing.entry import require_torch
-from layerbounds.exceptions import InputError
+from layerbounds.exceptions import InputError, LayerboundsError, LayerError
 from layerbounds.layers.bias import Bias, bias_change
 from layerbounds.layers.layer import Layer
 from layerbounds.methods.registry import run_heuristic
@@ -96,7 +96,9 @@ class CompressedModel:
     layers : dict of str to LayerOutcome
         In the order of execution.
     unreached : tuple of str
-        Layers that no batch reached: they are not compressed.
+        Layers that no batch reached, or that saw no position that counts: they are not compressed.
+    refused : dict of str to str
+        Layers that cannot be compressed, and why: they keep their dense weights.
     folded : dict of str to str
         Batch normalisation folded into each layer.
     interrupted : bool
@@ -106,13 +108,14 @@ class CompressedModel:
     model: nn.Module
     layers: dict[str, LayerOutcome] = field(default_factory=dict)
     unreached: tuple[str, ...] = ()
+    refused: dict[str, str] = field(default_factory=dict)
     folded: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
 
     @property
     def state_dict(self) -> dict[str, Tensor]:
-        """The model's tensors by name."""
-        return dict(self.model.state_dict())
+        """The model's tensors by name, without extra state of other types."""
+        return {name: value for name, value in self.model.state_dict().items() if hasattr(value, "detach")}
 
 
 def compress(
@@ -190,15 +193,21 @@ def compress(
     Raises
     ------
     InputError
-        If arguments contradict each other; and as `capture` does.
+        If arguments contradict each other; and as `capture` does before the first layer is finished. Layers that fail
+        later, or whose reason concerns them alone, are listed in ``refused``.
+
+    Warns
+    -----
+    CaptureWarning
+        About every layer that is refused.
     """
     require_torch()
-    import torch
 
-    from layerbounds.capturing.batches import again
+    from layerbounds.capturing.batches import again, as_device
     from layerbounds.capturing.capture_run import CaptureRun
+    from layerbounds.capturing.copying import copied
     from layerbounds.capturing.fold import fold_batchnorm as fold
-    from layerbounds.capturing.targets import find_targets, unwrap
+    from layerbounds.capturing.targets import CaptureWarning, find_targets, unwrap
 
     pruning = density is not None or pattern is not None
     if (bits is None) != pruning:
@@ -206,23 +215,26 @@ def compress(
     if method == SOLVE and options:
         raise InputError(f"method 'solve' has no option {next(iter(options))!r}; pass time_limit, jobs or seed.")
     again(batches, 2)
-    place = None if device is None else torch.device(device)
+    place = as_device(device)
     dense = unwrap(model)
-    start = copy.deepcopy(dense if compressed_model is None else unwrap(compressed_model))
-    result = CompressedModel(start)
-    if fold_batchnorm:
-        first = next(iter(batches), None)
-        dense = copy.deepcopy(dense)
-        result.folded = fold(dense, first, forward, place)
-        fold(start, first, forward, place)
-    reference = start if sequential else None if compressed_model is None else copy.deepcopy(start)
-    targets = {target.name: target for target in find_targets(dense, layers)[0]}
+    chosen, refused = find_targets(dense, layers)
+    targets = {target.name: target for target in chosen}
     for target in targets.values():
         if any(module._parameters.get("weight") is None for module in target.modules):
             raise InputError(
                 f"layer {target.name!r} computes its weight from other parameters, so that no other weight can be put "
-                "there; remove the parametrization first (torch.nn.utils.parametrize.remove_parametrizations)."
+                "there; make it permanent first (torch.nn.utils.parametrize.remove_parametrizations, prune.remove or "
+                "remove_weight_norm)."
             )
+    start = copied(dense if compressed_model is None else unwrap(compressed_model))
+    result = CompressedModel(start, refused=refused)
+    if fold_batchnorm:
+        first = next(iter(batches), None)
+        dense = copied(dense)
+        result.folded = fold(dense, first, forward, place)
+        fold(start, first, forward, place)
+        targets = {target.name: target for target in find_targets(dense, list(targets))[0]}
+    reference = start if sequential else None if compressed_model is None else copied(start)
     calls = _calls(dense, list(targets.values()), batches, forward, place)
     result.unreached = tuple(name for name in targets if name not in calls)
     twins = {target.name: target for target in find_targets(start, list(targets))[0]}
@@ -232,40 +244,59 @@ def compress(
             return pruning_problem(layer, density=density, pattern=pattern or "unstructured", refit=refit, bias=bias)
         return quantization_problem(layer, bits, symmetric=symmetric, granularity=granularity, range=range, bias=bias)
 
+    def compressed(name: str, begin: float) -> tuple[LayerOutcome | None, bool]:
+        """Compress one layer; whether that was interrupted. None where no position of it counts."""
+        capture_run = CaptureRun(
+            dense,
+            batches,
+            [name],
+            device=place,
+            mask=mask,
+            forward=forward,
+            compressed_model=reference,
+            stop_after=calls[name],
+        )
+        captured = list(capture_run.layers())
+        if not captured:
+            return None, False
+        problem = problem_of(captured[0])
+        weights = None if method == SOLVE else run_heuristic(method, problem, seed=seed, **options)
+        lower = upper = None
+        interrupted = False
+        if intervals or weights is None:
+            solution = solve(problem, time_limit=time_limit, jobs=jobs, seed=seed, warm_start=weights)
+            lower, upper, interrupted = solution.lower_bound, solution.upper_bound, solution.interrupted
+            weights = solution.weights if weights is None else weights
+        assert weights is not None
+        _store(twins[name], problem.layer, weights)
+        outcome = LayerOutcome(
+            name,
+            problem.label,
+            tuple(problem.layer.weight.shape),
+            evaluate(problem, weights).error,
+            lower,
+            upper,
+            problem.layer.energy(),
+            time.perf_counter() - begin,
+        )
+        return outcome, interrupted
+
+    reason: LayerboundsError | None = None
     try:
         for name in calls:
-            begin = time.perf_counter()
-            capture_run = CaptureRun(
-                dense,
-                batches,
-                [name],
-                device=place,
-                mask=mask,
-                forward=forward,
-                compressed_model=reference,
-                stop_after=calls[name],
-            )
-            captured = list(capture_run.layers())
-            problem = problem_of(captured[0])
-            weights = None if method == SOLVE else run_heuristic(method, problem, seed=seed, **options)
-            lower = upper = None
-            interrupted = False
-            if intervals or weights is None:
-                solution = solve(problem, time_limit=time_limit, jobs=jobs, seed=seed, warm_start=weights)
-                lower, upper, interrupted = solution.lower_bound, solution.upper_bound, solution.interrupted
-                weights = solution.weights if weights is None else weights
-            assert weights is not None
-            _store(twins[name], problem.layer, weights)
-            outcome = LayerOutcome(
-                name,
-                problem.label,
-                tuple(problem.layer.weight.shape),
-                evaluate(problem, weights).error,
-                lower,
-                upper,
-                problem.layer.energy(),
-                time.perf_counter() - begin,
-            )
+            try:
+                outcome, interrupted = compressed(name, time.perf_counter())
+            except LayerboundsError as error:
+                if not result.layers and not isinstance(error, LayerError):
+                    raise
+                # What is finished is kept, and the layers after this one may well work.
+                reason = error
+                result.refused[name] = str(error)
+                warnings.warn(f"layer {name!r} is not compressed: {error}", CaptureWarning, stacklevel=2)
+                continue
+            if outcome is None:
+                result.unreached += (name,)
+                continue
             result.layers[name] = outcome
             if progress is not None:
                 progress(len(result.layers), len(calls), outcome)
@@ -274,6 +305,8 @@ def compress(
                 break
     except KeyboardInterrupt:
         result.interrupted = True
+    if reason is not None and not result.layers and not result.interrupted:
+        raise reason
     return result
 
 
@@ -288,7 +321,8 @@ def _calls(
     import torch
 
     from layerbounds.capturing.batches import evaluating, move, run_batch
-    from layerbounds.capturing.stream import hooks
+    from layerbounds.capturing.state import draw_seed, seeded
+    from layerbounds.capturing.watching import hooks
 
     counts: list[dict[str, int]] = []
     order: dict[str, None] = {}
@@ -297,10 +331,12 @@ def _calls(
         order.setdefault(target.name)
         counts[-1][target.name] = counts[-1].get(target.name, 0) + 1
 
-    with torch.no_grad(), evaluating(model, device) as place, hooks(targets, count):
+    seed = draw_seed()
+    with torch.no_grad(), evaluating(model, device) as place:
         for index, batch in enumerate(batches):
             counts.append({})
-            run_batch(model, move(batch, place), forward, index)
+            with hooks(targets, count), seeded(seed + index):
+                run_batch(model, move(batch, place), forward, index)
     if not counts:
         raise InputError("there are no batches; pass at least one.")
     if not order:

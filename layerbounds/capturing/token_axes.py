@@ -1,0 +1,347 @@
+"""Which axes of a layer's inputs are the sequences and the tokens of a mask: found out by running parts of a batch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layerbounds.capturing.batches import Forward, StopRun, run_batch
+from layerbounds.capturing.geometry import ConvGeometry
+from layerbounds.capturing.parts import no_such_tensor, part_of_batch, tensors
+from layerbounds.capturing.row_pairs import dissimilarity
+from layerbounds.capturing.state import preserved, seeded
+from layerbounds.capturing.targets import CaptureWarning, Target
+from layerbounds.capturing.watching import hooks
+from layerbounds.exceptions import InputError, LayerError
+
+#: Sequences of a part, and features of a row that are kept of its inputs for comparison.
+_SEQUENCES, _FEATURES = 2, 64
+#: Dissimilarity of the rows of two runs below which they belong to the same tokens, and above which cutting off the
+#: padding has changed them.
+_SAME, _CHANGED = 0.25, 0.01
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Where the positions of a layer's inputs have the sequences and the tokens.
+
+    Attributes
+    ----------
+    sequences, tokens : int, optional
+        Axes; None where there is none: a pooler has no tokens, and a single sequence needs no axis.
+    both : int, optional
+        One axis for both, instead.
+    tokens_outside : bool
+        Whether the tokens change slowly along that axis, and the sequences quickly.
+    """
+
+    sequences: int | None = None
+    tokens: int | None = None
+    both: int | None = None
+    tokens_outside: bool = False
+
+    def rows(self, mask: Tensor, shape: Sequence[int]) -> Tensor | None:
+        """The mask of (sequences, tokens) at each position of an input; None where the sizes are others."""
+        sizes = dict(zip((self.sequences, self.tokens), mask.shape, strict=True))
+        if self.both is not None:
+            values, sizes = mask.T if self.tokens_outside else mask, {self.both: mask.numel()}
+        elif self.tokens is None:
+            values = mask.any(1)
+        elif self.sequences is not None and self.sequences > self.tokens:
+            values = mask.T
+        else:
+            values = mask
+        sizes.pop(None, None)
+        if any(shape[axis] != size for axis, size in sizes.items()):  # type: ignore[index]
+            return None
+        if values.numel() != torch.Size(sizes.values()).numel():
+            return None
+        return values.reshape([sizes.get(axis, 1) for axis in range(len(shape))]).expand(*shape).reshape(-1)
+
+    def by_token(self, positions: Tensor, sequences: int, tokens: int) -> Tensor:
+        """Positions of an input, features last, as (sequences, tokens, rest); one token where there is none."""
+        if self.both is not None:
+            outside = (tokens, sequences) if self.tokens_outside else (sequences, tokens)
+            rows = positions.movedim(self.both, 0).reshape(*outside, -1)
+            return rows.transpose(0, 1) if self.tokens_outside else rows
+        if self.sequences is not None and self.tokens is not None:
+            return positions.movedim((self.sequences, self.tokens), (0, 1)).flatten(2)
+        if self.tokens is not None:
+            return positions.movedim(self.tokens, 0).reshape(1, tokens, -1)
+        return positions.reshape(sequences, 1, -1)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some sequences of a batch, whole (first run) and with columns cut off (second run).
+
+    ``first`` and ``second`` hold, for each call of a module, the positions with at most `_FEATURES` features.
+    ``padding_only`` says that what was cut off is padding, and ``at_the_start`` where.
+    """
+
+    index: int
+    mask: Tensor
+    chosen: list[int]
+    columns: slice
+    padding_only: bool
+    at_the_start: bool
+    first: Mapping[tuple[nn.Module, int], Tensor]
+    second: Mapping[tuple[nn.Module, int], Tensor]
+
+
+class TokenAxes:
+    """Applies masks to the inputs of layers.
+
+    Sizes do not say which axis is which: there may be as many heads, or patches of an image, as tokens. So some
+    sequences of the first batch with padding are run alone, and again without some of their columns. The sequences are
+    the axis that follows the first change, the tokens the one that follows the second, and rows that belong to the same
+    token must have stayed nearly the same. Whatever remains open is refused.
+
+    Parameters
+    ----------
+    model : nn.Module
+    targets : sequence of Target
+    forward : callable, optional
+        As in `capture`.
+    stop_after : int, optional
+        As in `Pass`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        targets: Sequence[Target],
+        forward: Forward | None,
+        stop_after: int | None = None,
+    ) -> None:
+        self._model, self._targets, self._forward, self._stop_after = model, targets, forward, stop_after
+        self._part: _Part | None = None
+        self._axes: dict[tuple[nn.Module, int], Axes | None] = {}
+        self._calls: dict[nn.Module, int] = {}
+        self._mask: Tensor | None = None
+        self._index = -1
+        self._warned: set[str] = set()
+
+    def begin(self, batch: Any, mask: Tensor | None, index: int) -> None:
+        """Take up a batch; the model must be ready to run.
+
+        Raises
+        ------
+        InputError
+            If the mask leaves positions out and does not fit the batch, or the model does not run on a part of it.
+        """
+        self._calls, self._index = {}, index
+        self._mask = None
+        if mask is None:
+            return
+        own = tensors(batch)
+        if own and not any(tensor.numel() % max(1, mask.numel()) == 0 for tensor in own):
+            raise no_such_tensor(mask.shape)
+        if bool(mask.all()):
+            # Every position counts, whatever the axes are.
+            return
+        self._mask = mask
+        old = self._part
+        if old is None or any(a == 1 < b for a, b in zip(old.mask.shape, self._mask.shape, strict=True)):
+            # An axis of size 1 could not be told from others.
+            self._axes = {}
+            self._part = self._run_parts(batch, self._mask, index)
+
+    def keep(self, target: Target, module: nn.Module, x: Tensor) -> Tensor | None:
+        """Which rows of X count, shape (positions,), at a call of a module; None where all do.
+
+        Raises
+        ------
+        LayerError
+            If it is not certain which rows belong to which tokens.
+        """
+        call = self._calls.get(module, 0)
+        self._calls[module] = call + 1
+        if self._mask is None:
+            return None
+        key = module, call
+        if key not in self._axes:
+            self._axes[key] = self._find(target, key, x)
+        axes = self._axes[key]
+        if axes is None:
+            return None
+        keep = axes.rows(self._mask.to(x.device), target.geometry.positions(x).shape[:-1])
+        if keep is None:
+            raise self._refusal(target, x, "its sizes are not those of the mask")
+        return None if bool(keep.all()) else keep
+
+    def _refusal(self, target: Target, x: Tensor, reason: str) -> LayerError:
+        assert self._mask is not None
+        return LayerError(
+            f"layer {target.name!r} sees inputs of shape {tuple(x.shape)}, to which the mask of shape "
+            f"{tuple(self._mask.shape)} cannot be applied ({reason}); choose other layers, or pass unpadded batches "
+            "and mask=None."
+        )
+
+    def _run_parts(self, batch: Any, mask: Tensor, index: int) -> _Part:
+        own = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+        padding = None
+        if isinstance(own, Tensor) and own.shape == mask.shape:
+            padding = (own == 0).cpu()
+        chosen, columns, padding_only, at_the_start = _choose(mask.cpu(), padding)
+        shape = mask.shape[0], mask.shape[1]
+        parts = (part_of_batch(batch, shape, chosen, cut) for cut in (slice(None), columns))
+        try:
+            first, second = (self._inputs(part, index) for part in parts)
+        except InputError as error:
+            if isinstance(error, LayerError):
+                raise
+            raise InputError(
+                f"batch {index} has padding, and which axes of the layers are sequences and tokens cannot be found out "
+                f"by running a part of it ({error}); pass unpadded batches and mask=None."
+            ) from error
+        return _Part(index, mask, chosen, columns, padding_only, at_the_start, first, second)
+
+    @torch.no_grad()
+    def _inputs(self, part: Any, index: int) -> dict[tuple[nn.Module, int], Tensor]:
+        seen: dict[tuple[nn.Module, int], Tensor] = {}
+        calls: dict[nn.Module, int] = {}
+
+        def note(target: Target, module: nn.Module, x: Tensor, _: Any) -> None:
+            call = calls.get(module, 0)
+            calls[module] = call + 1
+            positions = target.geometry.positions(x)
+            step = max(1, positions.shape[-1] // _FEATURES)
+            seen[module, call] = positions[..., ::step].clone()
+            if sum(calls.values()) == self._stop_after:
+                raise StopRun
+
+        with preserved(self._model), seeded(index), hooks(self._targets, note), suppress(StopRun):
+            run_batch(self._model, part, self._forward, index)
+        return seen
+
+    def _find(self, target: Target, key: tuple[nn.Module, int], x: Tensor) -> Axes | None:
+        part = self._part
+        assert part is not None and self._mask is not None
+        first, second = part.first.get(key), part.second.get(key)
+        positions = target.geometry.positions(x)
+        if first is None or second is None:
+            raise self._refusal(target, x, "it was not called, or less often, when parts of a padded batch were run")
+        if not positions.ndim == first.ndim == second.ndim:
+            raise self._refusal(target, x, "its number of axes depends on the batch")
+        sizes = list(zip(positions.shape[:-1], first.shape[:-1], second.shape[:-1], strict=True))
+        if isinstance(target.geometry, ConvGeometry) and len(target.geometry.kernel) > 1:
+            if any(whole != cut for _, whole, cut in sizes):
+                raise self._refusal(target, x, "tokens are among its pixels")
+            # Pixels of images are not tokens.
+            return None
+        if not target.geometry.row_for_each(x):
+            raise self._refusal(target, x, "a convolution has other positions than tokens")
+        if self._index != part.index:
+            # The values can be compared for the batch alone of which the parts were run.
+            raise self._refusal(target, x, "it was not called in the first padded batch")
+        kinds = [_kind(size, part) for size in sizes]
+        candidates = _candidates(kinds, [size[0] for size in sizes], part.mask.shape)
+        if isinstance(candidates, str):
+            raise self._refusal(target, x, candidates)
+        step = max(1, positions.shape[-1] // _FEATURES)
+        positions = positions[..., ::step]
+        fits = [(self._misfit(axes, positions, first, second, part), axes) for axes in candidates]
+        fits.sort(key=lambda fit: fit[0][0])
+        (order, cut), axes = fits[0]
+        if order > _SAME:
+            raise self._refusal(target, x, "its rows are not in the order of the sequences and tokens")
+        if len(fits) > 1 and order > 0.1 * fits[1][0][0]:
+            raise self._refusal(target, x, "whether its rows go by sequences or by tokens cannot be told")
+        self._check_cut(target, x, cut, part)
+        return axes
+
+    def _check_cut(self, target: Target, x: Tensor, cut: float, part: _Part) -> None:
+        """What happened to the tokens that count when columns were cut off."""
+        if part.padding_only and part.at_the_start and cut > _CHANGED:
+            raise self._refusal(
+                target,
+                x,
+                "its inputs at the tokens that count change when padding before them is cut off, so that they depend "
+                "on the other sequences of a batch: pad at the end, or pass position_ids that count from the first "
+                "token",
+            )
+        if cut > _SAME:
+            raise self._refusal(target, x, "its rows do not follow the tokens when columns are cut off")
+        if part.padding_only and cut > _CHANGED and target.name not in self._warned:
+            self._warned.add(target.name)
+            warnings.warn(
+                f"the inputs of layer {target.name!r} at the tokens that count change when padding is cut off: what is "
+                "captured depends on how sequences are put into batches",
+                CaptureWarning,
+                stacklevel=2,
+            )
+
+    @staticmethod
+    def _misfit(axes: Axes, positions: Tensor, first: Tensor, second: Tensor, part: _Part) -> tuple[float, float]:
+        """Dissimilarity of the rows of the batch and of the part, and of the part whole and cut."""
+        sequences, tokens = part.mask.shape
+        counted = part.mask[part.chosen].to(positions.device)
+        whole = axes.by_token(positions, sequences, tokens)[part.chosen]
+        alone = axes.by_token(first, len(part.chosen), tokens)
+        left = counted[:, part.columns]
+        cut = axes.by_token(second, len(part.chosen), left.shape[1])
+        if alone.shape[1] != tokens:
+            # One row for each sequence.
+            rows = left.any(1, keepdim=True)
+            return dissimilarity(whole[rows], alone[rows]), dissimilarity(alone[rows], cut[rows])
+        return (
+            dissimilarity(whole[counted], alone[counted]),
+            dissimilarity(alone[:, part.columns][left], cut[left]),
+        )
+
+
+def _choose(mask: Tensor, padding: Tensor | None) -> tuple[list[int], slice, bool, bool]:
+    """Sequences of a part, its columns when it is cut, whether only padding is cut off, and whether at the start."""
+    sequences, tokens = mask.shape
+    number = min(_SEQUENCES, max(1, sequences - 1))
+    if padding is not None:
+        for flip in (False, True):
+            edge = padding.flip(1) if not flip else padding
+            run = edge.long().cumprod(1).sum(1).clamp(max=tokens - 1)
+            chosen = [b for b in range(sequences) if run[b] and mask[b].any()][-number:][::-1]
+            if chosen:
+                amount = int(run[chosen].min())
+                return chosen, slice(amount, None) if flip else slice(tokens - amount), True, flip
+    chosen = ([b for b in range(sequences) if mask[b].any()] or list(range(sequences)))[-number:][::-1]
+    return chosen, slice(max(1, tokens - 1)), False, False
+
+
+def _kind(size: tuple[int, int, int], part: _Part) -> str:
+    """What an axis is, by its sizes in the batch, in the part, and in the cut part."""
+    sequences, tokens = part.mask.shape
+    some, fewer = len(part.chosen), len(range(tokens)[part.columns])
+    if size[0] == size[1] == size[2]:
+        return "other"
+    if size == (sequences, some, some):
+        return "sequences"
+    if size == (tokens, tokens, fewer):
+        return "tokens"
+    if size == (sequences * tokens, some * tokens, some * fewer):
+        return "both"
+    return "unknown"
+
+
+def _candidates(kinds: list[str], sizes: list[int], shape: torch.Size) -> list[Axes] | str:
+    """What the kinds of the axes admit, or why nothing."""
+    if "unknown" in kinds:
+        return "it sees selected tokens, or others than those of the mask"
+    found = {kind: [axis for axis, k in enumerate(kinds) if k == kind] for kind in ("sequences", "tokens", "both")}
+    sequences, tokens, both = found["sequences"], found["tokens"], found["both"]
+    if both:
+        if sequences or tokens or len(both) > 1:
+            return "several of its axes follow the tokens"
+        return [Axes(both=both[0]), Axes(both=both[0], tokens_outside=True)]
+    if len(sequences) > 1 or len(tokens) > 1:
+        return "several of its axes follow the sequences or the tokens"
+    if not sequences and shape[0] > 1:
+        return "none of its axes follows the sequences"
+    if not tokens and any(size > 1 for size, kind in zip(sizes, kinds, strict=True) if kind == "other"):
+        return "its rows are not tokens"
+    return [Axes(sequences[0] if sequences else None, tokens[0] if tokens else None)]
