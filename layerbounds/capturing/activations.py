@@ -230,7 +230,7 @@ def _ranges(
     with evaluating(model, device) as place:
         for index, batch in enumerate(batches):
             moved = move(batch, place)
-            axes.begin(moved, batch_mask(moved, mask, index), index)
+            axes.begin(moved, batch_mask(moved, mask, index), index, seed + index)
             with hooks(targets, look), seeded(seed + index):
                 run_batch(model, moved, forward, index)
     return ranges

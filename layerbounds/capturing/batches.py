@@ -113,8 +113,8 @@ def batch_mask(batch: Any, mask: Mask, index: int) -> Tensor | None:
         ) from error
     if tensor.ndim != 2 or unusual(tensor) or tensor.is_complex():
         raise InputError(
-            f"batch {index}: the mask has shape {tuple(tensor.shape)} and type {tensor.dtype}; it must be a plain tensor "
-            "of shape (sequences, tokens), nonzero where a token counts."
+            f"batch {index}: the mask has shape {tuple(tensor.shape)} and type {tensor.dtype}; it must be a plain "
+            "tensor of shape (sequences, tokens), nonzero where a token counts."
         )
     if (tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())) or bool((tensor < 0).any()):
         raise InputError(
@@ -190,6 +190,12 @@ def as_device(value: str | torch.device | None) -> torch.device | None:
         raise InputError(f"device is {value!r}; write cpu, cuda or cuda:1, say.") from error
 
 
+def first_batch(batches: Iterable[Any]) -> Any:
+    """The first batch, or None; a loader that shuffles will shuffle as if it had not been asked."""
+    with preserved():
+        return next(iter(batches), None)
+
+
 def again(batches: Iterable[Any], passes: int) -> None:
     """Make sure that batches can be gone through several times.
 
@@ -198,7 +204,7 @@ def again(batches: Iterable[Any], passes: int) -> None:
     InputError
         If they come from an iterator, which is empty after the first time.
     """
-    if passes > 1 and iter(batches) is batches:
+    if passes > 1 and isinstance(batches, Iterator):
         raise InputError(
             f"the batches are needed {passes} times, but a {type(batches).__name__} can be read only once; pass a list "
             "or a DataLoader."

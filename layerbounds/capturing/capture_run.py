@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from layerbounds.capturing.batches import Forward, Mask, again, as_device
+from layerbounds.capturing.batches import Forward, Mask, again, as_device, first_batch
 from layerbounds.capturing.copying import copied
 from layerbounds.capturing.fold import fold_batchnorm
 from layerbounds.capturing.memory import MemoryPlan, parse_bytes, plan_memory
@@ -112,12 +112,11 @@ class CaptureRun:
 
     def _fold(self) -> tuple[nn.Module, nn.Module | None, dict[str, str]]:
         """Fold copies of the models, with the first batch as a check."""
-        if iter(self._batches) is self._batches:
-            iterator = iter(self._batches)
-            first = next(iterator, None)
-            self._batches = itertools.chain([first], iterator) if first is not None else []
+        if isinstance(self._batches, Iterator):
+            first = next(self._batches, None)
+            self._batches = itertools.chain([first], self._batches) if first is not None else []
         else:
-            first = next(iter(self._batches), None)
+            first = first_batch(self._batches)
         model = copied(self._model)
         folded = fold_batchnorm(model, first, self._forward, self._device)
         compressed = None

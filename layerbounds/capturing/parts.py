@@ -44,7 +44,7 @@ def no_such_tensor(shape: Sequence[int]) -> InputError:
 
 
 def tensors(batch: Any) -> list[Tensor]:
-    """All tensors of a batch."""
+    """All tensors of a batch, or of what an operation takes or gives."""
     if isinstance(batch, Tensor):
         return [batch]
     values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()

@@ -16,9 +16,11 @@ Restore = Callable[[], None]
 
 
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
-    """Leave the random numbers of the caller, those of the model's own generators, and its buffers as they were."""
-    undo = [_global_numbers(), *(_generator(g) for g in generators(model).values()), *map(_buffers, model.modules())]
+def preserved(*models: nn.Module) -> Iterator[None]:
+    """Leave the random numbers of the caller, those of the models' own generators, and their buffers as they were."""
+    undo = [_global_numbers()]
+    for model in models:
+        undo += [*map(_generator, generators(model).values()), *map(_buffers, model.modules())]
     try:
         yield
     finally:
@@ -31,7 +33,12 @@ def seeded(seed: int) -> Iterator[None]:
     """Let everything that draws from the global generators draw the numbers of a seed, and put the generators back."""
     restore = _global_numbers()
     try:
-        torch.manual_seed(seed)
+        # Not torch.manual_seed, which remembers each seed for devices that are not in use.
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.manual_seed_all(seed)
+        if torch.backends.mps.is_available():
+            torch.mps.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         yield
@@ -69,9 +76,12 @@ def _global_numbers() -> Restore:
     cpu, python = torch.get_rng_state(), random.getstate()
     numpy = np.random.get_state()  # noqa: NPY002
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
 
     def restore() -> None:
         torch.set_rng_state(cpu)
+        if mps is not None:
+            torch.mps.set_rng_state(mps)
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
         if cuda:

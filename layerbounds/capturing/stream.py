@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from layerbounds.capturing.batches import Forward, Mask, StopRun, batch_mask, evaluating, move, run_batch
 from layerbounds.capturing.geometry import ConvGeometry, Geometry
 from layerbounds.capturing.moments import Moments
-from layerbounds.capturing.row_pairs import Choices, chose_alike, same_tokens
-from layerbounds.capturing.state import copy_generators, draw_seed, seeded
+from layerbounds.capturing.row_pairs import Choices, repeats, same_tokens
+from layerbounds.capturing.state import copy_generators, draw_seed, preserved, seeded
 from layerbounds.capturing.targets import Target, named_modules
 from layerbounds.capturing.token_axes import TokenAxes
 from layerbounds.capturing.watching import hooks
@@ -47,11 +47,11 @@ class Tally:
 
 @dataclass(frozen=True)
 class _Dense:
-    """What a layer of the dense model saw: its input, which rows count, and how many choices had been made."""
+    """What a layer of the dense model saw: its input, which rows count, and what chose them."""
 
     x: Tensor
     keep: Tensor | None
-    choices: int
+    choices: frozenset[bytes]
 
 
 @dataclass
@@ -118,7 +118,7 @@ class Pass:
                     progress(self.batches, total)
 
     def _batch(self, batch: Any, index: int, verified: set[nn.Module]) -> None:
-        self._axes.begin(batch, batch_mask(batch, self.mask, index), index)
+        self._axes.begin(batch, batch_mask(batch, self.mask, index), index, self._seed + index)
         waiting: dict[nn.Module, list[_Dense]] = {}
         calls = 0
 
@@ -130,6 +130,13 @@ class Pass:
 
         def dense(target: Target, module: nn.Module, x: Tensor, y: Any) -> None:
             with choices.paused():
+                if index == 0 and self.compressed is not None:
+                    once = before.get(module)
+                    if not once or not repeats(_sample(x), once.pop(0)):
+                        raise LayerError(
+                            f"layer {target.name!r} sees other inputs each time the model runs on the same batch, so "
+                            "that those of the compressed model cannot be compared with them; make it repeatable."
+                        )
                 if self.check and module not in verified and verify(target, module, x, y):
                     verified.add(module)
                 keep = self._axes.keep(target, module, x)
@@ -137,10 +144,11 @@ class Pass:
                     self._add(target, x, keep, None, index)
                 else:
                     # What the model does with the tensor later must not change it.
-                    waiting.setdefault(module, []).append(_Dense(x.clone(), keep, len(choices.made)))
+                    waiting.setdefault(module, []).append(_Dense(x.clone(), keep, choices.behind(x)))
             stop()
 
         choices, other_choices = Choices(), Choices()
+        before = self._once(batch) if index == 0 and self.compressed is not None else {}
         if self.compressed is not None:
             copy_generators(self.model, self.compressed)
         noting = nullcontext() if self.compressed is None else choices
@@ -163,7 +171,8 @@ class Pass:
                     "must run the same layers."
                 )
             partner = queue.pop(0)
-            alike = chose_alike(choices.made[: partner.choices], other_choices.made)
+            # Further choices, such as that of codes which stand for weights, do not matter.
+            alike = partner.choices <= other_choices.behind(x)
             with other_choices.paused():
                 self._add(target, x, partner.keep, partner.x, index, alike)
             stop()
@@ -178,6 +187,19 @@ class Pass:
                     f"layer {target.name!r} is called less often in the compressed model than in the dense one; both "
                     "must run the same layers."
                 )
+
+    def _once(self, batch: Any) -> dict[nn.Module, list[Tensor]]:
+        """Some values of the inputs that the layers see in a run of the dense model."""
+        seen: dict[nn.Module, list[Tensor]] = {}
+
+        def note(_: Target, module: nn.Module, x: Tensor, __: Any) -> None:
+            seen.setdefault(module, []).append(_sample(x).clone())
+            if sum(map(len, seen.values())) == self.stop_after:
+                raise StopRun
+
+        with suppress(StopRun), preserved(self.model), hooks(self.targets, note), seeded(self._seed):
+            run_batch(self.model, batch, self.forward, 0)
+        return seen
 
     def _add(
         self, target: Target, x: Tensor, keep: Tensor | None, other: Tensor | None, index: int, alike: bool = True
@@ -280,6 +302,11 @@ def verify(target: Target, module: nn.Module, x: Tensor, y: Any) -> bool:
         f"layer {target.name!r}: the output of this {type(module).__name__} {reason}, so that a Gram matrix of its "
         "inputs would not describe it; leave it out, or pass check=False if another hook changes the output on purpose."
     )
+
+
+def _sample(x: Tensor) -> Tensor:
+    """At most about a thousand of the values, evenly spread."""
+    return x.reshape(-1)[:: max(1, x.numel() // 1000)]
 
 
 def _rows(geometry: Geometry, x: Tensor, keep: Tensor | None) -> Tensor:

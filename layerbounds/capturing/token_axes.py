@@ -128,8 +128,8 @@ class TokenAxes:
         self._index = -1
         self._warned: set[str] = set()
 
-    def begin(self, batch: Any, mask: Tensor | None, index: int) -> None:
-        """Take up a batch; the model must be ready to run.
+    def begin(self, batch: Any, mask: Tensor | None, index: int, seed: int) -> None:
+        """Take up a batch; the model must be ready to run. It will draw the numbers of the seed.
 
         Raises
         ------
@@ -151,7 +151,7 @@ class TokenAxes:
         if old is None or any(a == 1 < b for a, b in zip(old.mask.shape, self._mask.shape, strict=True)):
             # An axis of size 1 could not be told from others.
             self._axes = {}
-            self._part = self._run_parts(batch, self._mask, index)
+            self._part = self._run_parts(batch, self._mask, index, seed)
 
     def keep(self, target: Target, module: nn.Module, x: Tensor) -> Tensor | None:
         """Which rows of X count, shape (positions,), at a call of a module; None where all do.
@@ -184,7 +184,7 @@ class TokenAxes:
             "and mask=None."
         )
 
-    def _run_parts(self, batch: Any, mask: Tensor, index: int) -> _Part:
+    def _run_parts(self, batch: Any, mask: Tensor, index: int, seed: int) -> _Part:
         own = batch.get("attention_mask") if isinstance(batch, Mapping) else None
         padding = None
         if isinstance(own, Tensor) and own.shape == mask.shape:
@@ -193,7 +193,7 @@ class TokenAxes:
         shape = mask.shape[0], mask.shape[1]
         parts = (part_of_batch(batch, shape, chosen, cut) for cut in (slice(None), columns))
         try:
-            first, second = (self._inputs(part, index) for part in parts)
+            first, second = (self._inputs(part, index, seed) for part in parts)
         except InputError as error:
             if isinstance(error, LayerError):
                 raise
@@ -204,7 +204,7 @@ class TokenAxes:
         return _Part(index, mask, chosen, columns, padding_only, at_the_start, first, second)
 
     @torch.no_grad()
-    def _inputs(self, part: Any, index: int) -> dict[tuple[nn.Module, int], Tensor]:
+    def _inputs(self, part: Any, index: int, seed: int) -> dict[tuple[nn.Module, int], Tensor]:
         seen: dict[tuple[nn.Module, int], Tensor] = {}
         calls: dict[nn.Module, int] = {}
 
@@ -217,7 +217,7 @@ class TokenAxes:
             if sum(calls.values()) == self._stop_after:
                 raise StopRun
 
-        with preserved(self._model), seeded(index), hooks(self._targets, note), suppress(StopRun):
+        with preserved(self._model), seeded(seed), hooks(self._targets, note), suppress(StopRun):
             run_batch(self._model, part, self._forward, index)
         return seen
 
@@ -247,13 +247,18 @@ class TokenAxes:
             raise self._refusal(target, x, candidates)
         step = max(1, positions.shape[-1] // _FEATURES)
         positions = positions[..., ::step]
-        fits = [(self._misfit(axes, positions, first, second, part), axes) for axes in candidates]
-        fits.sort(key=lambda fit: fit[0][0])
-        (order, cut), axes = fits[0]
+        misfits = {axes: self._misfit(axes, positions, first, second, part) for axes in candidates}
+        axes = min(candidates, key=lambda candidate: misfits[candidate][0])
+        order, cut = misfits[axes]
         if order > _SAME:
             raise self._refusal(target, x, "its rows are not in the order of the sequences and tokens")
-        if len(fits) > 1 and order > 0.1 * fits[1][0][0]:
-            raise self._refusal(target, x, "whether its rows go by sequences or by tokens cannot be told")
+        if len(candidates) > 1:
+            # The tokens that do not count tell the order, too.
+            orders = {c: misfits[c][0] + self._misfit(c, positions, first, second, part, False)[0] for c in candidates}
+            axes, other = sorted(candidates, key=lambda candidate: orders[candidate])
+            if not orders[axes] < 0.1 * orders[other]:
+                raise self._refusal(target, x, "whether its rows go by sequences or by tokens cannot be told")
+            cut = misfits[axes][1]
         self._check_cut(target, x, cut, part)
         return axes
 
@@ -279,10 +284,17 @@ class TokenAxes:
             )
 
     @staticmethod
-    def _misfit(axes: Axes, positions: Tensor, first: Tensor, second: Tensor, part: _Part) -> tuple[float, float]:
-        """Dissimilarity of the rows of the batch and of the part, and of the part whole and cut."""
+    def _misfit(
+        axes: Axes, positions: Tensor, first: Tensor, second: Tensor, part: _Part, counting: bool = True
+    ) -> tuple[float, float]:
+        """Dissimilarity of the rows of the batch and of the part, and of the part whole and cut.
+
+        Of the tokens that count, or of all.
+        """
         sequences, tokens = part.mask.shape
         counted = part.mask[part.chosen].to(positions.device)
+        if not counting:
+            counted = torch.ones_like(counted)
         whole = axes.by_token(positions, sequences, tokens)[part.chosen]
         alone = axes.by_token(first, len(part.chosen), tokens)
         left = counted[:, part.columns]

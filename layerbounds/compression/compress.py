@@ -203,7 +203,7 @@ def compress(
     """
     require_torch()
 
-    from layerbounds.capturing.batches import again, as_device
+    from layerbounds.capturing.batches import again, as_device, first_batch
     from layerbounds.capturing.capture_run import CaptureRun
     from layerbounds.capturing.copying import copied
     from layerbounds.capturing.fold import fold_batchnorm as fold
@@ -229,7 +229,7 @@ def compress(
     start = copied(dense if compressed_model is None else unwrap(compressed_model))
     result = CompressedModel(start, refused=refused)
     if fold_batchnorm:
-        first = next(iter(batches), None)
+        first = first_batch(batches)
         dense = copied(dense)
         result.folded = fold(dense, first, forward, place)
         fold(start, first, forward, place)
