@@ -23,7 +23,7 @@ import scipy
 import layerbounds as lb
 from layerbounds.arrays import Float
 from layerbounds.cli.options import parse_channels
-from layerbounds.layers.files import read_tensors
+from layerbounds.layers.tensor_files import read_tensors
 
 DATA = Path(os.environ.get("LAYERBOUNDS_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 FILE = "resnet20_layers.safetensors"

@@ -37,3 +37,9 @@ class CertificationError(LayerboundsError):
 
 class NotAllowedError(LayerboundsError):
     """Weights are not in the set of those that a problem allows; the message completes "the backend returned …"."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one line; the name of its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

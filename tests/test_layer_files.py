@@ -108,11 +108,19 @@ def test_types_that_numpy_does_not_know(tmp_path: Path) -> None:
     from safetensors.torch import save_file as save_tensors
 
     path = tmp_path / "half.safetensors"
-    plain = {"a.weight": torch.ones(2, 3), "a.gram": torch.eye(3)}
-    save_tensors({**plain, "b.weight": torch.ones(2, 3, dtype=torch.bfloat16)}, path)
-    assert list(load_layers(path)) == ["a"]
-    save_tensors({**plain, "a.weight": torch.ones(2, 3, dtype=torch.bfloat16)}, path)
-    with pytest.raises(FileFormatError, match=r"half\.safetensors: tensor 'a\.weight' is of type BF16"):
+    weight = torch.randn(2, 3)
+    for kind in (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):
+        save_tensors({"a.weight": weight.to(kind), "a.gram": torch.eye(3)}, path)
+        loaded = load_layers(path)["a"].weight
+        assert loaded.dtype == np.float32
+        np.testing.assert_array_equal(loaded, weight.to(kind).float().numpy())
+    codes = {"a.weight": weight.to(torch.float8_e4m3fn), "a.weight_scale": torch.ones(1), "a.gram": torch.eye(3)}
+    for kind in (torch.float8_e4m3fn, torch.int8):
+        save_tensors({**codes, "a.weight": weight.to(kind)}, path)
+        with pytest.raises(FileFormatError, match=r"has to be scaled by 'a\.weight_scale'"):
+            load_layers(path)
+    save_tensors({"a.weight": weight.to(torch.complex64), "a.gram": torch.eye(3)}, path)
+    with pytest.raises(FileFormatError, match="of type C64"):
         load_layers(path)
 
 

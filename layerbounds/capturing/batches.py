@@ -32,6 +32,8 @@ def run_batch(model: nn.Module, batch: Any, forward: Forward | None, index: int)
     InputError
         If it is not clear what the entries of a tuple are, or the model fails.
     """
+    if forward is None:
+        batch = prepared(model, batch, index)
     try:
         _call(model, batch, forward, index)
     except (LayerboundsError, StopRun):
@@ -64,6 +66,90 @@ def _call(model: nn.Module, batch: Any, forward: Forward | None, index: int) -> 
             f"batch {index} is a {type(batch).__name__}; pass tensors, tuples (inputs, labels), mappings of names to "
             "tensors, or forward=lambda model, batch: ...."
         )
+
+
+def prepared(model: nn.Module, batch: Any, index: int) -> Any:
+    """A batch of tokens whose positions are those that its sequences would have alone.
+
+    Models that number their positions count the padding before a sequence too, so that its inputs would depend on the
+    length of the others; where their ``forward`` takes ``position_ids``, they are counted from the attention mask.
+
+    Raises
+    ------
+    InputError
+        If the model has fewer positions, or knows fewer tokens, than the batch needs.
+    """
+    tokens = batch.get("input_ids") if isinstance(batch, Mapping) else batch
+    if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.ndim != 2 or not tokens.numel():
+        return batch
+    name = type(model).__name__
+    limit = positions(model)
+    # Models with relative or rotary positions can compute more than they were trained for.
+    if limit is not None and tokens.shape[1] > limit and _position_table(model) is not None:
+        raise InputError(
+            f"batch {index} (the first is 0) has {tokens.shape[1]} tokens, and {name} has {limit} positions; cut off "
+            "longer sequences."
+        )
+    known = vocabulary(model)
+    if known is not None and not 0 <= int(tokens.min()) <= int(tokens.max()) < known:
+        raise InputError(
+            f"batch {index} (the first is 0) holds tokens {int(tokens.min())} to {int(tokens.max())}, and {name} knows "
+            f"0 to {known - 1}; the tokenizer belongs to another model."
+        )
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    if (
+        not isinstance(mask, Tensor)
+        or mask.shape != tokens.shape
+        or bool(mask[:, 0].all())
+        or batch.get("position_ids") is not None
+        or "position_ids" not in inspect.signature(model.forward).parameters
+        or _numbers_by_token(model) is not None
+    ):
+        return batch
+    return {**batch, "position_ids": ((mask != 0).long().cumsum(-1) - 1).clamp_min(0)}
+
+
+def positions(model: nn.Module) -> int | None:
+    """How many positions a model of `transformers` has been made for, if it says so."""
+    limit = getattr(_text_config(model), "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit < 1:
+        return None
+    padding = _numbers_by_token(model)
+    return limit if padding is None else limit - padding - 1
+
+
+def vocabulary(model: nn.Module) -> int | None:
+    """How many tokens a model of `transformers` knows."""
+    if _text_config(model) is None:
+        return None
+    try:
+        embedding = model.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return None
+    return embedding.num_embeddings if isinstance(embedding, nn.Embedding) else None
+
+
+def _text_config(model: nn.Module) -> Any:
+    config = getattr(model, "config", None)
+    try:
+        return config.get_text_config()  # type: ignore[union-attr]
+    except (AttributeError, ValueError):
+        return config
+
+
+def _position_table(model: nn.Module) -> nn.Embedding | None:
+    """The embedding of a model's positions, if they are learned."""
+    for name, module in model.named_modules():
+        own = name.rpartition(".")[2]
+        if isinstance(module, nn.Embedding) and ("position" in own or own == "wpe"):
+            return module
+    return None
+
+
+def _numbers_by_token(model: nn.Module) -> int | None:
+    """The padding token of a model that numbers positions itself, by which tokens are no padding (RoBERTa)."""
+    table = _position_table(model)
+    return None if table is None else table.padding_idx
 
 
 def _inputs(model: nn.Module) -> int:

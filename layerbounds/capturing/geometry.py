@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from layerbounds.layers.weight_files import TRANSFORMERS_CONV1D
+
 #: What weights and inputs may be.
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
 #: Bytes of one block of unfolded float64 inputs: what streaming needs beside the Gram matrices.
 BLOCK_BYTES = 64 * 2**20
 
@@ -95,7 +96,7 @@ class LinearGeometry:
     @property
     def kind(self) -> str:
         """Name of the kind of layer."""
-        return "transformers Conv1D" if self.transposed else "linear"
+        return TRANSFORMERS_CONV1D if self.transposed else "linear"
 
     def blocks(self, x: Tensor, rows: int) -> Iterator[tuple[slice, Tensor]]:
         """See `Geometry.blocks`."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import itertools
 import json
-import pickle
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from layerbounds.exceptions import FileFormatError, InputError
-from layerbounds.layers.files import atomic_path, read_tensors
+from layerbounds.capturing.targets import CaptureWarning
+from layerbounds.exceptions import FileFormatError, InputError, first_line
+from layerbounds.layers.files import atomic_path
+from layerbounds.layers.tensor_files import TensorFile, check_weight, open_tensors, read_tensors
+from layerbounds.layers.weight_files import TRANSPARENT, canonical
 from layerbounds.names import match_name
+
+#: What `nn.DataParallel`, training frameworks and the like put before all names.
+_WRAPPERS = ("module.", "model.")
+#: Buffers that models compute themselves, and that only some versions of them store.
+_COMPUTED = ("num_batches_tracked", "position_ids", "inv_freq")
 
 
 def load_object(spec: str, what: str) -> Any:
@@ -41,7 +50,7 @@ def load_object(spec: str, what: str) -> Any:
         module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{what}: importing {place} failed ({type(error).__name__}: {error}); correct it.") from error
     finally:
         sys.path.remove("")
@@ -75,83 +84,136 @@ def build_model(spec: str) -> nn.Module:
         return factory
     try:
         model = factory()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"--model: {spec}() failed ({type(error).__name__}: {error}); correct it.") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"--model: {spec}() returned a {type(model).__name__}; it must return a torch.nn.Module.")
     return model
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a state dict from a safetensors file, a folder of shards, or a PyTorch file read without running code.
+def load_weights(model: nn.Module, path: Path) -> list[str]:
+    """Load a state dict from any file or folder that `layerbounds.layers.tensor_files.open_tensors` reads.
 
-    A ``module.`` before all names (DataParallel) and a ``state_dict`` entry around them are taken off.
+    Names may differ from the model's by what wrappers put before them (``module.``, ``model.``, ``_orig_mod.``), on
+    either side. Weights tied to others may be absent, and so may constants that models compute themselves.
+
+    Parameters
+    ----------
+    model : nn.Module
+    path : Path
+
+    Returns
+    -------
+    list of str
+        What a reader should know about how the file was understood; empty where it is the model's state dict as it is.
 
     Raises
     ------
     FileFormatError
-        If the file cannot be read, or holds more than tensors.
+        If the file cannot be read, or holds codes instead of weights.
     InputError
         If names or shapes are not those of the model.
     """
-    state = _read_state(path)
-    prefix = "module."
-    if state and all(key.startswith(prefix) for key in state) and not hasattr(model, "module"):
-        state = {key[len(prefix) :]: value for key, value in state.items()}
+    own = {key: value for key, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
+    parameters = {id(value) for value in model.parameters()}
+    with open_tensors(path) as file:
+        renamed, notes = match_state(file.names, list(own))
+        notes = [*file.notes, *notes]
+        missing = [key for key in own if key not in renamed and not _computed(key) and not _tied(key, own, renamed)]
+        unexpected = set(file.names) - set(renamed.values())
+        notes += [f"{key} is not used" for key in sorted(unexpected) if _computed(key)]
+        _refuse(path, "lacks", missing)
+        _refuse(
+            path, "has tensors that the model lacks:", [k for k in file.names if k in unexpected and not _computed(k)]
+        )
+        for key, name in renamed.items():
+            _check_tensor(file, name, own[key])
+        state: dict[str, Any] = {}
+        for key, name in renamed.items():
+            array = file.read(name)
+            if id(own[key]) in parameters and array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise InputError(f"{path}: tensor {name!r} holds NaN or infinite values; repair the file first.")
+            state[key] = torch.from_numpy(array)
+        # What modules keep beside tensors (`get_extra_state`) only files of PyTorch can hold.
+        state |= file.extra
     try:
-        problems = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:
+        model.load_state_dict(state, strict=False)
+    except Exception as error:
         text = " ".join(str(error).split())
         raise InputError(f"{path} does not fit the model: {text}; check the factory.") from error
-    # Weights tied to others are stored once.
-    missing = [key for key in problems.missing_keys if not _tied(model, key, state)]
-    for keys, words in ((missing, "lacks"), (problems.unexpected_keys, "has tensors that the model lacks:")):
-        if keys:
-            shown = ", ".join(keys[:5]) + (", …" if len(keys) > 5 else "")
-            raise InputError(f"{path} {words} {shown}; the weights belong to another model.")
+    return notes
 
 
-def _tied(model: nn.Module, key: str, state: Mapping[str, Tensor]) -> bool:
-    own = model.state_dict(keep_vars=True)
-    return any(other in state and own[other] is own[key] for other in own if other != key)
+def match_state(names: Sequence[str], wanted: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Pair the names of a file with those of a model, apart from the parts that wrappers add.
+
+    Returns
+    -------
+    pairs : dict of str to str
+        From names of the model to names of the file.
+    notes : list of str
+        What was taken off or put before the names.
+    """
+    if set(names) == set(wanted):
+        return {name: name for name in names}, []
+    theirs, ours = ({canonical(name): name for name in side} for side in (names, wanted))
+    best: tuple[dict[str, str], list[str]] = ({}, [])
+    for off, before in itertools.product(_wrappers(theirs), _wrappers(ours)):
+        pairs = {}
+        for short, name in theirs.items():
+            key = before + short.removeprefix(off)
+            if key in ours:
+                pairs[ours[key]] = name
+        if len(pairs) > len(best[0]):
+            notes = [f"{off!r} was taken off the names"] if off else []
+            best = pairs, [*notes, f"{before!r} was put before the names"] if before else notes
+    inside = sorted({part for name in names for part in name.split(".") if part in TRANSPARENT})
+    return best[0], [*(f"{part!r} was taken out of the names" for part in inside), *best[1]]
 
 
-def _read_state(path: Path) -> Mapping[str, Tensor]:
-    if path.is_dir():
-        return _read_shards(path)
-    if not path.is_file():
-        raise FileFormatError(f"{path} does not exist; check the path.")
-    if path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-            raise FileFormatError(
-                f"{path} cannot be read as plain tensors ({str(error).splitlines()[0]}); it is damaged or holds code, "
-                "which is never run: save model.state_dict() as safetensors."
-            ) from error
-        if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-            content = content["state_dict"]
-        if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
-            raise FileFormatError(f"{path} holds no state dict; save model.state_dict().")
-        return content
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise FileFormatError(
-            f"{path} cannot be read as a safetensors file ({error}); it is truncated or of another format."
-        ) from error
-    return tensors
+def _wrappers(names: Iterable[str]) -> list[str]:
+    """What wrappers may have put before all of some names: nothing, the first prefix, the first two, …."""
+    found, rest = [""], list(names)
+    while prefix := next((p for p in _WRAPPERS if rest and all(name.startswith(p) for name in rest)), None):
+        found.append(found[-1] + prefix)
+        rest = [name.removeprefix(prefix) for name in rest]
+    return found
 
 
-def _read_shards(folder: Path) -> dict[str, Tensor]:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return dict(_read_state(folder / "model.safetensors"))
-    try:
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise FileFormatError(f"{index} is no index of safetensors shards ({error}); write the files again.") from error
-    return {key: value for name in files for key, value in _read_state(folder / name).items()}
+def _refuse(path: Path, words: str, keys: Sequence[str]) -> None:
+    if keys:
+        raise InputError(f"{path} {words} {some(keys)}; the weights belong to another model.")
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first names of a list, for a message."""
+    return ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")
+
+
+def _check_tensor(file: TensorFile, name: str, value: Tensor) -> None:
+    """Make sure that a tensor of a file can stand for one of the model."""
+    if isinstance(value, (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)):
+        return
+    if value.is_meta:
+        raise InputError(
+            f"the model has tensor {name!r} on the meta device, where nothing can be loaded; build it on the CPU."
+        )
+    if value.is_floating_point():
+        check_weight(file, name)
+    entry = file.entry(name)
+    if entry.shape != tuple(value.shape):
+        raise InputError(
+            f"{file.path} does not fit the model: {name} has shape {entry.shape} and the model needs "
+            f"{tuple(value.shape)}; check the factory."
+        )
+
+
+def _computed(key: str) -> bool:
+    return key.rpartition(".")[2] in _COMPUTED
+
+
+def _tied(key: str, own: Mapping[str, Tensor], present: Iterable[str]) -> bool:
+    return any(own[other] is own[key] for other in present)
 
 
 def save_state(path: Path, state: Mapping[str, Tensor], compressed: Sequence[str]) -> None:
@@ -165,13 +227,24 @@ def save_state(path: Path, state: Mapping[str, Tensor], compressed: Sequence[str
         Names of the compressed layers, for the metadata.
     """
     own: dict[str, Tensor] = {}
-    seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
+    left_out: list[str] = []
+    seen: set[tuple[int, torch.dtype, tuple[int, ...], tuple[int, ...]]] = set()
     for key, value in state.items():
-        mark = (value.data_ptr(), tuple(value.shape), tuple(value.stride()))
+        if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_quantized or value.is_meta:
+            left_out.append(key)
+            continue
+        mark = (value.data_ptr(), value.dtype, tuple(value.shape), tuple(value.stride()))
         if value.numel() and mark in seen:
             continue
         seen.add(mark)
         own[key] = value.detach().cpu().clone().contiguous()
+    if left_out:
+        warnings.warn(
+            f"safetensors cannot hold {some(left_out)}, left out of {path}: save result.state_dict with torch.save to "
+            "keep it",
+            CaptureWarning,
+            stacklevel=2,
+        )
     try:
         with atomic_path(path) as temporary:
             save_file(own, temporary, {"layerbounds.compressed": json.dumps(list(compressed))})
@@ -227,6 +300,8 @@ class ArrayBatches(Sequence[Tensor]):
                 )
         if divide == 0 or (std is not None and 0 in std):
             raise InputError("divide and std must not be zero.")
+        if not np.isfinite([1.0 if divide is None else divide, *(mean or ()), *(std or ())]).all():
+            raise InputError("divide, mean and std must be finite numbers.")
         self._array, self._size, self._preprocess = array, size, preprocess
         self._divide, self._mean, self._std = divide, mean, std
         self._scaled = scaled
@@ -288,9 +363,10 @@ def read_array(path: Path, key: str | None) -> NDArray[Any]:
             return np.asarray(content[_choose(list(content), key, path)])
     except InputError:
         raise
-    except (OSError, ValueError, EOFError, KeyError) as error:
+    except Exception as error:
+        # Damaged archives raise what zipfile, zlib, pickle and struct think fit.
         raise FileFormatError(
-            f"{path} cannot be read as an array ({error}); pass a .npy, .npz or safetensors file."
+            f"{path} cannot be read as an array ({first_line(error)}); pass a .npy, .npz or safetensors file."
         ) from error
 
 

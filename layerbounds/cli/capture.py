@@ -97,7 +97,8 @@ def capture_command(
     compressed = None
     if compressed_weights is not None:
         compressed = copy.deepcopy(inputs.model)
-        load_weights(compressed, compressed_weights)
+        if notes := load_weights(compressed, compressed_weights):
+            print(f"note: {compressed_weights}: {'; '.join(notes)}", file=sys.stderr)
         inputs.provenance["source"]["compressed_weights_sha256"] = file_hash(compressed_weights)
     if activation_bits is not None:
         compressed = quantize_activations(

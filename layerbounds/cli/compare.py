@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -25,7 +26,7 @@ from layerbounds.comparison.compare import comparison_problems
 from layerbounds.comparison.records import MethodComparison, compare_problems
 from layerbounds.exceptions import LayerboundsError
 from layerbounds.layers.files import find_layer
-from layerbounds.layers.weight_files import load_weights
+from layerbounds.layers.weight_files import read_layer_weights
 from layerbounds.problems.grids import Range
 from layerbounds.report.comparison import comparison_tables
 from layerbounds.report.comparison_plot import plot_comparison
@@ -66,7 +67,9 @@ def compare_command(
     ] = None,
     weights: Annotated[
         Path | None,
-        typer.Option("--weights", metavar="FILE", help="Score these weights too (safetensors with NAME.weight)."),
+        typer.Option(
+            "--weights", metavar="FILE", help="Score these weights too: safetensors, an index of shards, a folder, .pt."
+        ),
     ] = None,
     granularity: Annotated[
         str | None,
@@ -117,7 +120,12 @@ def compare_command(
         range=[cast(Range, name) for name in parse_names(fit)],  # checked where the grid is built
     )
     selection = parse_channels(channels, chosen.out_features)
-    given = {} if weights is None else {weights.name: load_weights(weights, chosen, selection)}
+    given = {}
+    if weights is not None:
+        found = read_layer_weights(weights, chosen, selection)
+        given[weights.resolve().name] = found.values
+        if found.note:
+            print(f"note: {weights}: {found.note}", file=sys.stderr)
     limits = {"time_limit": time_limit, "gap": gap, "node_limit": node_limit, "backend": backend}
     with channel_progress(chosen.name, len(problems), "grids and patterns") as advance:
         result = compare_problems(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from layerbounds.capturing.entry import require_torch
+from layerbounds.cli.console import said_warnings
 from layerbounds.exceptions import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +30,11 @@ DataOption = Annotated[
 ]
 WeightsOption = Annotated[
     Path | None,
-    typer.Option("--weights", metavar="FILE", help="State dict of the factory's model: safetensors or plain .pt."),
+    typer.Option(
+        "--weights",
+        metavar="FILE",
+        help="State dict of the factory's model: safetensors, an index of shards, a folder, plain .pt.",
+    ),
 ]
 KeyOption = Annotated[
     str | None, typer.Option("--key", metavar="NAME", help="Array in the data file, if it holds several.")
@@ -108,7 +114,8 @@ def read_inputs(
         batches = TextBatches(folder, data, batch_size, limit, max_tokens)
         samples = len(batches.lines)
     else:
-        array = read_array(data, key)[:limit]
+        array = read_array(data, key)
+        array = array[:limit] if array.ndim else array
         batches = ArrayBatches(
             array,
             batch_size,
@@ -119,15 +126,20 @@ def read_inputs(
         )
         samples = len(array)
     if is_model_directory(folder):
-        network = load_model(folder)
+        with said_warnings():
+            network = load_model(folder)
         sources["model_sha256"] = file_hash(folder)
     elif folder.is_dir():
         raise InputError(f"{folder} is a folder without config.json; pass a model directory or module:factory.")
     else:
         network = build_model(model)
     if weights is not None:
-        load_weights(network, weights)
-        sources |= {"weights": weights.name, "weights_sha256": file_hash(weights)}
+        sources |= {"weights": weights.resolve().name, "weights_sha256": file_hash(weights)}
+        if notes := load_weights(network, weights):
+            sources["weights_notes"] = notes
+            print(f"note: {weights}: {'; '.join(notes)}", file=sys.stderr)
+    if isinstance(batches, TextBatches):
+        batches.check(network)
     sources |= {"data": data.name, "data_sha256": file_hash(data), "data_samples": samples}
     if key is not None:
         sources["data_key"] = key

@@ -25,7 +25,9 @@ MANY_TENSORS = 200
 def tensors_command(
     weights: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="Weights (safetensors), or a table of results (.csv or .csv.gz)."),
+        typer.Argument(
+            metavar="FILE", help="Weights (safetensors, a folder, .pt), or a table of results (.csv or .csv.gz)."
+        ),
     ],
     bits: Annotated[str, typer.Option("--bits", metavar="LIST", help="e.g. 2,3,4 or 2:8, which is 2 to 8.")] = "2:8",
     json_out: JsonOption = None,

@@ -17,8 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from layerbounds.arrays import Float, as_float64
 from layerbounds.exceptions import InputError
-from layerbounds.layers.files import load_layers, read_tensors
+from layerbounds.layers.files import load_layers
 from layerbounds.layers.layer import Layer
+from layerbounds.layers.tensor_files import read_tensors
 from layerbounds.names import match_name
 
 __all__ = ["DemoInfo", "demo_accuracy", "demo_info", "demo_layers"]

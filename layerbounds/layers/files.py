@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from layerbounds.exceptions import FileFormatError, InputError
 from layerbounds.layers.layer import Layer
+from layerbounds.layers.provenance import json_ready
+from layerbounds.layers.tensor_files import NUMPY_TYPES, as_path, check_weight, open_tensors
 from layerbounds.names import match_name
 
 SCHEMA_VERSION = 1
@@ -25,20 +27,7 @@ SCHEMA_KEY = "layerbounds.schema"
 _PARTS = frozenset({"weight", "gram", "target", "constant", "input_mean", "residual_mean"})
 
 #: The names that safetensors gives to the types that layer files hold.
-_DTYPES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint64": "U64",
-    "uint32": "U32",
-    "uint16": "U16",
-    "uint8": "U8",
-    "bool": "BOOL",
-}
+_DTYPES = {np.dtype(numpy).name: name for name, numpy in NUMPY_TYPES.items()}
 
 
 def save_layers(path: str | os.PathLike[str], layers: Mapping[str, Layer] | Iterable[Layer]) -> None:
@@ -48,23 +37,45 @@ def save_layers(path: str | os.PathLike[str], layers: Mapping[str, Layer] | Iter
     ----------
     path : path-like
     layers : mapping of name to Layer, or iterable of Layer
+        In a mapping the keys are the names.
+
+    Raises
+    ------
+    InputError
+        If there is no layer, two have the same name, or the file cannot be written.
+
+    Warns
+    -----
+    UserWarning
+        If provenance holds what JSON cannot, which is stored as text.
     """
-    items = layers.values() if isinstance(layers, Mapping) else layers
-    tensors: dict[str, NDArray[Any]] = {}
-    info: dict[str, Any] = {}
-    for layer in items:
-        if layer.name in info:
-            raise InputError(f"two layers are called {layer.name!r}; give each its own name before saving.")
-        tensors.update(layer_tensors(layer))
-        info[layer.name] = layer_info(layer)
-    if not info:
+    named = _named(layers)
+    if not named:
         raise InputError("there are no layers to save; pass at least one.")
-    write_tensors(path, tensors, file_metadata(info))
+    tensors: dict[str, NDArray[Any]] = {}
+    for name, layer in named.items():
+        tensors.update(layer_tensors(layer, name))
+    write_tensors(path, tensors, file_metadata({name: layer_info(layer) for name, layer in named.items()}))
 
 
-def layer_tensors(layer: Layer) -> dict[str, NDArray[Any]]:
-    """The tensors of a layer file that hold one layer, by their full names."""
-    name, single = layer.name, layer.groups == 1
+def _named(layers: Any) -> dict[str, Layer]:
+    wrong = "a {}; pass a mapping of names to layerbounds.Layer, or a list of them."
+    if not isinstance(layers, Iterable) or isinstance(layers, (str, bytes)):
+        raise InputError(f"layers is {wrong.format(type(layers).__name__)}")
+    named: dict[str, Layer] = {}
+    items = layers.items() if isinstance(layers, Mapping) else ((getattr(x, "name", None), x) for x in layers)
+    for name, layer in items:
+        if not isinstance(layer, Layer) or not isinstance(name, str):
+            raise InputError(f"layers holds {wrong.format(type(layer if isinstance(name, str) else name).__name__)}")
+        if name in named:
+            raise InputError(f"two layers are called {name!r}; give each its own name before saving.")
+        named[name] = layer
+    return named
+
+
+def layer_tensors(layer: Layer, name: str | None = None) -> dict[str, NDArray[Any]]:
+    """The tensors of a layer file that hold one layer, by their full names; ``name`` replaces the layer's own."""
+    name, single = layer.name if name is None else name, layer.groups == 1
     tensors: dict[str, NDArray[Any]] = {
         f"{name}.weight": layer.weight,
         f"{name}.gram": layer.gram[0] if single else layer.gram,
@@ -82,7 +93,7 @@ def layer_tensors(layer: Layer) -> dict[str, NDArray[Any]]:
 
 def layer_info(layer: Layer) -> dict[str, Any]:
     """What the metadata of a layer file say about one layer."""
-    info: dict[str, Any] = {"samples": layer.samples, "provenance": layer.provenance}
+    info: dict[str, Any] = {"samples": layer.samples, "provenance": json_ready(layer.provenance, layer.name)}
     if layer.bias != "fixed":
         info["bias"] = layer.bias
     return info
@@ -141,7 +152,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     A link is followed: the file that it points to is replaced.
     """
-    target = Path(path).resolve()
+    target = as_path(path).resolve()
     if not target.parent.is_dir():
         raise InputError(f"cannot write {path}: the folder {target.parent} does not exist; create it first.")
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
@@ -172,9 +183,16 @@ def load_layers(path: str | os.PathLike[str]) -> dict[str, Layer]:
     InputError
         If a layer in it is invalid; the message names the layer.
     """
-    tensors, metadata = read_tensors(path, _layer_tensors)
+    if not as_path(path).is_file():
+        raise FileFormatError(f"{path} does not exist or is not a file; check the path.")
+    with open_tensors(path) as file:
+        chosen = _layer_tensors(file.names)
+        for key in chosen:
+            if key.endswith(".weight"):
+                check_weight(file, key, integers=True)
+        tensors, metadata = {key: file.read(key) for key in chosen}, file.metadata
     version = metadata.get(SCHEMA_KEY, str(SCHEMA_VERSION))
-    if not version.isdigit() or int(version) > SCHEMA_VERSION:
+    if not re.fullmatch("[0-9]{1,9}", version) or int(version) > SCHEMA_VERSION:
         raise FileFormatError(
             f"{path} has layer-file schema {version}, this version reads up to {SCHEMA_VERSION}; upgrade layerbounds."
         )
@@ -239,43 +257,6 @@ def _reshaped(weight: NDArray[Any], shape: Any) -> NDArray[Any]:
     if isinstance(shape, list) and all(type(d) is int and d > 0 for d in shape) and math.prod(shape) == weight.size:
         return weight.reshape(shape)
     return weight
-
-
-def read_tensors(
-    path: str | os.PathLike[str], choose: Callable[[Sequence[str]], Iterable[str]] | None = None
-) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    """Read tensors and the metadata of a safetensors file, with errors that name the file.
-
-    Parameters
-    ----------
-    path : path-like
-    choose : callable, optional
-        Picks some of all names; default: all.
-    """
-    source = Path(path)
-    if not source.is_file():
-        raise FileFormatError(f"{source} does not exist or is not a file; check the path.")
-    try:
-        with safe_open(str(source), framework="np") as handle:
-            keys = list(handle.keys())
-            metadata = dict(handle.metadata() or {})
-            tensors = {}
-            for key in keys if choose is None else choose(keys):
-                try:
-                    tensors[key] = handle.get_tensor(key)
-                except (AttributeError, TypeError) as error:
-                    kind = handle.get_slice(key).get_dtype()
-                    raise FileFormatError(
-                        f"{source}: tensor {key!r} is of type {kind}, which NumPy does not know; store it as float32 "
-                        "or float64."
-                    ) from error
-            return tensors, metadata
-    except (SafetensorError, OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise FileFormatError(
-            f"{source} cannot be read as a safetensors file ({error}); it is truncated or of another format."
-        ) from error
 
 
 def find_layer(layers: Mapping[str, Layer], name: str) -> Layer:

@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from safetensors import SafetensorError, deserialize, safe_open
 
 from layerbounds.arrays import as_float64
 from layerbounds.exceptions import FileFormatError, InputError
 from layerbounds.layers.files import atomic_path
+from layerbounds.layers.tensor_files import WIDE_FLOATS, open_tensors
 from layerbounds.problems.grids import uniform_grid
 from layerbounds.theory.families import empirical
 from layerbounds.theory.pruning import pruning_error
@@ -34,7 +34,6 @@ COLUMNS = ("model", "tensor", "bits", "excess_kurtosis", "quantization_sqnr_db",
 _NO_WEIGHTS = (".gram", ".target", ".input_mean")
 #: Limits of the kurtosis classes of a summary.
 KURTOSIS_CLASSES = (1.0, 10.0, 100.0)
-_REAL = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -147,44 +146,24 @@ def analyse_tensor(
 
 
 def read_weights(path: str | os.PathLike[str]) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Weight tensors of a safetensors file one by one: floating point, at least two dimensions; bfloat16 included.
+    """Weight tensors of a file one by one: floating point of at least 16 bits, at least two dimensions.
+
+    Parameters
+    ----------
+    path : path-like
+        What `layerbounds.layers.tensor_files.open_tensors` reads.
 
     Raises
     ------
     FileFormatError
         If the file cannot be read.
     """
-    source = Path(path)
-    if not source.is_file():
-        raise FileFormatError(f"{source} does not exist or is not a file; check the path.")
-    try:
-        with safe_open(str(source), framework="np") as handle:
-            brain_floats: dict[str, NDArray[Any]] | None = None
-            for name in sorted(handle.keys()):
-                part = handle.get_slice(name)
-                shape, kind = part.get_shape(), part.get_dtype()
-                if len(shape) < 2 or 0 in shape or kind not in _REAL or name.endswith(_NO_WEIGHTS):
-                    continue
-                if kind != "BF16":
-                    yield name, handle.get_tensor(name)
-                    continue
-                if brain_floats is None:
-                    brain_floats = _brain_floats(source)
-                yield name, brain_floats.pop(name)
-    except (SafetensorError, OSError) as error:
-        raise FileFormatError(
-            f"{source} cannot be read as a safetensors file ({error}); it is truncated or of another format."
-        ) from error
-
-
-def _brain_floats(source: Path) -> dict[str, NDArray[Any]]:
-    """The bfloat16 tensors of a file as float32: NumPy has no such type, but they are its upper halves."""
-    found = {}
-    for name, entry in deserialize(source.read_bytes()):  # type: ignore[no-untyped-call]
-        if entry["dtype"] == "BF16":
-            upper = np.frombuffer(entry["data"], dtype="<u2").astype(np.uint32) << 16
-            found[name] = upper.view(np.float32).reshape(entry["shape"])
-    return found
+    with open_tensors(path) as file:
+        for name in sorted(file.names):
+            entry = file.entry(name)
+            if len(entry.shape) < 2 or 0 in entry.shape or entry.kind not in WIDE_FLOATS or name.endswith(_NO_WEIGHTS):
+                continue
+            yield name, file.read(name)
 
 
 def read_table(path: str | os.PathLike[str]) -> list[TensorRow]:
