@@ -264,3 +264,156 @@ def test_resnet20_agrees_with_the_reference_grams(
 def test_capture_help_lists_its_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("capture", "--help") == 0
     assert "--memory-limit" in capsys.readouterr().out
+
+
+# --- weights from elsewhere ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prefix", "wrap", "said"),
+    [
+        ("", None, ""),
+        ("module.", None, "'module.' was taken off"),
+        ("model.", None, "'model.' was taken off"),
+        ("module.model.", None, "'module.model.' was taken off"),
+        ("_orig_mod.", None, "'_orig_mod' was taken out"),
+        ("_orig_mod.module.", None, "'module.' was taken off"),
+        ("", "state_dict", "those of its entry 'state_dict'"),
+        ("", "model", "those of its entry 'model'"),
+        ("module.", "model_state_dict", "'module.' was taken off"),
+        ("_fsdp_wrapped_module.", "model.state_dict", "those of its entry 'model.state_dict'"),
+    ],
+)
+def test_names_and_dicts_around_a_state_dict(
+    folder: Path, prefix: str, wrap: str | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = load_file("w.safetensors")
+    content: Any = {f"{prefix}{key}": value for key, value in state.items()}
+    if wrap is None:
+        save_file(content, "foreign.safetensors")
+    for part in reversed(wrap.split(".") if wrap else []):
+        content = {part: content, "epoch": 3, "optimizer": {"state": {}, "param_groups": [1]}}
+    torch.save(content, "foreign.pt")
+    for path in ["foreign.pt"] if wrap else ["foreign.pt", "foreign.safetensors"]:
+        assert run(*BASE, "--weights", path, *IMAGES) == 0
+        assert (f"note: {path}: " in capsys.readouterr().err) == bool(said)
+        layers = load_layers("c.safetensors")
+        np.testing.assert_array_equal(layers["3"].weight, state["3.weight"].numpy())
+        assert said in "; ".join(layers["3"].provenance["source"].get("weights_notes", []))
+
+
+def test_wrapped_models_take_plain_state_dicts(tmp_path: Path) -> None:
+    from layerbounds.capturing.loading import load_weights
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+
+    outer = Outer()
+    state = {k: v for k, v in outer.model.state_dict().items() if k != "1.num_batches_tracked"}
+    state["0.weight"] = torch.ones(3, 2, dtype=torch.bfloat16)
+    save_file({**state, "position_ids": torch.arange(3)}, tmp_path / "w.safetensors")
+    notes = load_weights(outer, tmp_path / "w.safetensors")
+    assert torch.equal(outer.model[0].weight, torch.ones(3, 2))
+    assert notes == ["'model.' was put before the names", "position_ids is not used"]
+    parallel = nn.DataParallel(nn.Linear(2, 3))
+    save_file({"_orig_mod.weight": torch.ones(3, 2), "_orig_mod.bias": torch.ones(3)}, tmp_path / "w.safetensors")
+    load_weights(parallel, tmp_path / "w.safetensors")
+    assert torch.equal(parallel.module.weight, torch.ones(3, 2))
+
+
+def test_weights_that_are_none(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = load_file("w.safetensors")
+    weight = state["0.weight"]
+    cases: list[tuple[Any, str]] = [
+        ({**state, "0.weight": weight.to(torch.int8)}, "tensor '0.weight' is of type I8"),
+        ({**state, "0.weight": weight.to(torch.bool)}, "tensor '0.weight' is of type BOOL"),
+        ({**state, "0.weight": weight.to_sparse()}, "of type sparse_coo"),
+        ({**state, "0.weight": torch.quantize_per_tensor(weight, 0.1, 0, torch.quint8)}, "of type quint8"),
+        ({**state, "0.weight": weight.to("meta")}, "of type meta, without values"),
+        ({**state, "0.weight": weight.to(torch.complex64)}, "of type complex64"),
+        ({**state, "0.weight": weight / 0}, "tensor '0.weight' holds NaN or infinite values"),
+        (
+            {**state, "0.weight": weight.to(torch.float8_e4m3fn), "0.weight_scale": torch.ones(1)},
+            "has tensors that the model lacks: 0.weight_scale",
+        ),
+        ({f"other.{key}": value for key, value in state.items()}, "lacks 0.weight, 0.bias, 3.weight, 3.bias"),
+        ({"state_dict": state, "model": state}, "holds several state dicts (state_dict, model)"),
+        ({"optimizer": {"state": {}}}, "holds no state dict"),
+        ([weight], "holds no state dict"),
+        (weight, "holds no state dict"),
+        ({}, "holds no state dict"),
+        ({**state, "0.weight": "text"}, "holds no state dict"),
+    ]
+    for content, words in cases:
+        torch.save(content, "odd.pt")
+        assert run(*BASE, "--weights", "odd.pt", *IMAGES) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error: odd.pt") and words in error
+    save_file({**state, "0.weight": weight.to(torch.float8_e5m2)}, "narrow.safetensors")
+    assert run(*BASE, "--weights", "narrow.safetensors", *IMAGES) == 0
+    np.testing.assert_array_equal(
+        load_layers("c.safetensors")["0"].weight, weight.to(torch.float8_e5m2).float().numpy()
+    )
+    whole = Path("w.pt").read_bytes()
+    for keep in range(0, len(whole), 211):
+        Path("cut.pt").write_bytes(whole[:keep])
+        assert run(*BASE, "--weights", "cut.pt", *IMAGES) == 2
+        assert "error: cut.pt cannot be read as plain tensors" in capsys.readouterr().err
+
+
+def test_models_with_extra_state(tmp_path: Path) -> None:
+    from layerbounds.capturing.loading import load_weights, save_state
+    from layerbounds.capturing.targets import CaptureWarning
+
+    class Counting(nn.Linear):
+        count = 1
+
+        def get_extra_state(self) -> Any:
+            return {"count": self.count}
+
+        def set_extra_state(self, state: Any) -> None:
+            self.count = state["count"]
+
+    first, second = Counting(2, 2), Counting(2, 2)
+    first.count = 5
+    torch.save(first.state_dict(), tmp_path / "w.pt")
+    load_weights(second, tmp_path / "w.pt")
+    assert second.count == 5 and torch.equal(first.weight, second.weight)
+    with pytest.warns(CaptureWarning, match="cannot hold _extra_state"):
+        save_state(tmp_path / "w.safetensors", first.state_dict(), [])
+    third = Counting(2, 2)
+    load_weights(third, tmp_path / "w.safetensors")
+    assert third.count == 1 and torch.equal(first.weight, third.weight)
+
+
+def test_models_on_the_meta_device(folder: Path) -> None:
+    from layerbounds.capturing.loading import load_weights
+    from layerbounds.exceptions import InputError
+
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4)).to("meta")
+    with pytest.raises(InputError, match="on the meta device, where nothing can be loaded"):
+        load_weights(model, folder / "w.safetensors")
+
+
+def test_damaged_arrays(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save("number.npy", np.float64(3.0))
+    np.save("objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    for name in ("number.npy", "objects.npy"):
+        assert run(*BASE, "--data", name) == 2
+        assert "error: " in capsys.readouterr().err
+    for name in ("images.npz", "images.npy", "images.safetensors"):
+        whole = Path(name).read_bytes()
+        for keep in range(0, len(whole), len(whole) // 7):
+            path = Path(f"cut{Path(name).suffix}")
+            path.write_bytes(whole[:keep])
+            assert run(*BASE, "--data", path, "--divide", 255, *(["--key", "second"] if "npz" in name else [])) == 2
+            error = capsys.readouterr().err
+            assert "error: " in error and str(path) in error
+    for wrong in (["--mean", "nan"], ["--std", "inf"], ["--divide", "nan"]):
+        assert run(*BASE, *IMAGES, *wrong) == 2
+        assert "finite numbers" in capsys.readouterr().err
+    Path("leaves.py").write_text("import sys\nsys.exit(0)\n")
+    assert run("capture", "--model", "leaves.py:build", "--out", "c.safetensors", *IMAGES) == 2
+    assert "importing leaves.py failed (SystemExit" in capsys.readouterr().err

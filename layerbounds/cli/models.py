@@ -134,8 +134,9 @@ def read_inputs(
     else:
         network = build_model(model)
     if weights is not None:
+        notes = load_weights(network, weights)
         sources |= {"weights": weights.resolve().name, "weights_sha256": file_hash(weights)}
-        if notes := load_weights(network, weights):
+        if notes:
             sources["weights_notes"] = notes
             print(f"note: {weights}: {'; '.join(notes)}", file=sys.stderr)
     if isinstance(batches, TextBatches):

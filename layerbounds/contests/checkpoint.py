@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from layerbounds.contests.contest import Contender, Contest
-from layerbounds.exceptions import FileFormatError, InputError
+from layerbounds.exceptions import FileFormatError, InputError, first_line
 from layerbounds.layers.files import atomic_path
 
 SCHEMA_VERSION = 1
@@ -79,11 +79,14 @@ class Checkpoint:
                     raise FileFormatError(f"{path} was written for other compressions; {hint}.")
                 _merge(pair.quantization, saved["quantization"])
                 _merge(pair.pruning, saved["pruning"])
-            contest.completed = float(record["completed"])
-        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            completed = float(record["completed"])
+            if math.isnan(completed):
+                raise ValueError("a time that is none")
+            contest.completed = completed
+        except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
             if isinstance(error, FileFormatError):
                 raise
-            raise FileFormatError(f"{path} cannot be read as a checkpoint ({error}); {hint}.") from error
+            raise FileFormatError(f"{path} cannot be read as a checkpoint ({first_line(error)}); {hint}.") from error
 
 
 def _record(contest: Contest, fingerprint: str) -> dict[str, Any]:
@@ -117,7 +120,11 @@ def _merge(contender: Contender[Any], saved: dict[str, Any]) -> None:
         raise ValueError("a wrong number of channels")
     for row in range(count):
         lower, upper = float(saved["lower"][row]), saved["upper"][row]
-        contender.merge(row, lower, math.inf if upper is None else float(upper), None)
+        upper = math.inf if upper is None else float(upper)
+        # NaN fails too: it would otherwise be compared with nothing and stay.
+        if not 0 <= lower <= upper or math.isinf(lower):
+            raise ValueError("bounds that are none")
+        contender.merge(row, lower, upper, None)
     contender.visited[:] = np.asarray(saved["visited"], dtype=bool)
     contender.closed[:] = np.asarray(saved["closed"], dtype=bool)
     contender.seconds[:] = np.asarray(saved["seconds"], dtype=np.float64)

@@ -40,10 +40,13 @@ def json_ready(value: Mapping[str, Any], layer: str) -> dict[str, Any]:
 
 
 def _plain(value: Any, place: str, texts: list[str], depth: int) -> Any:
+    if isinstance(value, np.generic):
+        # A long double is its own item.
+        value = value.item()
     if value is None or isinstance(value, (bool, int, str)):
         # Subclasses (enumerations, NumPy's strings) become what JSON reads back.
         return value if value is None or type(value) in (bool, int, str) else _base(value)
-    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.dtype.kind in "biufU"):
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufU":
         return _plain(value.tolist(), place, texts, depth)
     if isinstance(value, float) and math.isfinite(value):
         return float(value)
