@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from layerbounds.capturing.targets import CaptureWarning
 from layerbounds.exceptions import FileFormatError, InputError, first_line
 from layerbounds.layers.files import atomic_path
-from layerbounds.layers.tensor_files import TensorFile, check_weight, open_tensors, read_tensors
+from layerbounds.layers.tensor_files import INDEX_SUFFIX, TensorFile, check_weight, open_tensors, read_tensors
 from layerbounds.layers.weight_files import TRANSPARENT, canonical
 from layerbounds.names import match_name
 
@@ -116,59 +116,63 @@ def load_weights(model: nn.Module, path: Path) -> list[str]:
     """
     own = {key: value for key, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
     parameters = {id(value) for value in model.parameters()}
+    state: dict[str, Any] = {}
     with open_tensors(path) as file:
-        renamed, notes = match_state(file.names, list(own))
-        notes = [*file.notes, *notes]
-        missing = [key for key in own if key not in renamed and not _computed(key) and not _tied(key, own, renamed)]
-        unexpected = set(file.names) - set(renamed.values())
-        notes += [f"{key} is not used" for key in sorted(unexpected) if _computed(key)]
-        _refuse(path, "lacks", missing)
-        _refuse(
-            path, "has tensors that the model lacks:", [k for k in file.names if k in unexpected and not _computed(k)]
-        )
-        for key, name in renamed.items():
-            _check_tensor(file, name, own[key])
-        state: dict[str, Any] = {}
-        for key, name in renamed.items():
+        keys, notes = match_state(file.names, list(own))
+        if len(set(keys.values())) < len(keys):
+            raise InputError(f"{path} has several tensors that the model knows by one name; save the state dict again.")
+        for name, key in keys.items():
+            if key in own:
+                _check_tensor(file, name, own[key])
+        for name, key in keys.items():
             array = file.read(name)
-            if id(own[key]) in parameters and array.dtype.kind == "f" and not np.isfinite(array).all():
+            if key in own and id(own[key]) in parameters and array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise InputError(f"{path}: tensor {name!r} holds NaN or infinite values; repair the file first.")
             state[key] = torch.from_numpy(array)
         # What modules keep beside tensors (`get_extra_state`) only files of PyTorch can hold.
         state |= file.extra
+        notes = [*file.notes, *notes]
     try:
-        model.load_state_dict(state, strict=False)
+        # Modules may convert what older versions of them have stored, so that they decide what is missing.
+        problems = model.load_state_dict(state, strict=False)
     except Exception as error:
         text = " ".join(str(error).split())
         raise InputError(f"{path} does not fit the model: {text}; check the factory.") from error
-    return notes
+    missing = [k for k in problems.missing_keys if not _may_be_absent(k) and not _tied(k, own, state)]
+    unexpected = [key for key in problems.unexpected_keys if not _may_be_absent(key)]
+    names = {key: name for name, key in keys.items()}
+    for words, wrong in (
+        ("lacks", missing),
+        ("has tensors that the model lacks:", [names.get(k, k) for k in unexpected]),
+    ):
+        if wrong:
+            raise InputError(f"{path} {words} {some(wrong)}; the weights belong to another model.")
+    return [*notes, *(f"{names.get(key, key)} is not used" for key in problems.unexpected_keys)]
 
 
 def match_state(names: Sequence[str], wanted: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Pair the names of a file with those of a model, apart from the parts that wrappers add.
+    """Give the tensors of a file the names that a model has for them, apart from the parts that wrappers add.
 
     Returns
     -------
-    pairs : dict of str to str
-        From names of the model to names of the file.
+    keys : dict of str to str
+        From names of the file to names of the model, or of the same form where the model has no such tensor.
     notes : list of str
         What was taken off or put before the names.
     """
-    if set(names) == set(wanted):
-        return {name: name for name in names}, []
-    theirs, ours = ({canonical(name): name for name in side} for side in (names, wanted))
-    best: tuple[dict[str, str], list[str]] = ({}, [])
-    for off, before in itertools.product(_wrappers(theirs), _wrappers(ours)):
-        pairs = {}
-        for short, name in theirs.items():
-            key = before + short.removeprefix(off)
-            if key in ours:
-                pairs[ours[key]] = name
-        if len(pairs) > len(best[0]):
+    own = {canonical(key): key for key in wanted}
+    shorter = {name: canonical(name) for name in names}
+    best: dict[str, str] = {name: name for name in names}
+    found, notes = -1, []
+    for off, before in itertools.product(_wrappers(shorter.values()), _wrappers(own)):
+        keys = {name: before + short.removeprefix(off) for name, short in shorter.items()}
+        count = sum(key in own for key in keys.values())
+        if count > found:
+            found, best = count, {name: own.get(key, key) for name, key in keys.items()}
             notes = [f"{off!r} was taken off the names"] if off else []
-            best = pairs, [*notes, f"{before!r} was put before the names"] if before else notes
+            notes += [f"{before!r} was put before the names"] if before else []
     inside = sorted({part for name in names for part in name.split(".") if part in TRANSPARENT})
-    return best[0], [*(f"{part!r} was taken out of the names" for part in inside), *best[1]]
+    return best, [*(f"{part!r} was taken out of the names" for part in inside), *notes]
 
 
 def _wrappers(names: Iterable[str]) -> list[str]:
@@ -178,11 +182,6 @@ def _wrappers(names: Iterable[str]) -> list[str]:
         found.append(found[-1] + prefix)
         rest = [name.removeprefix(prefix) for name in rest]
     return found
-
-
-def _refuse(path: Path, words: str, keys: Sequence[str]) -> None:
-    if keys:
-        raise InputError(f"{path} {words} {some(keys)}; the weights belong to another model.")
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
@@ -208,12 +207,12 @@ def _check_tensor(file: TensorFile, name: str, value: Tensor) -> None:
         )
 
 
-def _computed(key: str) -> bool:
-    return key.rpartition(".")[2] in _COMPUTED
+def _may_be_absent(key: str) -> bool:
+    return key.rpartition(".")[2] in (*_COMPUTED, "_extra_state")
 
 
 def _tied(key: str, own: Mapping[str, Tensor], present: Iterable[str]) -> bool:
-    return any(own[other] is own[key] for other in present)
+    return key in own and any(own.get(other) is own[key] for other in present)
 
 
 def save_state(path: Path, state: Mapping[str, Tensor], compressed: Sequence[str]) -> None:
@@ -379,7 +378,9 @@ def _choose(names: list[str], key: str | None, path: Path) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file, or of all safetensors and JSON files of a folder in the order of their names."""
+    """SHA-256 of a file, or of all safetensors and JSON files of a folder, which may be named by an index in it."""
+    if path.name.endswith(INDEX_SUFFIX):
+        path = path.parent
     digest = hashlib.sha256()
     files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".json")) if path.is_dir() else [path]
     for file in files:

@@ -151,7 +151,8 @@ def compress_command(
 def _save(result: CompressedModel, out: Path) -> None:
     from layerbounds.capturing.loading import save_state
 
-    save_state(out, result.state_dict, list(result.layers))
+    with said_warnings():
+        save_state(out, result.state_dict, list(result.layers))
 
 
 def _table(rows: list[dict[str, Any]], title: str) -> Table:

@@ -24,7 +24,8 @@ from layerbounds.exceptions import FileFormatError, InputError, first_line
 #: Suffixes of what `torch.save` writes.
 PYTORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
-_INDEX = ".safetensors.index.json"
+#: End of the name of an index of shards.
+INDEX_SUFFIX = ".safetensors.index.json"
 #: Types that NumPy has too, by the names of safetensors.
 NUMPY_TYPES = {
     "F64": "<f8",
@@ -119,7 +120,7 @@ def open_tensors(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
     """
     source = _located(as_path(path))
     file: TensorFile
-    if source.name.endswith(_INDEX):
+    if source.name.endswith(INDEX_SUFFIX):
         file = _Shards(source)
     elif source.suffix in PYTORCH_SUFFIXES:
         from layerbounds.capturing.entry import require_torch
@@ -198,10 +199,10 @@ def _located(path: Path) -> Path:
         if not path.is_file():
             raise FileFormatError(f"{path} does not exist or is not a file; check the path.")
         return path
-    for choice in ("model.safetensors", f"model{_INDEX}"):
+    for choice in ("model.safetensors", f"model{INDEX_SUFFIX}"):
         if (path / choice).is_file():
             return path / choice
-    for pattern in (f"*{_INDEX}", "*.safetensors"):
+    for pattern in (f"*{INDEX_SUFFIX}", "*.safetensors"):
         found = sorted(path.glob(pattern))
         if len(found) == 1:
             return found[0]
@@ -210,7 +211,8 @@ def _located(path: Path) -> Path:
                 f"{path} holds {len(found)} candidates ({', '.join(f.name for f in found[:4])}); name one of them."
             )
     raise FileFormatError(
-        f"{path} holds neither model.safetensors nor an index of shards, model{_INDEX}; name the file with the weights."
+        f"{path} holds neither model.safetensors nor an index of shards, model{INDEX_SUFFIX}; name the file with the "
+        "weights."
     )
 
 
