@@ -330,6 +330,7 @@ def test_wrapped_models_take_plain_state_dicts(tmp_path: Path) -> None:
     assert torch.equal(parallel.module.weight, torch.ones(3, 2))
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor", "ignore:TypedStorage is deprecated")
 def test_weights_that_are_none(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = load_file("w.safetensors")
     weight = state["0.weight"]
