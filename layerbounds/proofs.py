@@ -28,6 +28,8 @@ class Status(StrEnum):
     TIME_LIMIT = "time_limit"
     NODE_LIMIT = "node_limit"
     INTERRUPTED = "interrupted"
+    #: The search ended by itself, but rounding or a singular Gram matrix leaves the interval open.
+    UNRESOLVED = "unresolved"
     #: A foreign solver says that it has reached optimality or the gap asked for; that is not proven here.
     CLAIMED = "claimed"
     #: The backend solves a relaxation of the problem, and has.

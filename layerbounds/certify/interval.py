@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from layerbounds.arrays import Float
 from layerbounds.bounds.least import least
 from layerbounds.exceptions import CertificationError, NotAllowedError
+from layerbounds.kernels import exact
 from layerbounds.problems.allowed import AllowedSet
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import (
@@ -31,6 +33,9 @@ from layerbounds.proofs import (
 #: Solvers work with tolerances: a claim that exceeds a feasible error by no more than this, relative to the error and
 #: to f(0), is lowered to it; any other is refused.
 CLAIM_RELATIVE, CLAIM_ABSOLUTE = 1e-5, 1e-9
+#: Errors of weights are computed exactly where extended precision leaves this share of them open, up to so many inputs,
+#: and for one of many points up to so few.
+VISIBLE, EXACT_INPUTS, FEW_INPUTS = 1e-8, 256, 16
 
 _LONG = np.longdouble
 _UNIT = float(np.finfo(_LONG).eps)
@@ -84,7 +89,7 @@ def certify(task: Task[AllowedSet], raw: RawSolve, gap: float) -> CertifiedChann
     if raw.proof is not None:
         derived = _down(raw.proof.cut - raw.proof.allowance)
         for leaf in raw.proof.leaves if raw.proof.leaves is not None else ():
-            derived = min(derived, objective_interval(task.gram, task.target, leaf)[0])
+            derived = min(derived, objective_interval(task.gram, task.target, leaf, FEW_INPUTS)[0])
         if derived > 0 and _down(derived + task.constant) > lower:
             lower, kind = _down(derived + task.constant), BoundKind.SEARCH
     if lower > upper:
@@ -100,7 +105,7 @@ def certify(task: Task[AllowedSet], raw: RawSolve, gap: float) -> CertifiedChann
         status = Status.GAP_REACHED
     elif status in (Status.OPTIMAL, Status.GAP_REACHED):
         # The backend believes itself done, but what can be proven is wider.
-        status = Status.NODE_LIMIT
+        status = Status.UNRESOLVED
     claimed = np.nan if raw.claimed_lower_bound is None else float(raw.claimed_lower_bound)
     return CertifiedChannel(lower, upper, weights, status, kind, claimed, raw.trace, raw.notes)
 
@@ -184,8 +189,10 @@ def _figure(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, (int, float)) else repr(value)
 
 
-def objective_interval(gram: Float, target: Float, weights: Float) -> tuple[float, float]:
+def objective_interval(gram: Float, target: Float, weights: Float, most: int = EXACT_INPUTS) -> tuple[float, float]:
     """Enclosure of Σ (v − w)ᵀH(v − w) over the rows of v, in extended precision, with an a-priori error bound.
+
+    Where that leaves visibly open what it is, as under cancellation, up to ``most`` inputs are evaluated exactly.
 
     Parameters
     ----------
@@ -202,6 +209,10 @@ def objective_interval(gram: Float, target: Float, weights: Float) -> tuple[floa
     error = 2 * (len(gram) + len(deviation) + 3) * _UNIT * spread
     if value == 0 and error == 0:
         return 0.0, 0.0
+    if not error <= VISIBLE * value and len(gram) <= most:
+        pairs = zip(np.atleast_2d(target), np.atleast_2d(weights), strict=True)
+        exactly = sum((exact.quadratic_form(gram, w, v) for w, v in pairs), Fraction(0))
+        return max(exact.float_below(exactly), 0.0), max(exact.float_above(exactly), 0.0)
     return max(_down(float(value - error)), 0.0), max(_up(float(value + error)), 0.0)
 
 

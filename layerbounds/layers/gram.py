@@ -12,9 +12,14 @@ import scipy.linalg
 
 from layerbounds.arrays import Bool, Float
 from layerbounds.exceptions import InputError
+from layerbounds.kernels import exact
 
 ASYMMETRY_TOLERANCE = 1e-6
 NEGATIVE_EIGENVALUE_TOLERANCE = 1e-6
+#: Up to so many live inputs positive semidefiniteness is decided exactly.
+EXACT_SIZE = 32
+#: A factorization with a diagonal smaller by this proves it for matrices of that size, whatever the rounding.
+CLEARLY = 1e-9
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,16 @@ class GramReport:
         already proved positive definiteness.
     dead : int
         Number of dead inputs (zero diagonal).
+    raised : float
+        By how much, relatively, the diagonal was raised because rounding had left the matrix of a few inputs
+        indefinite.
     """
 
     asymmetry: float
     projected: bool
     min_eigenvalue: float | None
     dead: int
+    raised: float = 0.0
 
 
 def validate_gram(gram: Float, what: str) -> tuple[Float, GramReport]:
@@ -94,11 +103,43 @@ def validate_gram(gram: Float, what: str) -> tuple[Float, GramReport]:
             core = 0.5 * (core + core.T)
             sym = np.zeros_like(sym)
             sym[np.ix_(live, live)] = core
+    core, raised = _semidefinite(core)
+    if raised:
+        sym[np.ix_(live, live)] = core
     dead = np.diag(sym) <= 0.0
     if np.any(dead):
         sym[dead, :] = 0.0
         sym[:, dead] = 0.0
-    return sym, GramReport(asymmetry, projected, min_eigenvalue, int(np.count_nonzero(dead)))
+    return sym, GramReport(asymmetry, projected, min_eigenvalue, int(np.count_nonzero(dead)), raised)
+
+
+def _semidefinite(core: Float) -> tuple[Float, float]:
+    """Raise the diagonal of a small matrix until it is exactly positive semidefinite; by how much, relatively.
+
+    With eigenvalues of rounding size below zero no weights with a least error would exist once they may take any
+    value. What is added is of the size of the rounding of the entries, and leaves positive definite matrices and those
+    that are singular in exact arithmetic as they are.
+    """
+    if len(core) > EXACT_SIZE or np.any(np.diag(core) <= 0.0):
+        return core, 0.0
+    try:
+        scipy.linalg.cholesky(core - CLEARLY * np.diag(np.diag(core)), lower=True, check_finite=False)
+        return core, 0.0
+    except np.linalg.LinAlgError:
+        pass
+    raised, unit = 0.0, float(np.finfo(np.float64).eps)
+    while not exact.is_positive_semidefinite(_with_diagonal(core, 1.0 + raised)):
+        raised = max(2.0 * raised, unit)
+        if raised > NEGATIVE_EIGENVALUE_TOLERANCE:
+            return core, 0.0
+    # Twice as much keeps the smallest eigenvalue away from zero, and hence refitted weights small.
+    return _with_diagonal(core, 1.0 + 2.0 * raised), 2.0 * raised
+
+
+def _with_diagonal(core: Float, factor: float) -> Float:
+    result = core.copy()
+    np.fill_diagonal(result, np.diag(core) * factor)
+    return result
 
 
 def live_inputs(gram: Float) -> Bool:

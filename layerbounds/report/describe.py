@@ -36,6 +36,7 @@ def describe_layer(layer: Layer) -> dict[str, Any]:
         "asymmetry": [report.asymmetry for report in reports],
         "projected": [report.projected for report in reports],
         "min_eigenvalue": [report.min_eigenvalue for report in reports],
+        "raised": [report.raised for report in reports],
         "has_target": layer.target is not layer.matrix,
         "has_constant": bool(np.any(layer.constant)),
         "provenance": layer.provenance,

@@ -23,6 +23,7 @@ _STATUS_STYLE = {
     Status.GAP_REACHED: "cyan",
     Status.TIME_LIMIT: "yellow",
     Status.NODE_LIMIT: "yellow",
+    Status.UNRESOLVED: "yellow",
     Status.INTERRUPTED: "red",
     Status.CLAIMED: "cyan",
     Status.RELAXED: "yellow",
@@ -225,6 +226,8 @@ def _repairs(row: dict[str, Any]) -> str:
     if any(row["projected"]):
         smallest = min(v for v in row["min_eigenvalue"] if v is not None)
         notes.append(f"negative eigenvalues (down to {smallest:.1e} of the largest) set to 0")
+    if any(row["raised"]):
+        notes.append(f"diagonal raised by {max(row['raised']):.1e} of itself to be positive semidefinite")
     asymmetry = max(row["asymmetry"])
     if asymmetry > 0:
         notes.append(f"symmetrised ({asymmetry:.1e})")

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 import threading
+from dataclasses import replace
 
 import numpy as np
 
 from layerbounds.bounds.minorants.clusters import ClusterMinorant
+from layerbounds.certify.interval import certify
 from layerbounds.problems.patterns import Structure
 from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task
-from layerbounds.proofs import Control, RawSolve
+from layerbounds.proofs import Control, RawSolve, Status
 from layerbounds.search.pruning.blocks import search_blocks
 from layerbounds.search.pruning.clusters import ClusterSearch, search_clusters
+from layerbounds.search.pruning.exact_sets import MOST_WORK, nearly_singular, number_of_choices, search_exactly
 from layerbounds.search.pruning.masks import search_mask
 from layerbounds.search.pruning.subset_search import SubsetSearch, search_subset
 
@@ -39,6 +42,20 @@ def cluster_plan(structure: Structure) -> tuple[int, int] | None:
 
 def search_pruning(task: Task[Support], control: Control) -> RawSolve:
     """Solve one channel of at least one live input."""
+    choices = number_of_choices(task.allowed.structure, task.allowed.refit)
+    few = choices * max(len(task.target), 2) ** 2 <= MOST_WORK
+    few = few and (control.node_limit is None or choices <= control.node_limit)
+    if few and nearly_singular(task.gram):
+        return search_exactly(task, control)
+    raw = _branch_and_bound(task, control)
+    if few and raw.termination in (Status.OPTIMAL, Status.GAP_REACHED):
+        certified = certify(task, raw, control.gap)
+        if certified.status == Status.UNRESOLVED and control.remaining() > 0:
+            return search_exactly(replace(task, warm_start=certified.weights), control)
+    return raw
+
+
+def _branch_and_bound(task: Task[Support], control: Control) -> RawSolve:
     if not task.allowed.refit:
         return search_mask(task, control)
     plan = cluster_plan(task.allowed.structure)

@@ -425,7 +425,9 @@ class ChannelSearch:
             return Status.GAP_REACHED if self.control.gap > 0 else Status.OPTIMAL
         if self.control.cancel.is_set():
             return Status.INTERRUPTED
-        return Status.NODE_LIMIT if self.nodes_left() <= 0 else Status.TIME_LIMIT
+        if self.nodes_left() <= 0:
+            return Status.NODE_LIMIT
+        return Status.TIME_LIMIT if self.control.remaining() <= 0 else Status.UNRESOLVED
 
 
 def block_rounds(n: int, seconds: float) -> int:
