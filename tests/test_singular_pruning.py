@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import layerbounds as lb
+from layerbounds.layers.gram import raise_diagonal
 from layerbounds.proofs import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE, Status
 
 #: Second input as a multiple of the first one.
@@ -82,6 +83,7 @@ def optimum(problem: lb.PruningProblem) -> Fraction:
     layer = problem.layer
     gram, target = layer.channel_gram(0), layer.target[0]
     if problem.refit:
+        gram = raise_diagonal(gram, layer.gram_reports[0].raised)
         return min(least_error(gram, target, s) for s in supports(problem))
     values = []
     for s in supports(problem):

@@ -38,8 +38,9 @@ class GramReport:
     dead : int
         Number of dead inputs (zero diagonal).
     raised : float
-        By how much, relatively, the diagonal was raised because rounding had left the matrix of a few inputs
-        indefinite.
+        Rounding leaves singular matrices with eigenvalues on both sides of zero. Where weights may take any value, the
+        diagonal of a matrix of few inputs counts as larger by this share of itself, which makes the matrix positive
+        semidefinite; 0 where it is already, or where it is too large to decide that exactly.
     """
 
     asymmetry: float
@@ -103,42 +104,38 @@ def validate_gram(gram: Float, what: str) -> tuple[Float, GramReport]:
             core = 0.5 * (core + core.T)
             sym = np.zeros_like(sym)
             sym[np.ix_(live, live)] = core
-    core, raised = _semidefinite(core)
-    if raised:
-        sym[np.ix_(live, live)] = core
     dead = np.diag(sym) <= 0.0
     if np.any(dead):
         sym[dead, :] = 0.0
         sym[:, dead] = 0.0
-    return sym, GramReport(asymmetry, projected, min_eigenvalue, int(np.count_nonzero(dead)), raised)
+    return sym, GramReport(asymmetry, projected, min_eigenvalue, int(np.count_nonzero(dead)), _raise(core))
 
 
-def _semidefinite(core: Float) -> tuple[Float, float]:
-    """Raise the diagonal of a small matrix until it is exactly positive semidefinite; by how much, relatively.
+def _raise(core: Float) -> float:
+    """By how much of itself the diagonal of a matrix of few inputs has to grow for positive semidefiniteness.
 
-    With eigenvalues of rounding size below zero no weights with a least error would exist once they may take any
-    value. What is added is of the size of the rounding of the entries, and leaves positive definite matrices and those
-    that are singular in exact arithmetic as they are.
+    Matrices that are singular in exact arithmetic are semidefinite already.
     """
     if len(core) > EXACT_SIZE or np.any(np.diag(core) <= 0.0):
-        return core, 0.0
+        return 0.0
     try:
-        scipy.linalg.cholesky(core - CLEARLY * np.diag(np.diag(core)), lower=True, check_finite=False)
-        return core, 0.0
+        scipy.linalg.cholesky(raise_diagonal(core, -CLEARLY), lower=True, check_finite=False)
+        return 0.0
     except np.linalg.LinAlgError:
         pass
-    raised, unit = 0.0, float(np.finfo(np.float64).eps)
-    while not exact.is_positive_semidefinite(_with_diagonal(core, 1.0 + raised)):
-        raised = max(2.0 * raised, unit)
-        if raised > NEGATIVE_EIGENVALUE_TOLERANCE:
-            return core, 0.0
+    share, unit = 0.0, float(np.finfo(np.float64).eps)
+    while not exact.is_positive_semidefinite(raise_diagonal(core, share)):
+        share = max(2.0 * share, unit)
+        if share > NEGATIVE_EIGENVALUE_TOLERANCE:
+            return 0.0
     # Twice as much keeps the smallest eigenvalue away from zero, and hence refitted weights small.
-    return _with_diagonal(core, 1.0 + 2.0 * raised), 2.0 * raised
+    return 2.0 * share
 
 
-def _with_diagonal(core: Float, factor: float) -> Float:
-    result = core.copy()
-    np.fill_diagonal(result, np.diag(core) * factor)
+def raise_diagonal(gram: Float, share: float) -> Float:
+    """A matrix with its diagonal larger by a share of itself."""
+    result = np.array(gram)
+    np.fill_diagonal(result, np.diag(gram) * (1.0 + share))
     return result
 
 

@@ -22,6 +22,11 @@ class AllowedSet(ABC):
     def requirement(self) -> str:
         """What a backend must be able to treat, one of `layerbounds.solvers.base.Capability`."""
 
+    @property
+    def free(self) -> bool:
+        """Whether some weights may take any value."""
+        return False
+
     @abstractmethod
     def nearest(self, point: Float) -> Float:
         """Allowed weights close to a point: the closest ones wherever that is cheap to find."""

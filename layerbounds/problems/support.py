@@ -37,6 +37,11 @@ class Support(AllowedSet):
         """Pruning with refit, or masks."""
         return "pruning with refit" if self.refit else "pruning masks"
 
+    @property
+    def free(self) -> bool:
+        """Kept weights, with refit."""
+        return self.refit
+
     def nearest(self, point: Float) -> Float:
         """The largest weights of the point; where they may not change, kept ones return to the original."""
         structure = self.structure

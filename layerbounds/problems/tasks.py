@@ -25,7 +25,7 @@ class Task(Generic[Allowed]):
     rows : tuple of int
         Output channels.
     gram : ndarray of shape (n, n)
-        Gram matrix of the live inputs.
+        Gram matrix of the live inputs; where weights may take any value its diagonal is larger by the share ``raised``.
     targets : ndarray of shape (rows, n)
         Unconstrained minimisers.
     constants : ndarray of shape (rows,)
@@ -40,6 +40,8 @@ class Task(Generic[Allowed]):
         What the backend's `prepare` returned for the group.
     warm_start : ndarray of the target's shape, or None
         Allowed weights to start from.
+    raised : float
+        See `layerbounds.layers.gram.GramReport`.
     """
 
     rows: tuple[int, ...]
@@ -51,6 +53,7 @@ class Task(Generic[Allowed]):
     allowed: Allowed
     shared: Any = None
     warm_start: Float | None = None
+    raised: float = 0.0
 
     @property
     def channel(self) -> int:
@@ -91,14 +94,19 @@ def make_task(problem: Problem, rows: int | list[int], shared: object, warm_star
     index = [rows] if isinstance(rows, int) else rows
     live = layer.live(layer.group_of(index[0]))
     gram = layer.channel_gram(index[0])
+    if not live.all():
+        gram = np.ascontiguousarray(gram[np.ix_(live, live)])
+    allowed = problem.allowed(index[0]).restrict(live)
+    raised = layer.gram_reports[layer.group_of(index[0])].raised if allowed.free else 0.0
     return Task(
         rows=tuple(index),
-        gram=gram if live.all() else np.ascontiguousarray(gram[np.ix_(live, live)]),
+        gram=raise_diagonal(gram, raised) if raised else gram,
         targets=np.ascontiguousarray(layer.target[index][:, live]),
         constants=layer.constant[index],
         energy=float(np.sum(layer.energy()[index])),
         live=live,
-        allowed=problem.allowed(index[0]).restrict(live),
+        allowed=allowed,
         shared=shared,
         warm_start=None if warm_start is None else warm_start[..., live],
+        raised=raised,
     )

@@ -227,7 +227,7 @@ def _repairs(row: dict[str, Any]) -> str:
         smallest = min(v for v in row["min_eigenvalue"] if v is not None)
         notes.append(f"negative eigenvalues (down to {smallest:.1e} of the largest) set to 0")
     if any(row["raised"]):
-        notes.append(f"diagonal raised by {max(row['raised']):.1e} of itself to be positive semidefinite")
+        notes.append(f"indefinite by rounding: for refitted weights the diagonal counts {max(row['raised']):.1e} more")
     asymmetry = max(row["asymmetry"])
     if asymmetry > 0:
         notes.append(f"symmetrised ({asymmetry:.1e})")
