@@ -81,9 +81,11 @@ def eliminate(rows: list[list[int]], pivot: int, previous: int) -> list[list[int
     return result
 
 
-def is_positive_semidefinite(gram: Float) -> bool:
-    """Whether a symmetric matrix is positive semidefinite, decided exactly."""
+def is_positive_semidefinite(gram: Float, less: int | None = None) -> bool:
+    """Whether a symmetric matrix, less 2^−less of its diagonal if given, is positive semidefinite; decided exactly."""
     rows, _ = balanced_integers(gram, balance(gram))
+    if less is not None:
+        rows = [[(h << less) - (h if i == j else 0) for j, h in enumerate(row)] for i, row in enumerate(rows)]
     previous = 1
     while rows:
         # Pivots from the end, which is cheaper to drop.

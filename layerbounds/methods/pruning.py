@@ -80,6 +80,13 @@ def damped_inverse(gram: Float, fraction: float) -> Float:
         fraction = max(10.0 * fraction, 1e-10)
 
 
+def inverse_factor(gram: Float, fraction: float) -> Float:
+    """Upper triangular U with UᵀU = (H + λI)⁻¹; λ as in `damped_inverse`, until that can be factorized, too."""
+    while (lower := cholesky(damped_inverse(gram, fraction))) is None:
+        fraction = max(10.0 * fraction, 1e-10)
+    return np.ascontiguousarray(lower.T)
+
+
 def single_inputs(view: PruningView, name: str) -> None:
     """Refuse patterns whose units hold several inputs."""
     if len(view.structure.group) != len(view.structure.unit):

@@ -295,10 +295,21 @@ def run_channel(
         What the heuristic keeps for the channels of the same group; empty at first.
     options : mapping
         Under the heuristic's own names.
+
+    Raises
+    ------
+    UnsupportedProblemError
+        If a factorization breaks down.
     """
     layer = problem.layer
     live = layer.live(layer.group_of(channel))
     row = problem.row_template(channel)
     if live.any():
-        row[live] = heuristic.method(make_view(problem, channel, seed, shared), **options)
+        try:
+            row[live] = heuristic.method(make_view(problem, channel, seed, shared), **options)
+        except np.linalg.LinAlgError as error:
+            raise UnsupportedProblemError(
+                f"heuristic {heuristic.name!r} cannot factorize the Gram matrix of channel {channel} ({error}); raise its "
+                "damping or choose another one (`layerbounds heuristics`)."
+            ) from error
     return row

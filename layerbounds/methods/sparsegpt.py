@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import scipy.linalg
 
 from layerbounds.arrays import Bool, Float
 from layerbounds.exceptions import InputError
-from layerbounds.methods.pruning import PruningView, damped_inverse, finish, single_inputs
+from layerbounds.methods.pruning import PruningView, finish, inverse_factor, single_inputs
 
 
 def sparsegpt(view: PruningView, damp: float = 0.01, block_size: int = 128, refit: bool = False) -> Float:
@@ -31,7 +30,7 @@ def sparsegpt(view: PruningView, damp: float = 0.01, block_size: int = 128, refi
     if not damp >= 0 or block_size < 1:
         raise InputError(f"damp is {damp} and block_size {block_size}; pass a fraction ≥ 0 and a positive number.")
     structure, n = view.structure, len(view.target)
-    upper = scipy.linalg.cholesky(damped_inverse(view.gram, damp), lower=False, check_finite=False)
+    upper = inverse_factor(view.gram, damp)
     weights = view.target.copy()
     kept = np.ones(n, dtype=bool)
     if len(structure.capacity) == 1:

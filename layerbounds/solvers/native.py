@@ -49,4 +49,9 @@ class NativeBackend:
         """Branch and bound of one task."""
         if len(task.gram) == 0:
             return RawSolve(weights=task.target.copy(), termination=Status.OPTIMAL)
-        return family_of(task.allowed).solve(task, control)
+        try:
+            return family_of(task.allowed).solve(task, control)
+        except (np.linalg.LinAlgError, ArithmeticError) as error:
+            # What a search cannot compute is no reason to lose the other channels.
+            note = f"the search ended early: its arithmetic broke down ({error})"
+            return RawSolve(task.warm_start, Status.UNRESOLVED, notes=(note,))

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from layerbounds.arrays import Float, Int
-from layerbounds.bounds.minorants.semidefinite import cholesky, symmetric_inverse
+from layerbounds.bounds.minorants.semidefinite import cholesky, inverted, smallest_eigenvalues, symmetric_inverse
 from layerbounds.bounds.pruning.dual import certified_block_minorant, is_block_minorant
 
 #: Least weight of a direction, relative to the mean.
@@ -42,11 +42,12 @@ def make_minorant(gram: Float, members: Sequence[Int], matrix: npt.NDArray[Any])
     """Prove a block-diagonal matrix, lowered where needed; None where it is not positive definite."""
     proven: Float = certified_block_minorant(gram, np.asarray(matrix, dtype=np.float64))
     blocks: list[npt.NDArray[Any]] = [np.array(proven[np.ix_(m, m)]) for m in members]
-    smallest = np.array([0.5 * float(np.linalg.eigvalsh(b)[0]) for b in blocks])
+    smallest = np.array([0.5 * float(smallest_eigenvalues(b)) for b in blocks])
     for block, value in zip(blocks, smallest, strict=True):
         if not value > 0 or not is_block_minorant(block, value * np.eye(len(block))):
             return None
-    return BlockMinorant(proven, blocks, [np.linalg.inv(b) for b in blocks], smallest)
+    inverses = [inverse for b in blocks if (inverse := inverted(b)) is not None]
+    return BlockMinorant(proven, blocks, inverses, smallest) if len(inverses) == len(blocks) else None
 
 
 def start_blocks(gram: Float, members: Sequence[Int]) -> BlockMinorant | None:
@@ -57,7 +58,9 @@ def start_blocks(gram: Float, members: Sequence[Int]) -> BlockMinorant | None:
     inverse = symmetric_inverse(factor)
     matrix = np.zeros_like(gram)
     for m in members:
-        block = np.linalg.inv(inverse[np.ix_(m, m)])
+        block = inverted(inverse[np.ix_(m, m)])
+        if block is None:
+            return None
         matrix[np.ix_(m, m)] = 0.45 / len(members) * (block + block.T)
     return make_minorant(gram, members, matrix)
 
@@ -88,6 +91,16 @@ def improve_blocks(
     BlockMinorant or None
         None where a factorization or the proof fails.
     """
+    try:
+        matrix = _ascended(gram, members, minorant, gradients, mu, sweeps)
+    except np.linalg.LinAlgError:
+        return None
+    return None if matrix is None else make_minorant(gram, members, matrix)
+
+
+def _ascended(
+    gram: Float, members: Sequence[Int], minorant: BlockMinorant, gradients: Sequence[Float], mu: float, sweeps: int
+) -> Float | None:
     matrix = minorant.matrix.copy()
     total = sum(float(np.sum(a * b)) for a, b in zip(gradients, minorant.blocks, strict=True))
     if not total > 0:
@@ -131,4 +144,4 @@ def improve_blocks(
             right[:, width : width + len(m)] = columns
             width += len(m)
             matrix[np.ix_(m, m)] = new
-    return make_minorant(gram, members, matrix)
+    return matrix

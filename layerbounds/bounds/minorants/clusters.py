@@ -11,7 +11,9 @@ from layerbounds.bounds.minorants.semidefinite import (
     are_positive_semidefinite,
     cholesky,
     gamma,
+    inverted,
     is_positive_semidefinite,
+    smallest_eigenvalues,
     symmetric_inverse,
 )
 from layerbounds.kernels.cluster_minorant import link_clusters
@@ -94,7 +96,7 @@ def prove_clusters(
     largest = np.where(diagonal.any(axis=1), diagonal.max(axis=1), 1.0)
     padded = block.copy()
     np.einsum("gii->gi", padded)[:] = np.where(rows >= 0, diagonal, largest[:, None])
-    smallest: Float = np.asarray(0.5 * np.linalg.eigvalsh(padded)[:, 0], dtype=np.float64)
+    smallest: Float = 0.5 * smallest_eigenvalues(padded)
     if not np.all(smallest > 0):
         return None
     np.einsum("gii->gi", padded)[:] -= smallest[:, None]
@@ -168,7 +170,10 @@ def start_clusters(gram: Float, parts: list[Int], active: Int) -> ClusterMinoran
     block = np.zeros((len(parts), widest, widest))
     for g, p in enumerate(parts):
         at = position[p]
-        block[g, : len(p), : len(p)] = 0.9 / len(parts) * np.linalg.inv(inverse[np.ix_(at, at)])
+        schur = inverted(inverse[np.ix_(at, at)])
+        if schur is None:
+            return None
+        block[g, : len(p), : len(p)] = 0.9 / len(parts) * schur
     first = np.concatenate([[0], np.cumsum([len(p) for p in parts])]).astype(np.int64)
     return prove_clusters(gram, first, np.concatenate(parts), block, active, position)
 

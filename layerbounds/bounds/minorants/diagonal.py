@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy.linalg import lapack
 
 from layerbounds.arrays import Float
 from layerbounds.bounds.minorants.barrier import FAR, ascend_barrier
 from layerbounds.bounds.minorants.semidefinite import (
     cholesky,
+    inverse_diagonal,
     is_positive_semidefinite,
     semidefinite_shift,
     shrink_until,
@@ -52,8 +52,7 @@ def interior_start(gram: Float) -> Float:
     factor = cholesky(gram)
     if factor is None:
         return np.zeros(n)
-    inverse_diagonal = np.sum(lapack.dtrtri(factor, lower=1)[0] ** 2, axis=0)
-    return np.asarray(0.9 / (n * inverse_diagonal))
+    return np.asarray(0.9 / (n * inverse_diagonal(factor)))
 
 
 def maximize_minorant(

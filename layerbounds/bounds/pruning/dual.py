@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from layerbounds.arrays import Bool, Float, Int
-from layerbounds.bounds.minorants.semidefinite import UNIT, is_positive_semidefinite, shrink_until
+from layerbounds.bounds.minorants.semidefinite import UNIT, is_positive_semidefinite, shrink_until, smallest_eigenvalues
 from layerbounds.problems.patterns import Structure
 
 #: Extended precision, which type checkers have no name for.
@@ -202,7 +202,7 @@ def _refit_savings(b: Wide, z: Wide, h: Wide, h_error: Wide, sets: Bool) -> Wide
     c = b @ z - h
     error = h_error + 4 * (len(z) + 4) * _UNIT_LONG * (np.abs(b) @ np.abs(z) + np.abs(h))
     narrow = b.astype(np.float64)
-    smallest = 0.5 * float(np.linalg.eigvalsh(narrow)[0])
+    smallest = 0.5 * float(smallest_eigenvalues(narrow))
     if smallest <= 0 or not is_block_minorant(narrow, smallest * np.eye(len(z))):
         return np.where(sets.any(axis=1), _LONG(np.inf), _LONG(0))
     # Outside of a set the rows of the identity, so that all systems have one size.
@@ -210,7 +210,11 @@ def _refit_savings(b: Wide, z: Wide, h: Wide, h_error: Wide, sets: Bool) -> Wide
     t = np.zeros(sets.shape, dtype=_LONG)
     for _ in range(2):
         rest = np.where(sets, c - t @ b, 0).astype(np.float64)
-        t += np.linalg.solve(systems, rest[:, :, None])[:, :, 0]
+        try:
+            t += np.linalg.solve(systems, rest[:, :, None])[:, :, 0]
+        except np.linalg.LinAlgError:
+            # Any t will do: one that solves nothing gives a weaker bound.
+            break
     product, spread = t @ b, np.abs(t) @ np.abs(b)
     off = error + 4 * (len(z) + 4) * _UNIT_LONG * (spread + np.abs(c))
     residual = np.where(sets, np.abs(c - product) + off, 0)

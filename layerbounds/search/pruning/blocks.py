@@ -16,6 +16,7 @@ from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import BlockDual, Control, RawSolve, SearchProof
 from layerbounds.search.frontier import Forkable, Frontier, Incumbent
+from layerbounds.search.pruning.refit import refit
 from layerbounds.search.pruning.subset_search import set_bound
 
 Flags = npt.NDArray[np.int8]
@@ -76,11 +77,7 @@ class BlockSearch(Forkable):
         if len(s) == len(self.b):
             weights = self.target.copy()
         elif len(s):
-            factor = cholesky(np.ascontiguousarray(self.gram[np.ix_(s, s)]))
-            if factor is None:
-                weights[s] = np.linalg.lstsq(self.gram[np.ix_(s, s)], self.b[s], rcond=None)[0]
-            else:
-                weights[s] = scipy.linalg.cho_solve((factor, True), self.b[s], check_finite=False)
+            weights[s] = refit(self.gram, self.b, s)
         deviation = weights - self.target
         value = max(float(deviation @ (self.gram @ deviation)), 0.0)
         self.incumbent.offer(value, weights)

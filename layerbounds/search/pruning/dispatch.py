@@ -17,6 +17,7 @@ from layerbounds.proofs import Control, RawSolve, Status
 from layerbounds.search.pruning.blocks import search_blocks
 from layerbounds.search.pruning.clusters import ClusterSearch, search_clusters
 from layerbounds.search.pruning.exact_sets import MOST_WORK, nearly_singular, number_of_choices, search_exactly
+from layerbounds.search.pruning.independent_sets import applies, search_supports
 from layerbounds.search.pruning.masks import search_mask
 from layerbounds.search.pruning.subset_search import SubsetSearch, search_subset
 
@@ -45,8 +46,13 @@ def search_pruning(task: Task[Support], control: Control) -> RawSolve:
     choices = number_of_choices(task.allowed.structure, task.allowed.refit)
     few = choices * max(len(task.target), 2) ** 2 <= MOST_WORK
     few = few and (control.node_limit is None or choices <= control.node_limit)
-    if few and nearly_singular(task.gram):
-        return search_exactly(task, control)
+    if nearly_singular(task.gram):
+        if few:
+            return search_exactly(task, control)
+        if applies(task, control):
+            found = search_supports(task, control)
+            if found is not None:
+                return found
     raw = _branch_and_bound(task, control)
     if few and raw.termination in (Status.OPTIMAL, Status.GAP_REACHED):
         certified = certify(task, raw, control.gap)
@@ -81,5 +87,6 @@ def compile_kernels() -> None:
             task = Task((0,), gram, weights[None], np.zeros(1), 1.0, live, allowed)
             search_pruning(task, Control(10.0, 0.0, 50, 0, 1, threading.Event()))
             if refit:
+                search_supports(task, Control(10.0, 0.0, 50, 0, 1, threading.Event()))
                 for search in (SubsetSearch, ClusterSearch):
                     search(task, Control(10.0, 0.0, 50, 0, 1, threading.Event())).warm_up()

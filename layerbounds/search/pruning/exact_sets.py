@@ -146,6 +146,17 @@ class ExactSets:
         if self.best is None or least < self.best[0]:
             self.best = least, kept
 
+    def error_on(self, kept: list[int]) -> Fraction:
+        """The least error of weights on some inputs, in units of the objective."""
+        rows = [[*(self.rows[i][j] for j in kept), self.right[i]] for i in kept]
+        rows.append([*(self.right[i] for i in kept), self.energy])
+        state = _State(0, (), ())
+        _, rows, _, previous = self._with(state, list(kept), rows, list(kept), 1)
+        value = max(Fraction(rows[-1][-1], previous), Fraction(0))
+        if self.best is None or value < self.best[0]:
+            self.best = value, tuple(kept)
+        return exact.times_power(value, self.unit)
+
     def masked(self) -> bool:
         """Try all choices of units whose weights stay as they are; False where the time is out."""
         original, power = exact.dyadic(self.task.allowed.original, -self.powers)

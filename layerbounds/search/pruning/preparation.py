@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import joblib
+import numpy as np
 
 from layerbounds.bounds.minorants.clusters import ClusterMinorant
 from layerbounds.problems.pruning import PruningProblem
@@ -54,6 +55,9 @@ def _improved(task: Task[Support], plan: tuple[int, int]) -> ClusterMinorant | N
     search = ClusterSearch(task, Control(1e9, 0.0, None, 0, 1, threading.Event()), *plan)
     # Merged clusters are those of one channel.
     search.merged = 0
-    search.first_incumbents(kicks=False)
-    root = search.cluster_root()
+    try:
+        search.first_incumbents(kicks=False)
+        root = search.cluster_root()
+    except np.linalg.LinAlgError:
+        return None
     return None if root is None or len(root.minorant.member) < len(task.target) else root.minorant

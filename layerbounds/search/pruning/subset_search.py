@@ -15,7 +15,7 @@ import scipy.linalg
 
 from layerbounds.arrays import Bool, Float, Int
 from layerbounds.bounds.minorants.diagonal import certified_minorant, interior_start, is_minorant
-from layerbounds.bounds.minorants.semidefinite import UNIT, cholesky, gamma, symmetric_inverse
+from layerbounds.bounds.minorants.semidefinite import UNIT, cholesky, gamma, smallest_eigenvalues, symmetric_inverse
 from layerbounds.bounds.pruning.perspective import centre, newton_step, schur_complement
 from layerbounds.kernels import subset, subset_tree
 from layerbounds.problems.support import Support
@@ -23,6 +23,7 @@ from layerbounds.problems.tasks import Task
 from layerbounds.proofs import BlockDual, Control, RawSolve, SearchProof
 from layerbounds.search.frontier import Forkable, Frontier, Incumbent
 from layerbounds.search.pruning.correlated_inputs import nearest_inputs
+from layerbounds.search.pruning.refit import refit
 
 Flags = npt.NDArray[np.int8]
 
@@ -121,7 +122,7 @@ class SubsetSearch(Forkable):
         #: Nodes with at most so many sets are enumerated.
         self.enumerated = ENUMERATED
         #: A proven lower bound of the smallest eigenvalue, 0 where there is none.
-        self.smallest = 0.5 * float(np.linalg.eigvalsh(self.gram)[0])
+        self.smallest = 0.5 * float(smallest_eigenvalues(self.gram))
         if self.smallest <= 0.0 or not is_minorant(self.gram, np.full(n, self.smallest)):
             self.smallest = 0.0
 
@@ -171,10 +172,7 @@ class SubsetSearch(Forkable):
         if len(s) == self.size:
             weights = self.target.copy()
         elif len(s):
-            factor = cholesky(np.ascontiguousarray(self.gram[np.ix_(s, s)]))
-            if factor is None:
-                return
-            weights[s] = scipy.linalg.cho_solve((factor, True), self.b[s], check_finite=False)
+            weights[s] = refit(self.gram, self.b, s)
         deviation = weights - self.target
         value = max(float(deviation @ (self.gram @ deviation)), 0.0)
         self.incumbent.offer(value, weights)

@@ -69,10 +69,16 @@ class Neighbourhoods:
         if self._stalled >= STALLED:
             self._kick()
         relation = self._relations[int(rng.random() < 0.3)]
-        value, improvements = search_neighbourhoods(
-            self._gram, self._target, relation, self._table, self._count, self._current, self._size, self.rounds,
-            BUDGET, int(rng.integers(2**31)),
-        )  # fmt: skip
+        try:
+            value, improvements = search_neighbourhoods(
+                self._gram, self._target, relation, self._table, self._count, self._current, self._size, self.rounds,
+                BUDGET, int(rng.integers(2**31)),
+            )  # fmt: skip
+        except ZeroDivisionError:
+            # A subset of dependent variables: their Gram matrix has no inverse.
+            self._current = self.best.copy()
+            self._stalled += 1
+            return False
         self._stalled = 0 if improvements else self._stalled + 1
         if value < self.value * (1.0 - 1e-12):
             self.value, self.best = float(value), self._current.copy()

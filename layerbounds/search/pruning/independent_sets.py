@@ -1,0 +1,224 @@
+"""Pruning with refit where the Gram matrix is singular but the supports are not: every support is tried.
+
+With more inputs than directions no minorant is positive, and relaxations prove nothing before most inputs are dropped.
+Supports of fewer inputs than directions are well-conditioned all the same; see docs/pruning-bounds.md.
+"""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+
+import numpy as np
+
+from layerbounds.arrays import Float, Int
+from layerbounds.bounds.minorants.semidefinite import UNIT, gamma
+from layerbounds.kernels import exact
+from layerbounds.kernels.independent_sets import independent_sets
+from layerbounds.problems.tasks import Task
+from layerbounds.proofs import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE, Control, RawSolve, SearchProof, Status, TracePoint
+from layerbounds.search.pruning.exact_sets import ExactSets, number_of_choices
+from layerbounds.search.pruning.subset_search import SubsetSearch
+
+#: Supports that are tried at most, and inputs.
+MOST_SETS, MOST_INPUTS = 10**8, 64
+#: Supports that one thread tries in a second, at least.
+SETS_PER_SECOND = 2e6
+#: A support counts as dependent below this product of its pivots, relative to the diagonal.
+LEAST = 1e-10
+#: Supports that come near the cut, and begun ones with a dependent input, at a time and in all.
+FOUND, APART, MOST_APART = 1024, 4096, 20_000
+#: Inputs by which the work is divided.
+SPLIT = 2
+#: Powers of two whose reciprocals are tried as a share of the diagonal that lies below the Gram matrix.
+POWERS = (24, 32, 40, 46, 50, 52, 54, 58, 64, 72)
+
+_LONG = np.longdouble
+_UNIT_LONG = float(np.finfo(_LONG).eps)
+
+
+def applies(task: Task[Support], control: Control) -> bool:
+    """Whether a problem has refit, single inputs, and so few supports that the limits allow to try them all."""
+    n = len(task.target)
+    if (
+        not task.allowed.refit
+        or len(task.allowed.structure.group) != n
+        or n > MOST_INPUTS
+        or not task.allowed.structure.capacity.sum()
+    ):
+        return False
+    most = min(MOST_SETS, SETS_PER_SECOND * control.remaining() * control.threads)
+    return number_of_choices(task.allowed.structure, True) <= (
+        most if control.node_limit is None else control.node_limit
+    )
+
+
+class SupportSearch:
+    """All supports of one channel that keep as many inputs as they may.
+
+    Parameters
+    ----------
+    search : SubsetSearch
+        Its incumbent gives the cut.
+    """
+
+    def __init__(self, search: SubsetSearch) -> None:
+        self.search = search
+        task = search.task
+        self.exact = ExactSets(task, search.control)
+        self.order = self._order(task.gram, search.group)
+        self.gram = np.ascontiguousarray(search.gram[np.ix_(self.order, self.order)])
+        self.b = search.b[self.order]
+        counts = np.bincount(search.group, minlength=len(search.capacity))
+        first = np.cumsum(counts) - counts
+        begin, last = [], []
+        for group, capacity in enumerate(search.capacity.tolist()):
+            for j in range(capacity):
+                begin.append(first[group] + j)
+                last.append(first[group] + counts[group] - capacity + j)
+        self.begin, self.last = np.array(begin), np.array(last)
+        self.lowest = 1.0
+        self.visited = 0
+        self.found: list[Int] = []
+        self.apart: list[Int] = []
+
+    @staticmethod
+    def _order(gram: Float, group: Int) -> Int:
+        """Inputs group by group, those with the strongest correlations first: dependence shows early on a path."""
+        norm = np.sqrt(np.diag(gram))
+        link = np.abs(gram / np.outer(norm, norm))
+        np.fill_diagonal(link, 0.0)
+        return np.lexsort((-link.max(axis=1), group))
+
+    def run(self, threshold: float, margin: float) -> bool:
+        """Try all supports; False where the time or the room for what is set apart is used up."""
+        prefixes = self._prefixes()
+        control = self.search.control
+
+        def work(fixed: Int) -> bool:
+            if control.remaining() <= 0 or len(self.apart) > MOST_APART:
+                return False
+            found = np.empty((FOUND, len(self.begin)), np.int64)
+            apart = np.empty((APART, len(self.begin)), np.int64)
+            lowest = np.ones(1)
+            visited, many, dependent = independent_sets(
+                self.gram, self.b, self.begin, self.last, fixed, threshold, margin, LEAST, found, apart, lowest
+            )
+            if visited < 0:
+                return False
+            self.lowest = min(self.lowest, float(lowest[0]))
+            self.visited += visited
+            self.found += [row[row >= 0] for row in found[:many]]
+            self.apart += [row[row >= 0] for row in apart[:dependent]]
+            return True
+
+        with ThreadPoolExecutor(max_workers=max(control.threads, 1)) as pool:
+            return all(pool.map(work, prefixes))
+
+    def _prefixes(self) -> list[Int]:
+        """Positions of the first inputs of a set, for every one of their choices."""
+        prefixes: list[list[int]] = [[]]
+        for q in range(min(SPLIT, len(self.begin) - 1)):
+            prefixes = [
+                [*p, t]
+                for p in prefixes
+                for t in range(max(int(self.begin[q]), p[-1] + 1 if p else 0), int(self.last[q]) + 1)
+            ]
+        return [np.array(p, dtype=np.int64) for p in prefixes]
+
+    def hidden(self) -> float:
+        """What the supports that were set apart can save beyond those that were tried; infinite where unknown."""
+        circuits = [(self.order[row[:-1]], int(self.order[row[-1]])) for row in self.apart]
+        ambiguous = [c for c in circuits if not self._dependent(*c)]
+        if not ambiguous:
+            return 0.0
+        share = self._share()
+        if share is None:
+            return math.inf
+        search = self.search
+        size = float(search.norm @ np.abs(search.target))
+        size += math.sqrt(len(self.begin) * search.energy * 3.0 / self.lowest)
+        try:
+            slope = max(self._slope(*c) for c in ambiguous) * size
+        except np.linalg.LinAlgError:
+            return math.inf
+        return len(self.begin) * slope**2 / share * (1.0 + 1e-9)
+
+    def _dependent(self, kept: Int, other: int) -> bool:
+        """Whether an input is exactly a combination of others."""
+        members = [*kept.tolist(), other]
+        rows = [[self.exact.rows[i][j] for j in members] for i in members]
+        previous = 1
+        while len(rows) > 1:
+            pivot, following = rows[0][0], exact.eliminate(rows, 0, previous)
+            if following is None:
+                return False
+            rows, previous = following, pivot
+        return rows[0][0] == 0
+
+    def _share(self) -> float | None:
+        """A share of its diagonal that lies below the Gram matrix, by exact arithmetic."""
+        for power in POWERS:
+            if exact.is_positive_semidefinite(self.search.task.gram, power):
+                return math.ldexp(1.0, -power)
+        return None
+
+    def _slope(self, kept: Int, other: int) -> float:
+        """Largest |(Hy)_j|/ν_j for the combination y that nearly vanishes, relative to the input's own norm."""
+        gram = self.search.gram
+        wide = gram.astype(_LONG)
+        y = np.zeros(len(gram), dtype=_LONG)
+        y[other] = 1.0
+        block = gram[np.ix_(kept, kept)]
+        for _ in range(4):
+            y[kept] -= np.linalg.solve(block, (wide[kept] @ y).astype(np.float64))
+        error = 2 * (len(gram) + 4) * _UNIT_LONG * (np.abs(wide) @ np.abs(y))
+        rho = (np.abs(wide @ y) + error).astype(np.float64)
+        return float(np.max(rho / np.sqrt(np.diag(gram)))) / math.sqrt(gram[other, other]) * (1.0 + 1e-9)
+
+
+def margin_of(search: SubsetSearch, size: int) -> float:
+    """What rounding can hide of the saving of a set of so many inputs, times the product of its relative pivots."""
+    energy = max(search.energy, 0.0)
+    loss = 15.0 * size * gamma(3 * size + 8) * energy
+    spread = (search.size + 8) * _UNIT_LONG * float(search.norm @ np.abs(search.target)) + UNIT * math.sqrt(energy)
+    off = 2.0 * math.sqrt(size) * spread
+    return 2.0 * (loss + 3.5 * math.sqrt(energy) * off + 3.0 * off**2) + 64.0 * UNIT * energy
+
+
+def search_supports(task: Task[Support], control: Control) -> RawSolve | None:
+    """Solve one channel by trying every support; None where that proves nothing. See `applies`."""
+    search = SubsetSearch(task, control)
+    search.first_incumbents()
+    every = SupportSearch(search)
+    start = np.flatnonzero(search.incumbent.weights).tolist()
+    every.exact.error_on(start)
+    weights = every.exact.weights()
+    upper = exact.quadratic_form(task.gram, task.target, weights)
+    if upper <= OPTIMAL_ABSOLUTE * task.energy:
+        end = TracePoint(control.elapsed(), 1, task.constant, float(upper) + task.constant)
+        return RawSolve(weights, Status.OPTIMAL, nodes=1, trace=(end,))
+    cut = float(upper) * (1.0 - 0.4 * OPTIMAL_RELATIVE)
+    threshold = search.low_energy - cut * search.factor**2
+    if not cut > 0.0 or not every.run(threshold, margin_of(search, len(every.begin))):
+        return None
+    hidden = every.hidden() * search.factor**-2
+    least = Fraction(cut)
+    for row in every.found:
+        least = min(least, every.exact.error_on(every.order[row].tolist()))
+    if not hidden < float(least):
+        return None
+    better = every.exact.weights()
+    if exact.quadratic_form(task.gram, task.target, better) < upper:
+        weights = better
+    value = float(exact.quadratic_form(task.gram, task.target, weights)) + task.constant
+    lower = exact.float_below(least)
+    point = TracePoint(control.elapsed(), every.visited, min(lower + task.constant, value), value)
+    return RawSolve(
+        weights=weights,
+        termination=Status.GAP_REACHED if control.gap > 0 else Status.OPTIMAL,
+        proof=SearchProof(lower, hidden * (1.0 + 1e-9)),
+        nodes=every.visited,
+        trace=(point,),
+    )
