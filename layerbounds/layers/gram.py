@@ -108,10 +108,10 @@ def validate_gram(gram: Float, what: str) -> tuple[Float, GramReport]:
     if np.any(dead):
         sym[dead, :] = 0.0
         sym[:, dead] = 0.0
-    return sym, GramReport(asymmetry, projected, min_eigenvalue, int(np.count_nonzero(dead)), _raise(core))
+    return sym, GramReport(asymmetry, projected, min_eigenvalue, int(np.count_nonzero(dead)), semidefinite_share(core))
 
 
-def _raise(core: Float) -> float:
+def semidefinite_share(core: Float) -> float:
     """By how much of itself the diagonal of a matrix of few inputs has to grow for positive semidefiniteness.
 
     Matrices that are singular in exact arithmetic are semidefinite already.

@@ -10,9 +10,11 @@ from layerbounds.arrays import Float, Int
 from layerbounds.bounds.quantization.block_relaxation import ROUNDS, BlockRelaxation, refine_blocks
 from layerbounds.bounds.quantization.relaxation import refine
 from layerbounds.bounds.quantization.split_relaxation import SplitRelaxation, refine_split
+from layerbounds.certify.interval import certify
 from layerbounds.problems.levels import Levels
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import (
+    OPTIMAL_ABSOLUTE,
     OPTIMAL_RELATIVE,
     BlockDual,
     Control,
@@ -27,6 +29,7 @@ from layerbounds.search.quantization.allowance import rounding_allowance, shift_
 from layerbounds.search.quantization.block_choice import block_members
 from layerbounds.search.quantization.box_tree import BoxTree
 from layerbounds.search.quantization.companion import Companion
+from layerbounds.search.quantization.exact_levels import MOST_INPUTS, close_exactly
 from layerbounds.search.quantization.grid_units import UnitProblem, make_units
 from layerbounds.search.quantization.incumbents import first_incumbents
 from layerbounds.search.quantization.neighbourhoods import Neighbourhoods
@@ -375,7 +378,8 @@ class ChannelSearch:
         if self.proven > 0:
             proof = SearchProof(self.proven * m, self.allowance(self.proven) * m)
             slack = 4.0 * self.allowance(self.upper) + 2.0 * max(self.upper - self.proven, 0.0)
-            if self.exhausted and 0.1 * OPTIMAL_RELATIVE * self.upper < slack < self.upper:
+            open_to_rounding = max(0.1 * OPTIMAL_RELATIVE * self.upper, OPTIMAL_ABSOLUTE * self.task.energy / m) < slack
+            if self.exhausted and open_to_rounding:
                 collected = self.collect_leaves(slack)
                 if collected is not None:
                     cut, leaves = collected
@@ -438,4 +442,10 @@ def block_rounds(n: int, seconds: float) -> int:
 
 def search_channel(task: Task[Levels], prep: Preparation, control: Control) -> RawSolve:
     """Solve one channel of at least one live input."""
-    return ChannelSearch(task, prep, control).run()
+    raw = ChannelSearch(task, prep, control).run()
+    limited = control.remaining() <= 0 or control.node_limit is not None
+    if len(task.target) <= MOST_INPUTS and not limited:
+        certified = certify(task, raw, control.gap)
+        if certified.status == Status.UNRESOLVED:
+            return close_exactly(task, control, raw, certified.weights)
+    return raw
