@@ -11,7 +11,8 @@ from layerbounds.bounds.quantization.block_relaxation import ROUNDS, BlockRelaxa
 from layerbounds.bounds.quantization.relaxation import refine
 from layerbounds.bounds.quantization.split_relaxation import SplitRelaxation, refine_split
 from layerbounds.certify.interval import certify
-from layerbounds.problems.levels import Levels
+from layerbounds.problems.evaluation import squared_error
+from layerbounds.problems.levels import Levels, nearest_levels
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import (
     OPTIMAL_ABSOLUTE,
@@ -358,18 +359,25 @@ class ChannelSearch:
         tree = self.tree
         cut = self.upper + slack
         tree.restart(cut)
-        leaves: list[Float] = []
+        leaves: list[Int] = []
         end = self.nodes + min(ATTEMPTS[0][1], self.nodes_left())
-        while self.nodes < end and self.control.remaining() > 0:
+        done = False
+        while not done and self.nodes < end and self.control.remaining() > 0 and len(leaves) <= MANY_LEAVES:
             done = tree.run(int(min(self.chunk, end - self.nodes)), collect=True)
             leaf = tree.take()
             if leaf is not None:
-                leaves.append(self.unit.weights_of(self.unit.levels[leaf, np.arange(self.unit.size)]))
-                if len(leaves) > MANY_LEAVES:
-                    return None
-            if done:
-                return cut, np.array(leaves).reshape(-1, self.unit.size)
-        return None
+                leaves.append(leaf.copy())
+        if not leaves:
+            return None
+        levels = self.unit.levels[np.array(leaves), np.arange(self.unit.size)]
+        weights = np.array([self.unit.weights_of(points) for points in levels])
+        # The tree's own arithmetic does not tell these points apart.
+        deviation = weights.astype(np.longdouble) - self.task.target
+        errors = np.sum((deviation @ self.task.gram.astype(np.longdouble)) * deviation, axis=1)
+        present = self.unit.weights_of(self.unit.levels[self.choice, np.arange(self.unit.size)]) - self.task.target
+        if np.min(errors) < squared_error(self.task.gram, present):
+            self.choice = leaves[int(np.argmin(errors))]
+        return (cut, weights) if done and len(leaves) <= MANY_LEAVES else None
 
     def result(self) -> RawSolve:
         """What was found and what it proves, in the units of the Gram matrix."""
@@ -442,10 +450,18 @@ def block_rounds(n: int, seconds: float) -> int:
 
 def search_channel(task: Task[Levels], prep: Preparation, control: Control) -> RawSolve:
     """Solve one channel of at least one live input."""
-    raw = ChannelSearch(task, prep, control).run()
-    limited = control.remaining() <= 0 or control.node_limit is not None
-    if len(task.target) <= MOST_INPUTS and not limited:
+    search = ChannelSearch(task, prep, control)
+    few = len(task.target) <= MOST_INPUTS and control.node_limit is None
+    if few:
+        start = search.unit.weights_of(search.unit.levels[search.choice, np.arange(search.unit.size)])
+        begun = RawSolve(start, Status.UNRESOLVED, trace=tuple(search.trace))
+        closed = close_exactly(task, control, begun, nearest_levels(task.allowed.values, start), uneven=True)
+        if closed is not None:
+            return closed
+    raw = search.run()
+    if few and control.remaining() > 0:
         certified = certify(task, raw, control.gap)
         if certified.status == Status.UNRESOLVED:
-            return close_exactly(task, control, raw, certified.weights)
+            closed = close_exactly(task, control, raw, certified.weights)
+            return raw if closed is None else closed
     return raw

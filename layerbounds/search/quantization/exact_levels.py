@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -14,12 +15,17 @@ from layerbounds.proofs import OPTIMAL_RELATIVE, Control, RawSolve, SearchProof,
 
 #: Inputs, and levels that are tried for single inputs, at most.
 MOST_INPUTS, MOST_TRIED = 8, 2_000_000
+#: Inputs that move the output this much less than others make levels tie.
+UNEVEN = 1e-7
 #: The bound that is aimed at lies below the upper one by this part of what `optimal` allows.
 SHORT = 0.4
 
 
 class ExactLevels:
-    """Depth-first search over the levels; the inputs not yet decided are minimised over the reals.
+    """Depth-first search over the levels.
+
+    A begun choice is bounded by minimising the other inputs over the reals, and, where they matter little, by how far
+    they can move the output within their levels.
 
     Parameters
     ----------
@@ -48,7 +54,13 @@ class ExactLevels:
         order = np.argsort(-spread, kind="stable")
         self.order = order
         rows, scale = exact.balanced_integers(gram[np.ix_(order, order)], powers[order])
+        self.rows = rows
         self._reduce(rows)
+        reach = np.sqrt(np.diag(gram)[order]) * farthest[order] * (1.0 + 1e-9)
+        #: How far the inputs from each one on can move the output.
+        self.reach = [*np.cumsum(reach[::-1])[::-1].tolist(), 0.0]
+        #: Whether some inputs matter so little that all their levels tie in floating point.
+        self.uneven = bool(reach.min() < UNEVEN * reach.max())
         count = task.allowed.values.shape[1]
         both = np.concatenate([task.allowed.values, task.target[:, None]], axis=1)[order]
         entries, power = exact.dyadic(both, np.repeat(-powers[order], count + 1))
@@ -89,19 +101,31 @@ class ExactLevels:
             self._offer(chosen)
             return True
         matrix, divisor = self.matrices[depth]
-        row = matrix[depth]
-        rest = sum(a * sum(h * b for h, b in zip(matrix[i], steps, strict=False)) for i, a in enumerate(steps))
-        slope = 2 * sum(h * b for h, b in zip(row, steps, strict=False))
-        values = [(rest + (slope + row[depth] * d) * d, level) for level, d in enumerate(self.steps[depth])]
+        values = self._values(matrix, steps)
+        alone = self._values(self.rows, steps)
         self.tried += len(values)
         if self.tried > MOST_TRIED or self.control.remaining() <= 0:
             return False
-        for value, level in sorted(values):
+        for value, level in sorted((value, level) for level, value in enumerate(values)):
             if exact.times_power(Fraction(value, divisor), self.unit) - self.charge >= self.cut:
                 return True
+            if self._far(alone[level], depth + 1):
+                continue
             if not self._extend([*chosen, level], [*steps, self.steps[depth][level]]):
                 return False
         return True
+
+    def _values(self, matrix: list[list[int]], steps: list[int]) -> list[int]:
+        """The quadratic form of some steps followed by each step of the next input."""
+        row, depth = matrix[len(steps)], len(steps)
+        rest = sum(a * sum(h * b for h, b in zip(matrix[i], steps, strict=False)) for i, a in enumerate(steps))
+        slope = 2 * sum(h * b for h, b in zip(row, steps, strict=False))
+        return [rest + (slope + row[depth] * d) * d for d in self.steps[depth]]
+
+    def _far(self, alone: int, decided: int) -> bool:
+        """Whether what is decided reaches the cut wherever the other inputs move the output."""
+        left = math.sqrt(float(exact.times_power(Fraction(alone), self.unit))) * (1.0 - 1e-12) - self.reach[decided]
+        return left > 0.0 and Fraction(left * left * (1.0 - 1e-12)) - self.charge >= self.cut
 
     def _offer(self, chosen: list[int]) -> None:
         weights = np.empty(len(chosen))
@@ -111,11 +135,30 @@ class ExactLevels:
             self.upper, self.weights = value, weights
 
 
-def close_exactly(task: Task[Levels], control: Control, raw: RawSolve, weights: Float) -> RawSolve:
-    """Finish a search that rounding left open, from its best weights; the search's own result where that fails."""
+def close_exactly(
+    task: Task[Levels], control: Control, raw: RawSolve, weights: Float, uneven: bool = False
+) -> RawSolve | None:
+    """Finish a search that rounding left open.
+
+    Parameters
+    ----------
+    task : Task
+    control : Control
+    raw : RawSolve
+        What the search found.
+    weights : ndarray of shape (n,)
+        Its best weights.
+    uneven : bool
+        Only for inputs of very different size.
+
+    Returns
+    -------
+    RawSolve or None
+        None where there are too many levels to try.
+    """
     search = ExactLevels(task, control, weights)
-    if not search.run():
-        return raw
+    if not search.bounded or (uneven and not search.uneven) or not search.run():
+        return None
     # Exactly 0 is the least that a mean of squares can be.
     cut = max(exact.float_below(search.cut), 0.0)
     upper = float(search.upper) + task.constant
