@@ -121,7 +121,7 @@ def quadratic_form(gram: Float, target: Float, weights: Float) -> Fraction:
 
 
 def times_power(value: Fraction, exponent: int) -> Fraction:
-    """value · 2^exponent."""
+    """Value · 2^exponent."""
     return value * (1 << exponent) if exponent >= 0 else value / (1 << -exponent)
 
 

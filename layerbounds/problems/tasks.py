@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from layerbounds.arrays import Bool, Float
+from layerbounds.layers.gram import raise_diagonal
 from layerbounds.problems.allowed import AllowedSet
 from layerbounds.problems.problem import Problem
 

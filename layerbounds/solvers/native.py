@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numba
+import numpy as np
 
 from layerbounds.problems.allowed import AllowedSet
 from layerbounds.problems.problem import Problem

@@ -16,6 +16,7 @@ from layerbounds.arrays import Float
 from layerbounds.bounds.minorants.semidefinite import cholesky
 from layerbounds.kernels import exact
 from layerbounds.problems.patterns import Structure
+from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE, Control, RawSolve, SearchProof, Status, TracePoint
 

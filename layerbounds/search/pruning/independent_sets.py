@@ -16,6 +16,7 @@ from layerbounds.arrays import Float, Int
 from layerbounds.bounds.minorants.semidefinite import UNIT, gamma
 from layerbounds.kernels import exact
 from layerbounds.kernels.independent_sets import independent_sets
+from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE, Control, RawSolve, SearchProof, Status, TracePoint
 from layerbounds.search.pruning.exact_sets import ExactSets, number_of_choices

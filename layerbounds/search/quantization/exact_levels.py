@@ -10,6 +10,7 @@ import numpy as np
 from layerbounds.arrays import Float
 from layerbounds.kernels import exact
 from layerbounds.layers.gram import raise_diagonal, semidefinite_share
+from layerbounds.problems.levels import Levels
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import OPTIMAL_RELATIVE, Control, RawSolve, SearchProof, Status, TracePoint
 
