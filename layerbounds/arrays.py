@@ -29,15 +29,20 @@ def as_numpy(value: Any, what: str) -> NDArray[Any]:
     InputError
         If the value is not numeric or holds NaN or infinity.
     """
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        if str(getattr(value, "dtype", "")) in ("torch.bfloat16", "torch.float16"):
-            value = value.float()
-        value = value.numpy()
     try:
+        if hasattr(value, "detach"):
+            value = value.detach().cpu()
+            if value.is_floating_point() and value.dtype.itemsize < 4:
+                value = value.float()
+            value = value.numpy()
+        elif isinstance(value, np.ma.MaskedArray) and np.any(np.ma.getmaskarray(value)):
+            raise InputError(f"{what} is a masked array with masked values; fill or remove them first.")
         array = np.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{what} cannot be read as an array ({error}); pass a NumPy array or a tensor.") from error
+    except InputError:
+        raise
+    except Exception as error:  # whatever a foreign array type raises
+        reason = " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
+        raise InputError(f"{what} cannot be read as an array ({reason}); pass a NumPy array or a tensor.") from error
     if array.dtype.kind not in "fiub":
         raise InputError(f"{what} has dtype {array.dtype}, which is not real and numeric; pass floating-point values.")
     if array.dtype.kind == "f":
@@ -51,4 +56,9 @@ def as_numpy(value: Any, what: str) -> NDArray[Any]:
 
 def as_float64(value: Any, what: str) -> Float:
     """Return ``value`` as a C-contiguous float64 array, checked as in `as_numpy`."""
-    return np.ascontiguousarray(as_numpy(value, what), dtype=np.float64)
+    array = as_numpy(value, what)
+    with np.errstate(over="ignore"):
+        converted = np.asarray(array, dtype=np.float64, order="C")
+    if array.dtype.itemsize > 8 and not np.all(np.isfinite(converted)):
+        raise InputError(f"{what} holds values beyond the range of float64; rescale them first.")
+    return converted

@@ -7,6 +7,7 @@ import fnmatch
 import re
 from collections.abc import Iterable, Sequence
 
+from layerbounds.arguments import members, shown
 from layerbounds.exceptions import InputError, UnknownNameError
 
 
@@ -18,6 +19,8 @@ def match_name(name: str, candidates: Sequence[str], what: str) -> str:
     UnknownNameError
         If nothing matches, or a suffix is not unique.
     """
+    if not isinstance(name, str):
+        raise UnknownNameError(f"{what} is {shown(name)}; pass a name.")
     if name in candidates:
         return name
     suffix = [c for c in candidates if c.endswith("." + name)]
@@ -27,8 +30,8 @@ def match_name(name: str, candidates: Sequence[str], what: str) -> str:
         raise UnknownNameError(f"{what} {name!r} is ambiguous: it may be {', '.join(suffix)}; give more of the name.")
     near = difflib.get_close_matches(name, candidates, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    shown = ", ".join(candidates[:20]) + (", …" if len(candidates) > 20 else "")
-    raise UnknownNameError(f"there is no {what} {name!r}; {hint}available: {shown or 'none'}.")
+    listed = ", ".join(candidates[:20]) + (", …" if len(candidates) > 20 else "")
+    raise UnknownNameError(f"there is no {what} {name!r}; {hint}available: {listed or 'none'}.")
 
 
 def is_pattern(text: str) -> bool:
@@ -56,17 +59,17 @@ def match_names(selection: str | Iterable[str], candidates: Sequence[str], what:
         If a regular expression is invalid.
     """
     chosen: set[str] = set()
-    for text in [selection] if isinstance(selection, str) else selection:
-        if text in candidates or not is_pattern(text):
+    for text in [selection] if isinstance(selection, str) else members(selection, f"the selection of {what}s"):
+        if not isinstance(text, str) or text in candidates or not is_pattern(text):
             chosen.add(match_name(text, candidates, what))
             continue
         try:
             expression = re.compile(text[3:] if text.startswith("re:") else fnmatch.translate(text))
-        except re.error as error:
+        except (re.error, RecursionError, OverflowError) as error:
             raise InputError(f"{text!r} is not a regular expression ({error}); correct it.") from error
         found = [c for c in candidates if expression.fullmatch(c)]
         if not found:
-            shown = ", ".join(candidates[:20]) + (", …" if len(candidates) > 20 else "")
-            raise UnknownNameError(f"no {what} matches {text!r}; available: {shown or 'none'}.")
+            listed = ", ".join(candidates[:20]) + (", …" if len(candidates) > 20 else "")
+            raise UnknownNameError(f"no {what} matches {text!r}; available: {listed or 'none'}.")
         chosen.update(found)
     return [c for c in candidates if c in chosen]

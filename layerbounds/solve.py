@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from threadpoolctl import threadpool_limits
 
+from layerbounds.arguments import MOST_THREADS, as_mapping, real_number, shown, whole_number
 from layerbounds.arrays import Float, as_float64
 from layerbounds.certify.interval import CertifiedChannel, certify, certify_foreign
 from layerbounds.exceptions import InputError, LayerboundsError, MissingExtraError, UnsupportedProblemError
-from layerbounds.problems.problem import Problem, check_channels
+from layerbounds.problems.problem import Problem, as_problem, check_channels
 from layerbounds.problems.tasks import Task, make_task
 from layerbounds.proofs import Control, Dual, RawSolve, Status
 from layerbounds.search.families import root_dual
@@ -71,8 +72,9 @@ def solve(
     seed : int
     node_limit : int, optional
         Nodes per channel. With it, the same seed and jobs give the same intervals.
-    warm_start : array_like, optional
-        Feasible weights of the layer's shape or (channels, n) to start from; others are rounded or pruned first.
+    warm_start : array_like of shape (rows, *weight.shape[1:]) or (rows, n), optional
+        Weights of the chosen channels, in their order, or of all, to start from; those that are not allowed are rounded
+        or pruned first.
     progress : callable, optional
         Called after each channel with (done, total, channel, certified result).
     options : mapping, optional
@@ -90,13 +92,16 @@ def solve(
     UnsupportedProblemError
         If the backend cannot treat the problem.
     """
-    _check_options(time_limit, jobs, node_limit)
+    as_problem(problem)
+    _check_options(time_limit, jobs, seed, node_limit)
+    if progress is not None and not callable(progress):
+        raise InputError(f"progress is {shown(progress)}; pass a function.")
     chosen = check_channels(problem, channels)
     sets = problem.sets(chosen)
     gaps = _gaps(gap, len(sets))
     solver = get_backend(backend)
     _check_capabilities(solver, problem)
-    settings = read_options(solver, options or {})
+    settings = read_options(solver, as_mapping(options, "options"))
     threads = jobs if jobs is not None else os.cpu_count() or 1
     starts = _warm_starts(problem, chosen, warm_start)
     cancel = threading.Event()
@@ -257,19 +262,21 @@ def full_weights(problem: Problem, channel: int, live_weights: Float) -> Float:
     return row
 
 
-def _check_options(time_limit: float, jobs: int | None, node_limit: int | None) -> None:
-    if not time_limit >= 0 or not np.isfinite(time_limit):
-        raise InputError(f"time_limit is {time_limit}; pass a finite number of seconds ≥ 0.")
-    if jobs is not None and jobs < 1:
-        raise InputError(f"jobs is {jobs}; pass a number of threads ≥ 1.")
-    if node_limit is not None and node_limit < 1:
-        raise InputError(f"node_limit is {node_limit}; pass a number of nodes ≥ 1.")
+def _check_options(time_limit: float, jobs: int | None, seed: int, node_limit: int | None) -> None:
+    real_number(time_limit, "time_limit", 0.0, unit="number of seconds")
+    if jobs is not None:
+        whole_number(jobs, "jobs", 1, MOST_THREADS)
+    whole_number(seed, "seed")
+    if node_limit is not None:
+        whole_number(node_limit, "node_limit", 1)
 
 
 def _gaps(gap: ArrayLike, channels: int) -> list[float]:
-    values = np.asarray(gap, dtype=np.float64)
+    values = as_float64(gap, "gap")
     if values.shape not in ((), (channels,)) or not np.all((values >= 0) & (values < 1)):
-        raise InputError(f"gap is {values}; pass a relative gap in [0, 1), or one for each of the {channels} channels.")
+        raise InputError(
+            f"gap is {shown(gap)}; pass a relative gap in [0, 1), or one for each of the {channels} channels."
+        )
     return [float(v) for v in np.broadcast_to(values, (channels,))]
 
 
@@ -287,13 +294,5 @@ def _check_capabilities(solver: Backend, problem: Problem) -> None:
 def _warm_starts(problem: Problem, channels: list[int], warm_start: ArrayLike | None) -> dict[int, Float] | None:
     if warm_start is None:
         return None
-    layer = problem.layer
-    array = as_float64(warm_start, "warm_start")
-    for rows in (channels, list(range(layer.out_features))):
-        if array.size == len(rows) * layer.in_features:
-            matrix = array.reshape(len(rows), layer.in_features)
-            rounded = problem.project(matrix, rows)
-            return {c: rounded[i] for i, c in enumerate(rows)}
-    raise InputError(
-        f"warm_start has shape {array.shape}; pass weights of the layer's shape or of the chosen channels."
-    )
+    matrix = problem.layer.channel_weights(warm_start, channels, "warm_start")
+    return dict(zip(channels, problem.project(matrix, channels), strict=True))

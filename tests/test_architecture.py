@@ -168,7 +168,7 @@ def test_nothing_loose_in_the_root() -> None:
 
 
 def test_kinds_are_asked_for_in_registries_only() -> None:
-    asked = re.compile(r"isinstance\([^()]*\b(\w*Problem|Task|DualPoint|BlockDual|Levels|Support|NativeBackend)\b")
+    asked = re.compile(r"isinstance\([^()]*\b(\w+Problem|Task|DualPoint|BlockDual|Levels|Support|NativeBackend)\b")
     found = [
         f"{path.relative_to(PACKAGE)}: {line.strip()}"
         for path in PACKAGE.rglob("*.py")

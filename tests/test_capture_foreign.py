@@ -75,7 +75,7 @@ def test_computed_weights_are_those_that_the_model_uses(name: str, training: boo
     assert pair["0"].relative_constant if hasattr(pair["0"], "relative_constant") else np.all(pair["0"].constant < 1e-2)
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
     with pytest.raises(
-        InputError, match="layer '0' computes its weight from other parameters.*make it permanent first"
+        InputError, match=r"layer '0' computes its weight from other parameters.*make it permanent first"
     ):
         lb.compress(model, [x], bits=4)
     result = lb.compress(model, [x], "rtn", bits=4, layers="2", intervals=False)
@@ -217,9 +217,9 @@ def test_devices_that_are_none() -> None:
         lambda device: lb.compress(model, [torch.randn(2, 3)], bits=4, device=device),
         lambda device: quantize_activations(model, 8, scheme="static", batches=[torch.randn(2, 3)], device=device),
     ):
-        with pytest.raises(InputError, match="device is 'gpu'; write cpu, cuda"):
+        with pytest.raises(InputError, match="device is 'gpu'; pass a name such as"):
             call("gpu")
-        with pytest.raises(InputError, match="device is 1.5"):
+        with pytest.raises(InputError, match=r"device is 1.5"):
             call(1.5)
     with pytest.raises(InputError, match="cannot be moved to meta"):
         lb.capture(

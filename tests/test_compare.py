@@ -100,7 +100,7 @@ def test_records_are_flat_and_alike(rows: list[dict[str, Any]]) -> None:
 
 
 def test_bits_per_weight(layer: lb.Layer) -> None:
-    problems = comparison_problems(layer, bits=3, codebook=["nf4", "ternary"], density=[0.25, 0.5], pattern=["2:4"])
+    problems = comparison_problems(layer, bits=3, codebook=["nf4", "ternary"], pattern=["2:4"])
     assert [p.bits_per_weight for p in problems] == pytest.approx([3.0, 4.0, math.log2(3), 16 * 0.6])
     assert [
         p.label.split(" ")[1] for p in comparison_problems(layer, density=0.5, pattern=["unstructured", "2:4"])
@@ -187,7 +187,10 @@ def test_an_interrupt_keeps_what_is_finished(layer: lb.Layer, monkeypatch: pytes
         ({"bits": 3, "methods": ["gptg"]}, "did you mean gptq"),
         ({"bits": 3, "methods": ["magnitude"]}, "'magnitude' can treat none of the grids"),
         ({"bits": 3, "methods": ["rtn"], "jobs": 0}, "jobs is 0"),
-        ({"bits": 3, "methods": [], "weights": {"mine": np.zeros((2, 10))}}, "needs 3 channels"),
+        (
+            {"bits": 3, "methods": [], "weights": {"mine": np.zeros((2, 10))}},
+            r"\(2, 10\); pass shape \(3, 10\)",
+        ),
         ({"bits": 3, "methods": ["rtn"], "channels": [7]}, "channels"),
     ],
 )

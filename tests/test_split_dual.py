@@ -267,8 +267,8 @@ def test_forms_raise_the_root_of_a_real_layer(reference_data: Path) -> None:
     split = prepare_split(prepared)
     task = make_task(problem, 1, prepared, None)
     scale = task.allowed.scale[prepared.order]
-    origin = task.target[prepared.order] / scale + task.allowed.zero_point[prepared.order] - task.allowed.codes[0]
-    levels = np.ascontiguousarray(np.tile((task.allowed.codes - task.allowed.codes[0])[:, None], len(origin)))
+    origin = task.target[prepared.order] / scale + task.allowed.zero_point[prepared.order] - task.allowed.codes[0, 0]
+    levels = np.ascontiguousarray((task.allowed.codes - task.allowed.codes[0, 0]).T)
     count = np.full(len(origin), len(levels))
     d = prepared.minorants[prepared.size]
     plain = refine(prepared.gram, origin, levels, count, d, origin, 3, never)
@@ -278,7 +278,8 @@ def test_forms_raise_the_root_of_a_real_layer(reference_data: Path) -> None:
     order = np.argsort(prepared.order)
     m = float(scale[0]) ** 2
     z = (
-        task.allowed.scale[0] * (found.z + task.allowed.codes[0]) - task.allowed.scale[0] * task.allowed.zero_point[0]
+        task.allowed.scale[0] * (found.z + task.allowed.codes[0, 0])
+        - task.allowed.scale[0] * task.allowed.zero_point[0]
     )[order]
     terms = FormTerms(found.split.forms[order], found.split.weights * m, found.multipliers * m)
     bound = dual_bound(task, DualPoint(z, found.split.units[order], terms))

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerbounds.capturing.batches import Forward, Mask, as_device, batch_mask, evaluating, move, run_batch
+from layerbounds.capturing.batches import Forward, Mask, batch_mask, evaluating, move, run_batch
+from layerbounds.capturing.checks import read_device
 from layerbounds.capturing.copying import copied
 from layerbounds.capturing.geometry import LinearGeometry
 from layerbounds.capturing.state import draw_seed, seeded
@@ -134,7 +135,7 @@ def quantize_activations(
         return _install(clone, targets, lambda target: ActivationQuantizer(bits, symmetric, _axis(target)))
     if batches is None:
         raise InputError("static activation ranges come from calibration data; pass batches.")
-    place = as_device(device)
+    place = read_device(device)
     ranges = _ranges(clone, targets, batches, mask, forward, place)
     seen = [target for target in targets if target.name in ranges]
     return _install(clone, seen, lambda t: ActivationQuantizer(bits, symmetric, _axis(t), *ranges[t.name]))

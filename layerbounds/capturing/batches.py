@@ -262,20 +262,6 @@ def _evaluating(model: nn.Module, device: torch.device | None) -> Iterator[torch
             model.to(home)
 
 
-def as_device(value: str | torch.device | None) -> torch.device | None:
-    """Read the name of a device.
-
-    Raises
-    ------
-    InputError
-        If torch knows none of that name.
-    """
-    try:
-        return None if value is None else torch.device(value)
-    except (RuntimeError, TypeError) as error:
-        raise InputError(f"device is {value!r}; write cpu, cuda or cuda:1, say.") from error
-
-
 def first_batch(batches: Iterable[Any]) -> Any:
     """The first batch, or None; a loader that shuffles will shuffle as if it had not been asked."""
     with preserved():

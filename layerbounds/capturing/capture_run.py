@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,7 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from layerbounds.capturing.batches import Forward, Mask, again, as_device, first_batch
+from layerbounds.arguments import as_mapping, as_path, shown
+from layerbounds.capturing.batches import Forward, Mask, again, first_batch
+from layerbounds.capturing.checks import (
+    check_batches,
+    check_flags,
+    check_functions,
+    check_model,
+    check_names,
+    read_device,
+)
 from layerbounds.capturing.copying import copied
 from layerbounds.capturing.fold import fold_batchnorm
 from layerbounds.capturing.memory import MemoryPlan, parse_bytes, plan_memory
@@ -77,25 +87,32 @@ class CaptureRun:
         compressed_model: nn.Module | None = None,
         fold_batchnorm: bool = False,
         memory_limit: int | str | None = None,
-        spill_dir: str | None = None,
+        spill_dir: str | os.PathLike[str] | None = None,
         check: bool = True,
         plan: Callable[[MemoryPlan], None] | None = None,
         progress: Progress | None = None,
-        provenance: dict[str, Any] | None = None,
+        provenance: Mapping[str, Any] | None = None,
         stop_after: int | None = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise InputError(f"model is a {type(model).__name__}; pass a torch.nn.Module.")
-        if isinstance(batches, Tensor):
-            raise InputError("batches is a tensor; pass a list of batches, such as [tensor], or a DataLoader.")
+        check_model(model, "model")
+        if compressed_model is not None:
+            check_model(compressed_model, "compressed_model")
+        check_batches(batches)
+        check_names(layers)
+        automatic = isinstance(mask, str) and mask == "auto"
+        check_functions(forward=forward, plan=plan, progress=progress, mask=None if automatic else mask)
+        check_flags(fold_batchnorm=fold_batchnorm, check=check)
         self._dtype = _dtype(dtype)
-        self._device = as_device(device)
+        self._device = read_device(device)
         self._mask, self._forward, self._check = mask, forward, check
-        self._progress, self._spill_dir = progress, spill_dir
+        self._progress = progress
+        self._spill_dir = None if spill_dir is None else as_path(spill_dir, "spill_dir")
+        if self._spill_dir is not None and not self._spill_dir.is_dir():
+            raise InputError(f"spill_dir {self._spill_dir} is not a folder; create it first.")
         self._model, self._compressed = unwrap(model), None if compressed_model is None else unwrap(compressed_model)
         self._batches = batches
         self._stop_after = stop_after
-        self._provenance = provenance or {}
+        self._provenance = as_mapping(provenance, "provenance")
         folded: dict[str, str] = {}
         if fold_batchnorm:
             self._model, self._compressed, folded = self._fold()
@@ -228,9 +245,9 @@ class CaptureRun:
 
 def _dtype(value: str | torch.dtype) -> torch.dtype:
     for name, dtype in _DTYPES.items():
-        if value in (name, dtype):
+        if (isinstance(value, str) and value == name) or value is dtype:
             return dtype
-    raise InputError(f"dtype is {value!r}; accumulate in float64 or float32.")
+    raise InputError(f"dtype is {shown(value)}; accumulate in float64 or float32.")
 
 
 def _on_disk(folder: str) -> Allocate:

@@ -133,11 +133,11 @@ def capture(
         compressed_model=compressed_model,
         fold_batchnorm=fold_batchnorm,
         memory_limit=memory_limit,
-        spill_dir=None if spill_dir is None else os.fspath(spill_dir),
+        spill_dir=spill_dir,
         check=check,
         plan=plan,
         progress=progress,
-        provenance=dict(provenance or {}),
+        provenance=provenance,
     )
     found = {layer.name: layer for layer in capture_run.layers()}
     result = CapturedLayers({name: found[name] for name in capture_run.report.order if name in found})

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from layerbounds.arguments import as_path
 from layerbounds.capturing.capture_run import CaptureReport, CaptureRun
 from layerbounds.exceptions import InputError
 from layerbounds.layers.files import file_metadata, layer_info, layer_tensors, write_tensors
@@ -27,7 +28,7 @@ def write_capture(path: str | os.PathLike[str], capture_run: CaptureRun) -> tupl
     rows : list of dict
         `describe_layer` of each layer, in the order of execution.
     """
-    target = Path(path).resolve()
+    target = as_path(path, "path").resolve()
     if not target.parent.is_dir():
         raise InputError(f"cannot write {path}: the folder {target.parent} does not exist; create it first.")
     info: dict[str, Any] = {}

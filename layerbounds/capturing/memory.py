@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from layerbounds.arguments import shown
 from layerbounds.capturing.geometry import BLOCK_BYTES
 from layerbounds.capturing.moments import moment_bytes
 from layerbounds.capturing.targets import Target
@@ -88,10 +89,10 @@ def parse_bytes(value: int | str | None) -> int | None:
     if isinstance(value, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([kmgt]?i?)b?\s*", value.lower())
         if match is None or match.group(2) not in _UNITS:
-            raise InputError(f"memory_limit is {value!r}; write a number of bytes such as 500MB, 2GB or 2GiB.")
+            raise InputError(f"memory_limit is {shown(value)}; write a number of bytes such as 500MB, 2GB or 2GiB.")
         value = int(float(match.group(1)) * _UNITS[match.group(2)])
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise InputError(f"memory_limit is {value!r}; pass a positive number of bytes.")
+        raise InputError(f"memory_limit is {shown(value)}; pass a positive number of bytes.")
     return value
 
 

@@ -89,7 +89,8 @@ def certify(task: Task[AllowedSet], raw: RawSolve, gap: float) -> CertifiedChann
     if raw.proof is not None:
         derived = _down(raw.proof.cut - raw.proof.allowance)
         for leaf in raw.proof.leaves if raw.proof.leaves is not None else ():
-            derived = min(derived, objective_interval(task.gram, task.target, leaf, FEW_INPUTS)[0])
+            point = task.allowed.exact(leaf)
+            derived = min(derived, objective_interval(task.gram, task.target, point, FEW_INPUTS)[0])
         if derived > 0 and _down(derived + task.constant) > lower:
             lower, kind = _down(derived + task.constant), BoundKind.SEARCH
     if lower > upper:

@@ -25,14 +25,17 @@ from layerbounds.cli.models import (
     PreprocessOption,
     StdOption,
     WeightsOption,
+    model_files,
     read_inputs,
 )
-from layerbounds.cli.options import JsonOption, check_json
-from layerbounds.report.files import STDOUT, check_output, write_json
+from layerbounds.cli.options import JsonOption, asked
+from layerbounds.cli.outputs import check_outputs
+from layerbounds.report.files import STDOUT, write_json
 from layerbounds.report.tables import layer_table
 
 
 def capture_command(
+    context: typer.Context,
     model: ModelOption,
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Layer file to write (safetensors).")],
@@ -74,8 +77,10 @@ def capture_command(
     json_out: JsonOption = None,
 ) -> None:
     """Run a model on calibration data and write what its layers see, ready for `layerbounds solve --input`."""
-    check_output(out)
-    check_json(json_out)
+    check_outputs(
+        {"--out": out, "--json": json_out},
+        model_files(model, weights, data, preprocess) | {"--compressed-weights": compressed_weights},
+    )
     inputs = read_inputs(
         model,
         weights,
@@ -148,6 +153,7 @@ def capture_command(
                 "refused": report.refused,
                 "folded_batchnorm": report.folded,
                 "other_parameters": list(report.other_parameters),
+                "options": asked(context),
             },
         )
     if json_out != STDOUT:

@@ -15,13 +15,14 @@ from layerbounds.cli.console import channel_progress, fits, result_console
 from layerbounds.cli.options import (
     InputOption,
     JsonOption,
-    check_json,
+    asked,
     parse_channels,
     parse_fractions,
     parse_granularity,
     parse_names,
     read_layers,
 )
+from layerbounds.cli.outputs import check_outputs
 from layerbounds.comparison.compare import comparison_problems
 from layerbounds.comparison.records import MethodComparison, compare_problems
 from layerbounds.exceptions import LayerboundsError
@@ -30,11 +31,11 @@ from layerbounds.layers.weight_files import read_layer_weights
 from layerbounds.problems.grids import Range
 from layerbounds.report.comparison import comparison_tables
 from layerbounds.report.comparison_plot import plot_comparison
-from layerbounds.report.files import STDOUT, check_output, write_csv, write_json
-from layerbounds.report.plots import check_plot
+from layerbounds.report.files import STDOUT, write_csv, write_json
 
 
 def compare_command(
+    context: typer.Context,
     layer: Annotated[str, typer.Option("--layer", metavar="NAME", help="Its name, or the unique end of it.")],
     bits: Annotated[
         str | None, typer.Option("--bits", metavar="LIST", help="Bits per weight, e.g. 2,3,4 or 2:8.")
@@ -76,9 +77,11 @@ def compare_command(
         typer.Option("--granularity", metavar="WHAT", help="Weights that share a scale: tensor, channel or a number."),
     ] = None,
     fit: Annotated[
-        str,
-        typer.Option("--range", metavar="LIST", help="How scales are fitted: mse, minmax, gram; each is its own grid."),
-    ] = "mse",
+        str | None,
+        typer.Option(
+            "--range", metavar="LIST", help="How scales are fitted: mse (default), minmax, gram; each is its own grid."
+        ),
+    ] = None,
     symmetric: Annotated[
         bool, typer.Option("--symmetric/--asymmetric", help="Without or with an integer zero point.")
     ] = True,
@@ -101,12 +104,7 @@ def compare_command(
     ] = None,
 ) -> None:
     """Put methods beside the certified interval of each grid or pattern, and say how far from optimal they are."""
-    check_json(json_out)
-    for out in (csv_out, plot):
-        if out is not None:
-            check_output(out)
-    if plot is not None:
-        check_plot(plot)
+    check_outputs({"--json": json_out, "--csv": csv_out, "--plot": plot}, {"--input": input_file, "--weights": weights})
     chosen = find_layer(read_layers(input_file), layer)
     problems = comparison_problems(
         chosen,
@@ -117,7 +115,8 @@ def compare_command(
         codebook=parse_names(codebook),
         symmetric=symmetric,
         granularity=parse_granularity(granularity),
-        range=[cast(Range, name) for name in parse_names(fit)],  # checked where the grid is built
+        # Checked where the grid is built.
+        range=None if fit is None else [cast(Range, name) for name in parse_names(fit)],
     )
     selection = parse_channels(channels, chosen.out_features)
     given = {}
@@ -138,14 +137,7 @@ def compare_command(
             limits=limits,
             progress=None if advance is None else lambda done, total: advance(len(problems) * done // total),
         )
-    options = {
-        "input": None if input_file is None else str(input_file),
-        "weights": None if weights is None else str(weights),
-        "channels": selection,
-        **limits,
-        "jobs": jobs,
-        "seed": seed,
-    }
+    options = {**asked(context), "channels": selection}
     _deliver(result, options, json_out, csv_out, plot)
     if result.interrupted:
         raise typer.Exit(130)

@@ -25,16 +25,19 @@ from layerbounds.cli.models import (
     PreprocessOption,
     StdOption,
     WeightsOption,
+    model_files,
     read_inputs,
 )
-from layerbounds.cli.options import JsonOption, check_json, parse_granularity
+from layerbounds.cli.options import JsonOption, asked, parse_granularity
+from layerbounds.cli.outputs import check_outputs
 from layerbounds.compression.compress import CompressedModel, LayerOutcome, compress
 from layerbounds.layers.bias import Bias
 from layerbounds.problems.grids import Range
-from layerbounds.report.files import STDOUT, check_output, write_json
+from layerbounds.report.files import STDOUT, write_json
 
 
 def compress_command(
+    context: typer.Context,
     model: ModelOption,
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="State dict to write (safetensors).")],
@@ -62,10 +65,11 @@ def compress_command(
     granularity: Annotated[
         str | None, typer.Option("--granularity", metavar="WHAT", help="tensor, channel or a number of inputs.")
     ] = None,
-    fit: Annotated[str, typer.Option("--range", metavar="HOW", help="mse or minmax.")] = "mse",
+    fit: Annotated[str | None, typer.Option("--range", metavar="HOW", help="mse (default), minmax or gram.")] = None,
     symmetric: Annotated[
-        bool, typer.Option("--symmetric/--asymmetric", help="Without or with an integer zero point.")
-    ] = True,
+        bool | None,
+        typer.Option("--symmetric/--asymmetric", help="Without (default) or with an integer zero point."),
+    ] = None,
     mask_only: Annotated[
         bool, typer.Option("--mask-only", help="Prune without re-optimising the kept weights.")
     ] = False,
@@ -83,8 +87,10 @@ def compress_command(
     json_out: JsonOption = None,
 ) -> None:
     """Quantize or prune a model layer by layer, each behind the layers already compressed."""
-    check_output(out)
-    check_json(json_out)
+    check_outputs(
+        {"--out": out, "--json": json_out},
+        model_files(model, weights, data, preprocess),
+    )
     inputs = read_inputs(
         model,
         weights,
@@ -112,9 +118,9 @@ def compress_command(
             density=density,
             pattern=pattern,
             layers=layers,
-            granularity=parse_granularity(granularity) or "channel",
+            granularity=parse_granularity(granularity),
             symmetric=symmetric,
-            range=cast(Range, fit),
+            range=cast(Range | None, fit),
             refit=not mask_only,
             bias=cast(Bias, bias),
             sequential=not independent,
@@ -140,6 +146,7 @@ def compress_command(
             "refused": result.refused,
             "folded_batchnorm": result.folded,
             **inputs.provenance,
+            "options": asked(context),
         }
         write_json(json_out, record)
     if json_out != STDOUT:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from layerbounds.cli.console import result_console
-from layerbounds.cli.options import InputOption, JsonOption, check_json, read_layers
+from layerbounds.cli.options import InputOption, JsonOption, read_layers
+from layerbounds.cli.outputs import check_outputs
 from layerbounds.report.describe import describe_layer
 from layerbounds.report.files import STDOUT, write_json
 from layerbounds.report.tables import layer_table
@@ -11,7 +12,7 @@ from layerbounds.report.tables import layer_table
 
 def layers_command(input_file: InputOption = None, json_out: JsonOption = None) -> None:
     """List the layers of a file: sizes, dead inputs, rank, and what was repaired in their Gram matrices."""
-    check_json(json_out)
+    check_outputs({"--json": json_out}, {"--input": input_file})
     rows = [describe_layer(layer) for layer in read_layers(input_file).values()]
     source = None if input_file is None else str(input_file)
     if json_out is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from layerbounds.cli.console import result_console
-from layerbounds.cli.options import JsonOption, check_json
+from layerbounds.cli.options import JsonOption
+from layerbounds.cli.outputs import check_outputs
 from layerbounds.methods.registry import describe_heuristics
 from layerbounds.report.files import STDOUT, write_json
 from layerbounds.report.tables import backend_table, heuristic_table
@@ -14,7 +15,7 @@ from layerbounds.solvers.registry import backends
 
 def backends_command(json_out: JsonOption = None) -> None:
     """List the solver backends, whether they are available here, and what they can treat."""
-    check_json(json_out)
+    check_outputs({"--json": json_out}, {})
     rows = backends()
     if json_out is not None:
         write_json(json_out, {"backends": [dataclasses.asdict(row) for row in rows]})
@@ -24,7 +25,7 @@ def backends_command(json_out: JsonOption = None) -> None:
 
 def heuristics_command(json_out: JsonOption = None) -> None:
     """List the heuristics that find good weights without a proof."""
-    check_json(json_out)
+    check_outputs({"--json": json_out}, {})
     rows = describe_heuristics()
     if json_out is not None:
         fields = ("name", "summary", "source", "capabilities", "patterns", "options")

@@ -70,6 +70,15 @@ class Inputs:
     provenance: dict[str, Any]
 
 
+def model_files(model: str, weights: Path | None, data: Path, preprocess: str | None) -> dict[str, Path | None]:
+    """The files and folders that `read_inputs` reads, by option."""
+    factories = {"--model": model, "--preprocess": preprocess or ""}
+    # A factory is written file.py:name; the file may have colons of its own.
+    code = {option: Path(text.rpartition(":")[0] or text) for option, text in factories.items() if text}
+    whole = Path(model)
+    return code | ({"--model": whole} if whole.exists() else {}) | {"--weights": weights, "--data": data}
+
+
 def read_inputs(
     model: str,
     weights: Path | None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -14,7 +14,6 @@ from layerbounds.exceptions import InputError
 from layerbounds.layers.files import load_layers
 from layerbounds.layers.layer import Layer
 from layerbounds.problems.grids import Granularity
-from layerbounds.report.files import STDOUT, check_output
 
 InputOption = Annotated[
     Path | None,
@@ -33,10 +32,15 @@ def read_layers(path: Path | None) -> Mapping[str, Layer]:
     return demo_layers() if path is None else load_layers(path)
 
 
-def check_json(out: str | None) -> None:
-    """Make sure that ``--json OUT`` can be written."""
-    if out is not None and out != STDOUT:
-        check_output(out, special=True)
+def asked(context: typer.Context) -> dict[str, Any]:
+    """Every option of the command as it was given, or its default, by its name without dashes."""
+    values: dict[str, Any] = {}
+    for parameter in context.command.params:
+        name = max((text.lstrip("-") for text in parameter.opts), key=len).replace("-", "_")
+        value = context.params.get(parameter.name or "")
+        if name != "help":
+            values[name] = str(value) if isinstance(value, Path) else value
+    return values
 
 
 def parse_channels(text: str | None, out: int) -> list[int] | None:
@@ -100,11 +104,12 @@ def parse_granularity(text: str | None) -> Granularity | None:
     if text == "tensor" or text == "channel":
         return cast(Granularity, text)
     try:
-        return int(text)
+        size = int(text)
     except ValueError:
-        raise InputError(
-            f"granularity is {text!r}; choose tensor, channel or a positive number of inputs per group."
-        ) from None
+        size = 0
+    if size < 1:
+        raise InputError(f"granularity is {text}; choose tensor, channel or a positive number of inputs per group.")
+    return size
 
 
 def parse_options(texts: Sequence[str] | None) -> dict[str, str]:

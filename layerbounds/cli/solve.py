@@ -13,12 +13,13 @@ from layerbounds.cli.console import channel_progress, fits, result_console
 from layerbounds.cli.options import (
     InputOption,
     JsonOption,
-    check_json,
+    asked,
     parse_channels,
     parse_granularity,
     parse_options,
     read_layers,
 )
+from layerbounds.cli.outputs import check_outputs
 from layerbounds.exceptions import InputError, LayerboundsError
 from layerbounds.layers.bias import Bias, apply_bias
 from layerbounds.layers.files import find_layer
@@ -28,14 +29,15 @@ from layerbounds.problems.grids import Granularity, Range
 from layerbounds.problems.problem import Problem, check_channels
 from layerbounds.problems.pruning import pruning_problem
 from layerbounds.problems.quantization import quantization_problem
-from layerbounds.report.files import STDOUT, check_output, write_json
-from layerbounds.report.plots import check_plot, plot_trace
+from layerbounds.report.files import STDOUT, write_json
+from layerbounds.report.plots import plot_trace
 from layerbounds.report.tables import channel_table, note_lines, total_line
 from layerbounds.solution import Solution
 from layerbounds.solve import solve
 
 
 def solve_command(
+    context: typer.Context,
     layer: Annotated[str, typer.Option("--layer", metavar="NAME", help="Its name, or the unique end of it.")],
     bits: Annotated[int | None, typer.Option("--bits", metavar="N", help="Bits per weight, 1 to 8.")] = None,
     input_file: InputOption = None,
@@ -53,11 +55,13 @@ def solve_command(
         ),
     ] = None,
     fit: Annotated[
-        str, typer.Option("--range", metavar="HOW", help="How scales are fitted: mse, minmax or gram.")
-    ] = "mse",
+        str | None,
+        typer.Option("--range", metavar="HOW", help="How scales are fitted: mse (default), minmax or gram."),
+    ] = None,
     symmetric: Annotated[
-        bool, typer.Option("--symmetric/--asymmetric", help="Without or with an integer zero point.")
-    ] = True,
+        bool | None,
+        typer.Option("--symmetric/--asymmetric", help="Without (default) or with an integer zero point."),
+    ] = None,
     codebook: Annotated[
         str | None,
         typer.Option(
@@ -105,18 +109,17 @@ def solve_command(
 ) -> None:
     """Find certified intervals around the smallest error that any quantized or pruned weights of a layer can have."""
     # Hours of search must not end at a mistyped path.
-    check_json(json_out)
-    if save_weights is not None:
-        check_output(save_weights)
-    if trace_plot is not None:
-        check_output(trace_plot)
-        check_plot(trace_plot)
+    check_outputs(
+        {"--json": json_out, "--save-weights": save_weights, "--trace-plot": trace_plot}, {"--input": input_file}
+    )
     given = parse_options(backend_options)
     chosen_layer = apply_bias(find_layer(read_layers(input_file), layer), cast(Bias, bias))
     problem: Problem
     if density is not None or kept is not None or pattern is not None or mask_only:
         if bits is not None or codebook is not None:
             raise InputError("quantization and pruning together are not available yet; leave out one of them.")
+        if granularity is not None or fit is not None or symmetric is not None:
+            raise InputError("--granularity, --range and --symmetric are about grids; leave them out when pruning.")
         problem = pruning_problem(
             chosen_layer, density=density, k=kept, pattern=pattern or "unstructured", refit=not mask_only
         )
@@ -136,22 +139,8 @@ def solve_command(
             progress=progress,
             options=given,
         )
-    options = {
-        "input": None if input_file is None else str(input_file),
-        "bits": bits,
-        "codebook": codebook,
-        "density": density,
-        "k": kept,
-        "pattern": pattern,
-        "mask_only": mask_only,
-        "bias": bias,
-        "time_limit": time_limit,
-        "gap": gap,
-        "jobs": jobs,
-        "seed": seed,
-        "node_limit": node_limit,
-        "backend_options": given,
-    }
+    options = {"backend_options": given, **asked(context)}
+    del options["option"]
     _deliver(solution, options, json_out, save_weights, trace_plot)
     if solution.interrupted:
         raise typer.Exit(130)
@@ -161,21 +150,19 @@ def _problem(
     layer: Layer,
     bits: int | None,
     codebook: str | None,
-    symmetric: bool,
+    symmetric: bool | None,
     granularity: Granularity | None,
-    fit: str,
+    fit: str | None,
 ) -> Problem:
-    range_ = cast(Range, fit)  # checked where the grid is built
+    range_ = cast(Range | None, fit)  # checked where the grid is built
     if (bits is None) == (codebook is None):
         raise InputError("pass either --bits or --codebook, and not both.")
     if codebook is None:
-        return quantization_problem(
-            layer, bits, symmetric=symmetric, granularity=granularity or "channel", range=range_
-        )
-    if not symmetric:
+        return quantization_problem(layer, bits, symmetric=symmetric, granularity=granularity, range=range_)
+    if symmetric is False:
         raise InputError("a codebook has no zero point; leave out --asymmetric.")
     return quantization_problem(
-        layer, grid=fitted_grid(layer, codebook=codebook, granularity=granularity, range=range_)
+        layer, grid=fitted_grid(layer, codebook=codebook, granularity=granularity, range=range_ or "mse")
     )
 
 

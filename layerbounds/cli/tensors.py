@@ -10,10 +10,10 @@ import typer
 import layerbounds
 from layerbounds.cli.bits import parse_bits
 from layerbounds.cli.console import channel_progress, result_console
-from layerbounds.cli.options import JsonOption, check_json
+from layerbounds.cli.options import JsonOption, asked
+from layerbounds.cli.outputs import check_outputs
 from layerbounds.exceptions import InputError
-from layerbounds.report.files import STDOUT, check_output, write_json
-from layerbounds.report.plots import check_plot
+from layerbounds.report.files import STDOUT, write_json
 from layerbounds.report.tensor_plots import plot_tensors
 from layerbounds.report.tensor_tables import notes, share_table, tensor_record, tensor_table
 from layerbounds.theory.tensors import TensorRow, analyse_tensor, read_table, read_weights, write_table
@@ -23,6 +23,7 @@ MANY_TENSORS = 200
 
 
 def tensors_command(
+    context: typer.Context,
     weights: Annotated[
         Path,
         typer.Argument(
@@ -37,12 +38,7 @@ def tensors_command(
     ] = None,
 ) -> None:
     """Kurtosis, quantization SNR and magnitude-pruning SNR of every weight tensor at equal compression."""
-    check_json(json_out)
-    for path in (csv_out, plot):
-        if path is not None:
-            check_output(path)
-    if plot is not None:
-        check_plot(plot)
+    check_outputs({"--json": json_out, "--csv": csv_out, "--plot": plot}, {"FILE": weights})
     wanted = parse_bits(bits)
     if weights.name.endswith((".csv", ".csv.gz")):
         rows = [row for row in read_table(weights) if row.bits in wanted]
@@ -57,7 +53,8 @@ def tensors_command(
     if plot is not None:
         plot_tensors(rows, plot, weights.name)
     if json_out is not None:
-        write_json(json_out, {"layerbounds": layerbounds.__version__, "input": str(weights), **tensor_record(rows)})
+        about = {"layerbounds": layerbounds.__version__, "input": str(weights)}
+        write_json(json_out, {**about, **tensor_record(rows), "options": asked(context)})
     if json_out != STDOUT:
         console = result_console()
         if len({(row.model, row.tensor) for row in rows}) <= MANY_TENSORS:

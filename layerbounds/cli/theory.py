@@ -11,10 +11,10 @@ import typer
 import layerbounds
 from layerbounds.cli.bits import parse_bits
 from layerbounds.cli.console import result_console
-from layerbounds.cli.options import JsonOption, check_json
+from layerbounds.cli.options import JsonOption, asked
+from layerbounds.cli.outputs import check_outputs
 from layerbounds.exceptions import InputError
-from layerbounds.report.files import STDOUT, check_output, write_json
-from layerbounds.report.plots import check_plot
+from layerbounds.report.files import STDOUT, write_json
 from layerbounds.report.theory_plots import plot_errors, plot_tails
 from layerbounds.report.theory_tables import crossing_line, curve_record, curve_table
 from layerbounds.theory.curves import curve
@@ -29,6 +29,7 @@ _SIMPLE = {"normal": normal, "laplace": laplace, "logistic": logistic, "uniform"
 
 
 def theory_command(
+    context: typer.Context,
     distribution: Annotated[
         str,
         typer.Option("--distribution", metavar="NAME", help="normal, laplace, logistic, uniform or student-t."),
@@ -60,10 +61,7 @@ def theory_command(
     ] = None,
 ) -> None:
     """Compare expected errors of symmetric quantization and of magnitude pruning at equal compression, exactly."""
-    check_json(json_out)
-    if plot is not None:
-        check_output(plot)
-        check_plot(plot)
+    check_outputs({"--json": json_out, "--plot": plot}, {})
     wanted = parse_bits(bits)
     values = _distribution(distribution, df, quantile)
     storage = cast(Mask, mask)  # checked where it is used
@@ -75,7 +73,8 @@ def theory_command(
     elif plot is not None:
         plot_errors(compared, plot)
     if json_out is not None:
-        write_json(json_out, {"layerbounds": layerbounds.__version__, **curve_record(compared)})
+        record = {"layerbounds": layerbounds.__version__, **curve_record(compared), "options": asked(context)}
+        write_json(json_out, record)
     if json_out != STDOUT:
         console = result_console()
         console.print(curve_table(compared))

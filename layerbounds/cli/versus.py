@@ -16,25 +16,26 @@ from layerbounds.cli.console import channel_progress, result_console
 from layerbounds.cli.options import (
     InputOption,
     JsonOption,
-    check_json,
+    asked,
     parse_channels,
     parse_granularity,
     read_layers,
 )
+from layerbounds.cli.outputs import FOLDER_FILES, check_outputs
 from layerbounds.contests.contest import Rules
 from layerbounds.contests.levels import Comparison
 from layerbounds.contests.run import default_jobs, sample_channels, versus_layers
 from layerbounds.exceptions import InputError, LayerboundsError
 from layerbounds.layers.files import atomic_path, find_layer
 from layerbounds.layers.layer import Layer
-from layerbounds.problems.grids import Range
-from layerbounds.report.files import STDOUT, check_output, write_json
-from layerbounds.report.plots import check_plot
+from layerbounds.problems.grids import Granularity, Range
+from layerbounds.report.files import STDOUT, write_json
 from layerbounds.report.versus_plots import plot_comparison, plot_network
 from layerbounds.report.versus_tables import comparison_table, network_markdown, network_table, rule, summary_lines
 
 
 def versus_command(
+    context: typer.Context,
     layer: Annotated[
         str | None, typer.Option("--layer", metavar="NAME", help="Its name, or the unique end of it; or --all.")
     ] = None,
@@ -91,19 +92,11 @@ def versus_command(
 ) -> None:
     """Decide whether quantization or pruning has the smaller error at equal bits: b bits against density b/16."""
     begin = time.perf_counter()
-    check_json(json_out)
-    if plot is not None:
-        check_output(plot)
-        check_plot(plot)
-    if table is not None:
-        check_output(table)
-    if out is not None:
-        _make_folder(out)
-        check_plot(out / "versus.svg")
+    check_outputs({"--json": json_out, "--plot": plot, "--table": table}, {"--input": input_file}, out)
     chosen_bits = parse_bits(bits)
     layers, selection = _select(input_file, layer, every, channels, sample)
     rules = Rules(
-        parse_granularity(granularity) or "channel",
+        cast(Granularity, parse_granularity(granularity)),
         cast(Range, fit),  # checked where the grids are built
         symmetric,
         pattern,
@@ -125,33 +118,15 @@ def versus_command(
             checkpoint=None if out is None else out / "checkpoint",
             progress=progress,
         )
-    options = {
-        "input": None if input_file is None else str(input_file),
-        "bits": chosen_bits,
-        "channels_sample": sample,
-        "pattern": pattern,
-        "mask_only": mask_only,
-        "time_limit": time_limit,
-        "total_time": total_time,
-        "backend": backend,
-        "jobs": rules.jobs,
-        "seed": seed,
-    }
+    options = {**asked(context), "bits": chosen_bits, "jobs": rules.jobs}
     files: list[Files] = [(json_out, table, plot)]
     if out is not None:
-        files.append((out / "versus.json", out / "versus.md", out / "versus.svg"))
+        record, markdown, picture = (out / name for name in FOLDER_FILES)
+        files.append((record, markdown, picture))
     seconds = time.perf_counter() - begin
     _deliver(comparisons, {**options, "seconds": seconds}, files)
     if comparisons[0].interrupted:
         raise typer.Exit(130)
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot create the folder {out} ({error.strerror}); choose another one.") from error
-    check_output(out / "versus.json")
 
 
 def _select(

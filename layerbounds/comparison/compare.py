@@ -7,15 +7,16 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
+from layerbounds.arguments import flag
 from layerbounds.comparison.records import MethodComparison, compare_problems
 from layerbounds.exceptions import InputError
-from layerbounds.layers.layer import Layer
+from layerbounds.layers.layer import Layer, as_layer
 from layerbounds.problems.gram_range import fitted_grid
 from layerbounds.problems.grids import Granularity, Grid, Range
 from layerbounds.problems.patterns import parse_pattern
 from layerbounds.problems.problem import Problem
 from layerbounds.problems.pruning import pruning_problem
-from layerbounds.problems.quantization import quantization_problem
+from layerbounds.problems.quantization import QuantizationProblem, quantization_problem
 
 
 def compare(
@@ -28,8 +29,8 @@ def compare(
     codebook: str | Iterable[str] | None = None,
     symmetric: bool = True,
     granularity: Granularity | None = None,
-    range: Range | Iterable[Range] = "mse",
-    grids: Iterable[Grid] = (),
+    range: Range | Iterable[Range] | None = None,
+    grids: Grid | Iterable[Grid] = (),
     methods: Iterable[str] | None = None,
     weights: Mapping[str, ArrayLike] | None = None,
     channels: Sequence[int] | None = None,
@@ -57,16 +58,16 @@ def compare(
         Codebook grids.
     symmetric, granularity
         As in `uniform_grid`.
-    range : {"mse", "minmax", "gram"} or several
-        Every range is a grid of its own, with its own bounds.
-    grids : iterable of Grid
-        Further grids.
+    range : {"mse", "minmax", "gram"} or several, optional
+        Every range is a grid of its own, with its own bounds; default: "mse".
+    grids : Grid or iterable of Grid
+        Further grids, taken as they are.
     methods : iterable of str, optional
         Names of heuristics, with options as in ``"gptq:act_order=true"``; default: all that can treat the problem.
         A method for the other family is left out.
     weights : mapping of name to array_like, optional
-        Weights from elsewhere, of the layer's shape or (channels, n). Where they are not allowed on a grid, a second
-        row has the nearest weights that are.
+        Weights from elsewhere, of shape (rows, *weight.shape[1:]) or (rows, n), rows being the chosen channels in their
+        order, or all. Where they are not allowed on a grid, a second row has the nearest weights that are.
     channels, time_limit, gap, node_limit, backend, jobs, seed
         As in `solve`; the certified interval starts from the best weights of the methods.
 
@@ -110,29 +111,39 @@ def comparison_problems(
     codebook: str | Iterable[str] | None = None,
     symmetric: bool = True,
     granularity: Granularity | None = None,
-    range: Range | Iterable[Range] = "mse",
-    grids: Iterable[Grid] = (),
+    range: Range | Iterable[Range] | None = None,
+    grids: Grid | Iterable[Grid] = (),
 ) -> list[Problem]:
     """The problems that `compare` treats, quantization first; parameters as there."""
-    if not isinstance(layer, Layer):
-        raise InputError(f"layer is a {type(layer).__name__}; pass a layerbounds.Layer.")
+    as_layer(layer)
+    flag(refit, "refit")
+    flag(symmetric, "symmetric")
     problems: list[Problem] = []
-    ranges = _several(range)
-    for width in _several(bits):
+    widths, names, rules, densities = (_several(value) for value in (bits, codebook, pattern, density))
+    fitted = bool(widths or names)
+    if not fitted and (range is not None or granularity is not None or not symmetric):
+        raise InputError("range, granularity and symmetric=False are for grids fitted here; pass bits or a codebook.")
+    if not symmetric and not widths:
+        raise InputError("a codebook has no zero point; leave out symmetric=False.")
+    if not refit and not (rules or densities):
+        raise InputError("refit=False is for pruning; pass a density or a pattern, or leave it out.")
+    ranges: list[Range] = ["mse"] if range is None else _several(range)
+    for width in widths:
         for fit in ranges:
             grid = fitted_grid(layer, width, symmetric=symmetric, granularity=granularity, range=fit)
             problems.append(quantization_problem(layer, grid=grid))
-    for name in _several(codebook):
+    for name in names:
         for fit in ranges:
             grid = fitted_grid(layer, codebook=name, granularity=granularity, range=fit)
             problems.append(quantization_problem(layer, grid=grid))
-    problems.extend(quantization_problem(layer, grid=grid) for grid in grids)
-    densities = _several(density)
-    for rule in _several(pattern) or (["unstructured"] if densities else []):
-        counted = parse_pattern(rule).needs_count
-        if counted and not densities:
-            raise InputError(f"pattern {rule!r} needs a density; pass the kept fraction of the inputs.")
-        for share in densities if counted else [None]:
+    problems.extend(QuantizationProblem(layer, grid) for grid in _several(grids))
+    patterns = [parse_pattern(rule) for rule in rules or (["unstructured"] if densities else [])]
+    if densities and not any(rule.needs_count for rule in patterns):
+        raise InputError(f"pattern {patterns[0].label} says itself how many inputs are kept; leave out the density.")
+    for rule in patterns:
+        if rule.needs_count and not densities:
+            raise InputError(f"pattern {rule.label!r} needs a density; pass the kept fraction of the inputs.")
+        for share in densities if rule.needs_count else [None]:
             problems.append(pruning_problem(layer, density=share, pattern=rule, refit=refit))
     if not problems:
         raise InputError("there is nothing to compare; pass bits, a codebook, a grid, a density or an N:M pattern.")
@@ -143,4 +154,9 @@ def comparison_problems(
 def _several(value: Any) -> list[Any]:
     if value is None:
         return []
-    return [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+    if isinstance(value, (str, bytes, Mapping)):
+        return [value]
+    try:
+        return list(value)
+    except TypeError:
+        return [value]

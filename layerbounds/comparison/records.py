@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from layerbounds.arrays import Float, as_float64
-from layerbounds.exceptions import CertificationError, InputError, UnsupportedProblemError
+from layerbounds.arguments import MOST_THREADS, as_mapping, members, whole_number
+from layerbounds.arrays import Float
+from layerbounds.exceptions import CertificationError, UnsupportedProblemError
 from layerbounds.methods.registry import run_channels
 from layerbounds.methods.specs import MethodSpec, choose_methods, parse_method, tiny_like, warm_up
 from layerbounds.problems.evaluation import Evaluation, evaluate
@@ -126,7 +127,7 @@ def compare_problems(
     progress : callable, optional
         Called before each method and each search with (steps done, steps in all).
     """
-    specs = None if methods is None else [parse_method(m) for m in methods]
+    specs = None if methods is None else [parse_method(m) for m in members(methods, "methods")]
     chosen = check_channels(problems[0], channels)
     plans = [choose_methods(problem, specs) for problem in problems]
     unused = [s.label for s in specs or () if not any(s in plan for plan in plans)]
@@ -134,10 +135,13 @@ def compare_problems(
         raise UnsupportedProblemError(
             f"method {unused[0]!r} can treat none of the grids and patterns compared; see `layerbounds heuristics`."
         )
-    given = {name: as_float64(value, f"weights {name!r}") for name, value in (weights or {}).items()}
-    threads = jobs if jobs is not None else os.cpu_count() or 1
-    if threads < 1:
-        raise InputError(f"jobs is {jobs}; pass a number of threads ≥ 1.")
+    layer = problems[0].layer
+    given = {
+        name: layer.channel_weights(value, chosen, f"weights {name!r}")
+        for name, value in as_mapping(weights, "weights").items()
+    }
+    threads = os.cpu_count() or 1 if jobs is None else whole_number(jobs, "jobs", 1, MOST_THREADS)
+    whole_number(seed, "seed")
     # Limits that `solve` refuses must not cost the work of the methods; this also compiles the search.
     for kind in {problem.requirement: problem for problem in problems}.values():
         solve(tiny_like(kind), jobs=1, **dict(limits or {}))
@@ -193,13 +197,10 @@ class _Rows:
         self._problem, self._channels = problem, channels
         self._rows: list[_Row] = []
 
-    def add_given(self, name: str, value: Float) -> None:
-        """Score weights from elsewhere and, where they are not allowed, the nearest ones that are."""
-        layer, channels = self._problem.layer, self._channels
-        if value.size == layer.matrix.size and len(channels) != layer.out_features:
-            value = value.reshape(layer.matrix.shape)[channels]
-        score = evaluate(self._problem, value, channels)
-        matrix = value.reshape(len(channels), -1)
+    def add_given(self, name: str, matrix: Float) -> None:
+        """Score weights from elsewhere, shape (channels, n), and where not allowed the nearest ones that are."""
+        channels = self._channels
+        score = evaluate(self._problem, matrix, channels)
         self._rows.append(_Row(name, "given", matrix, score, 0.0))
         if not score.feasible.all():
             nearest = self._problem.project(matrix, channels)
@@ -298,4 +299,4 @@ def _sum(values: Float, towards: float) -> float:
 def _decibel(error: float, energy: float) -> float | None:
     if not energy > 0:
         return None
-    return -10.0 * math.log10(error / energy) if error > 0 else math.inf
+    return -10.0 * (math.log10(error) - math.log10(energy)) if error > 0 else math.inf

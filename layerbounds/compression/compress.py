@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from layerbounds.arguments import shown
 from layerbounds.arrays import Float
 from layerbounds.capturing.entry import require_torch
 from layerbounds.exceptions import InputError, LayerboundsError, LayerError
@@ -127,9 +128,9 @@ def compress(
     density: float | None = None,
     pattern: str | None = None,
     layers: str | Iterable[str] | None = None,
-    granularity: Granularity = "channel",
-    symmetric: bool = True,
-    range: Range = "mse",
+    granularity: Granularity | None = None,
+    symmetric: bool | None = None,
+    range: Range | None = None,
     refit: bool = True,
     bias: Bias = "keep",
     sequential: bool = True,
@@ -203,19 +204,41 @@ def compress(
     """
     require_torch()
 
-    from layerbounds.capturing.batches import again, as_device, first_batch
+    from layerbounds.capturing.batches import again, first_batch
     from layerbounds.capturing.capture_run import CaptureRun
+    from layerbounds.capturing.checks import (
+        check_batches,
+        check_flags,
+        check_functions,
+        check_model,
+        check_names,
+        read_device,
+    )
     from layerbounds.capturing.copying import copied
     from layerbounds.capturing.fold import fold_batchnorm as fold
     from layerbounds.capturing.targets import CaptureWarning, find_targets, unwrap
 
+    check_model(model, "model")
+    if compressed_model is not None:
+        check_model(compressed_model, "compressed_model")
+    check_batches(batches)
+    check_names(layers)
+    automatic = isinstance(mask, str) and mask == "auto"
+    check_functions(forward=forward, progress=progress, mask=None if automatic else mask)
+    check_flags(refit=refit, sequential=sequential, intervals=intervals, fold_batchnorm=fold_batchnorm)
     pruning = density is not None or pattern is not None
     if (bits is None) != pruning:
         raise InputError("pass either bits, or density or pattern, and not both.")
+    if pruning and not (granularity is None and symmetric is None and range is None):
+        raise InputError("granularity, symmetric and range are about grids; leave them out when pruning.")
+    if not pruning and not refit:
+        raise InputError("refit=False is for pruning; leave it out with bits.")
+    if not isinstance(method, str):
+        raise InputError(f"method is {shown(method)}; pass the name of a heuristic, or 'solve'.")
     if method == SOLVE and options:
         raise InputError(f"method 'solve' has no option {next(iter(options))!r}; pass time_limit, jobs or seed.")
     again(batches, 2)
-    place = as_device(device)
+    place = read_device(device)
     dense = unwrap(model)
     chosen, refused = find_targets(dense, layers)
     targets = {target.name: target for target in chosen}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from layerbounds.arguments import as_path
 from layerbounds.contests.contest import Contender, Contest
 from layerbounds.exceptions import FileFormatError, InputError, first_line
 from layerbounds.layers.files import atomic_path
@@ -29,8 +31,8 @@ class Checkpoint:
         Is created if only its last part is missing.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = as_path(folder, "checkpoint")
         try:
             self.folder.mkdir(exist_ok=True)
         except OSError as error:

@@ -12,12 +12,13 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from layerbounds.arguments import flag, shown, whole_number
 from layerbounds.arrays import Bool, Float
 from layerbounds.contests.levels import Comparison, Level
 from layerbounds.contests.verdict import Verdict, decide_all, summed
 from layerbounds.exceptions import CertificationError, InputError
-from layerbounds.layers.layer import Layer
-from layerbounds.problems.grids import Granularity, Range
+from layerbounds.layers.layer import Layer, as_layer
+from layerbounds.problems.grids import MAX_BITS, Granularity, Range
 from layerbounds.problems.problem import Problem, check_channels
 from layerbounds.problems.pruning import PruningProblem, pruning_problem
 from layerbounds.problems.quantization import QuantizationProblem, quantization_problem
@@ -180,10 +181,15 @@ class Contest:
         channels: Sequence[int] | None,
         rules: Rules,
     ) -> None:
-        if not isinstance(layer, Layer):
-            raise InputError(f"layer is a {type(layer).__name__}; pass a layerbounds.Layer.")
+        as_layer(layer)
+        bits = [whole_number(b, "bits", 1, MAX_BITS) for b in bits]
         if not bits or len(set(bits)) != len(bits):
-            raise InputError(f"bits are {list(bits)}; pass at least one number of bits, and each once.")
+            raise InputError(f"bits are {shown(bits)}; pass at least one number of bits, and each once.")
+        whole_number(rules.seed, "seed")
+        flag(rules.refit, "refit")
+        flag(rules.symmetric, "symmetric")
+        if not isinstance(rules.pattern, str):
+            raise InputError(f"pattern is {shown(rules.pattern)}; pass a text such as 'N:16'.")
         self.layer, self.rules = layer, rules
         self.pairs: list[Pair] = []
         for b in bits:

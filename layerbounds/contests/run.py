@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 
+from layerbounds.arguments import MOST_THREADS, members, real_number, shown, whole_number
 from layerbounds.contests.checkpoint import Checkpoint
 from layerbounds.contests.contest import Contest, Rules
 from layerbounds.contests.levels import Comparison
@@ -131,14 +130,15 @@ def versus_layers(
     list of Comparison
         In the order of the layers.
     """
-    if not time_limit >= 0 or not math.isfinite(time_limit):
-        raise InputError(f"time_limit is {time_limit}; pass a finite number of seconds ≥ 0.")
-    if total_time is not None and not total_time > 0:
-        raise InputError(f"total_time is {total_time}; pass a positive number of seconds.")
+    real_number(time_limit, "time_limit", 0.0, unit="number of seconds")
+    if total_time is not None and real_number(total_time, "total_time", 0.0, unit="number of seconds") == 0:
+        raise InputError("total_time is 0; pass a positive number of seconds.")
+    if progress is not None and not callable(progress):
+        raise InputError(f"progress is {shown(progress)}; pass a function.")
     begin = time.perf_counter()
     rules = rules or Rules(jobs=default_jobs(None))
-    wanted = list(bits)
-    store = Checkpoint(Path(checkpoint)) if checkpoint is not None else None
+    wanted = members(bits, "bits")
+    store = Checkpoint(checkpoint) if checkpoint is not None else None
     contests: list[Contest] = []
     for layer in layers.values() if isinstance(layers, Mapping) else layers:
         chosen = (channels or {}).get(layer.name) if isinstance(layer, Layer) else None
@@ -164,9 +164,7 @@ def versus_layers(
 
 def default_jobs(jobs: int | None) -> int:
     """Number of threads: as given, or all cores."""
-    if jobs is not None and jobs < 1:
-        raise InputError(f"jobs is {jobs}; pass a number of threads ≥ 1.")
-    return jobs if jobs is not None else os.cpu_count() or 1
+    return os.cpu_count() or 1 if jobs is None else whole_number(jobs, "jobs", 1, MOST_THREADS)
 
 
 def sample_channels(out: int, count: int) -> list[int]:
@@ -177,8 +175,7 @@ def sample_channels(out: int, count: int) -> list[int]:
     out, count : int
         Positive.
     """
-    if count < 1:
-        raise InputError(f"a sample of {count} channels is empty; pass a number ≥ 1.")
+    whole_number(count, "the sample of channels", 1)
     if count >= out:
         return list(range(out))
     return [(2 * i + 1) * out // (2 * count) for i in range(count)]

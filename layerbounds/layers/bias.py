@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from layerbounds.arrays import Float, as_float64
+from layerbounds.arguments import one_of
+from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError
 from layerbounds.layers.gram import validate_gram
 from layerbounds.layers.layer import Layer
@@ -23,8 +24,7 @@ CONSTANT_INPUT = 1e-13
 
 def apply_bias(layer: Layer, bias: Bias) -> Layer:
     """The layer as a problem sees it: as it is, or with a re-fitted bias."""
-    if bias not in ("keep", "refit"):
-        raise InputError(f"bias is {bias!r}; choose 'keep' or 'refit'.")
+    one_of(bias, "bias", ("keep", "refit"))
     return layer if bias == "keep" else with_refitted_bias(layer)
 
 
@@ -95,7 +95,7 @@ def bias_change(layer: Layer, weights: ArrayLike) -> Float:
     change = np.zeros(layer.out_features)
     if layer.bias == "fixed":
         return change
-    v = as_float64(weights, f"layer {layer.name!r}: weights").reshape(layer.matrix.shape)
+    v = layer.channel_weights(weights, range(layer.out_features), "weights")
     assert layer.input_mean is not None
     for g, rows in enumerate(layer.group_rows()):
         change[rows] = -((v[rows] - layer.target[rows]) @ layer.input_mean[g] + layer.residual_mean[rows])

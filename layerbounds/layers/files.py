@@ -15,10 +15,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from layerbounds.arguments import as_path
 from layerbounds.exceptions import FileFormatError, InputError
 from layerbounds.layers.layer import Layer
 from layerbounds.layers.provenance import json_ready
-from layerbounds.layers.tensor_files import NUMPY_TYPES, as_path, check_weight, open_tensors
+from layerbounds.layers.tensor_files import NUMPY_TYPES, check_weight, open_tensors
 from layerbounds.names import match_name
 
 SCHEMA_VERSION = 1
@@ -101,13 +102,17 @@ def layer_info(layer: Layer) -> dict[str, Any]:
 
 def file_metadata(info: Mapping[str, Any]) -> dict[str, str]:
     """Metadata of a layer file, from the `layer_info` of each layer by name."""
-    return {SCHEMA_KEY: str(SCHEMA_VERSION), "layers": json.dumps(info)}
+    try:
+        return {SCHEMA_KEY: str(SCHEMA_VERSION), "layers": json.dumps(info)}
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"the provenance of a layer cannot be stored as JSON ({error}); use plain values.") from error
 
 
 def write_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
 ) -> None:
     """Write a safetensors file so that a reader sees either the whole file or the old one."""
+    path = as_path(path, "path")
     try:
         with atomic_path(path) as temporary, open(temporary, "wb") as stream:
             _write_safetensors(stream, tensors, metadata)
@@ -152,7 +157,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     A link is followed: the file that it points to is replaced.
     """
-    target = as_path(path).resolve()
+    target = as_path(path, "path").resolve()
     if not target.parent.is_dir():
         raise InputError(f"cannot write {path}: the folder {target.parent} does not exist; create it first.")
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
@@ -183,7 +188,7 @@ def load_layers(path: str | os.PathLike[str]) -> dict[str, Layer]:
     InputError
         If a layer in it is invalid; the message names the layer.
     """
-    if not as_path(path).is_file():
+    if not as_path(path, "path").is_file():
         raise FileFormatError(f"{path} does not exist or is not a file; check the path.")
     with open_tensors(path) as file:
         chosen = _layer_tensors(file.names)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from layerbounds.arguments import one_of, shown, whole_number
 from layerbounds.arrays import Bool, Float, as_float64, as_numpy
 from layerbounds.exceptions import InputError
 from layerbounds.layers.gram import GramReport, live_inputs, validate_gram
@@ -98,15 +99,11 @@ class Layer:
         ]
         self.gram: Float = np.stack([g for g, _ in checked])
         self.gram_reports: tuple[GramReport, ...] = tuple(r for _, r in checked)
-        self.target: Float = (
-            self.matrix if target is None else self._shaped(target, (out, n), "target", flatten_tail=True)
-        )
+        self.target: Float = self.matrix if target is None else self.channel_weights(target, range(out), "target")
         self.constant: Float = np.zeros(out) if constant is None else self._shaped(constant, (out,), "constant")
         if np.any(self.constant < 0):
             raise InputError(f"layer {self.name!r}: constant is negative; it is a mean squared error and must be ≥ 0.")
-        if samples is not None and (not isinstance(samples, (int, np.integer)) or samples <= 0):
-            raise InputError(f"layer {self.name!r}: samples is {samples!r}; pass the positive number of positions.")
-        self.samples = None if samples is None else int(samples)
+        self.samples = None if samples is None else whole_number(samples, f"layer {self.name!r}: samples", 1)
         self.input_mean: Float | None = None
         if input_mean is not None:
             means = as_float64(input_mean, f"layer {self.name!r}: input_mean")
@@ -120,15 +117,14 @@ class Layer:
         self.residual_mean: Float = (
             np.zeros(out) if residual_mean is None else self._shaped(residual_mean, (out,), "residual_mean")
         )
-        if bias not in ("fixed", "refit"):
-            raise InputError(f"layer {self.name!r}: bias is {bias!r}; choose 'fixed' or 'refit'.")
+        one_of(bias, f"layer {self.name!r}: bias", ("fixed", "refit"))
         self.bias: Literal["fixed", "refit"] = bias
+        if provenance is not None and not isinstance(provenance, Mapping):
+            raise InputError(f"layer {self.name!r}: provenance is {shown(provenance)}; pass a mapping.")
         self.provenance: dict[str, Any] = dict(provenance or {})
 
-    def _shaped(self, value: ArrayLike, shape: tuple[int, ...], what: str, flatten_tail: bool = False) -> Float:
+    def _shaped(self, value: ArrayLike, shape: tuple[int, ...], what: str) -> Float:
         array = as_float64(value, f"layer {self.name!r}: {what}")
-        if flatten_tail and array.ndim > 2:
-            array = array.reshape(array.shape[0], -1)
         if array.shape != shape:
             raise InputError(f"layer {self.name!r}: {what} has shape {array.shape}; pass shape {shape}.")
         return array
@@ -157,7 +153,7 @@ class Layer:
         dense = as_float64(weight, f"layer {name!r}: weight")
         if x.ndim != 2 or x.shape[0] == 0:
             raise InputError(f"layer {name!r}: inputs have shape {x.shape}; pass (positions, inputs).")
-        if dense.ndim < 2:
+        if dense.ndim < 2 or dense.size == 0:
             raise InputError(f"layer {name!r}: weight has shape {dense.shape}; pass (out, in) or (out, in, kh, kw).")
         matrix = dense.reshape(dense.shape[0], -1)
         if matrix.shape[1] != x.shape[1]:
@@ -219,11 +215,12 @@ class Layer:
         samples : int, optional
         provenance : mapping, optional
         """
-        plain = cls(weight, gram, name, samples=samples, input_mean=input_mean)
+        plain = cls(weight, gram, name, samples=samples, input_mean=input_mean, provenance=provenance)
+        if plain.input_mean is None:
+            raise InputError(f"layer {plain.name!r}: input_mean is None; pass the mean of the compressed inputs.")
         s = plain._shaped(shift, plain.matrix.shape, "shift")
         energy = plain._shaped(error_energy, plain.matrix.shape[:1], "error_energy")
         mean = plain._shaped(error_mean, plain.matrix.shape[:1], "error_mean")
-        assert plain.input_mean is not None
         target, constant, residual_mean = plain.matrix.copy(), np.empty_like(energy), np.empty_like(energy)
         residual = 0.0
         for g, rows in enumerate(plain.group_rows()):
@@ -240,8 +237,44 @@ class Layer:
             samples=samples,
             input_mean=plain.input_mean,
             residual_mean=residual_mean,
-            provenance={**(provenance or {}), "normal_equation_residual": residual},
+            provenance={**plain.provenance, "normal_equation_residual": residual},
         )
+
+    def channel_weights(self, value: ArrayLike, channels: Sequence[int], what: str) -> Float:
+        """Weights from elsewhere as a matrix, paired with the output channels by their shape.
+
+        Nothing is reshaped because its size happens to fit: a transposed or otherwise arranged array is refused.
+
+        Parameters
+        ----------
+        value : array_like of shape (rows, *weight.shape[1:]) or (rows, n)
+            ``rows`` are the chosen channels, in their order, or all output channels.
+        channels : sequence of int
+        what : str
+            How error messages call the value.
+
+        Returns
+        -------
+        ndarray of shape (channels, n)
+            A copy.
+
+        Raises
+        ------
+        InputError
+            On another shape.
+        """
+        what = f"layer {self.name!r}: {what}"
+        array = as_float64(value, what)
+        tails = {self.weight.shape[1:], (self.in_features,)}
+        counts = {len(channels), self.out_features}
+        if array.ndim < 2 or array.shape[0] not in counts or array.shape[1:] not in tails:
+            allowed = sorted(
+                {(rows, *tail) for rows in counts for tail in tails}, key=lambda shape: (len(shape), shape)
+            )
+            hint = ", it looks transposed." if array.ndim == 2 and array.shape[::-1] in allowed else "."
+            raise InputError(f"{what} has shape {array.shape}; pass shape {' or '.join(map(str, allowed))}{hint}")
+        matrix = array.reshape(array.shape[0], self.in_features)
+        return np.array(matrix if len(matrix) == len(channels) else matrix[list(channels)])
 
     @property
     def out_features(self) -> int:
@@ -286,3 +319,16 @@ class Layer:
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.weight.shape))
         return f"Layer({self.name!r}, weight {shape}, n={self.in_features}, groups={self.groups})"
+
+
+def as_layer(value: Any) -> Layer:
+    """The value itself, if it is a layer.
+
+    Raises
+    ------
+    InputError
+        If it is something else.
+    """
+    if not isinstance(value, Layer):
+        raise InputError(f"layer is a {type(value).__name__}; pass a layerbounds.Layer.")
+    return value

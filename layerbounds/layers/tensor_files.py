@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from layerbounds.exceptions import FileFormatError, InputError, first_line
+from layerbounds.arguments import as_path
+from layerbounds.exceptions import FileFormatError, first_line
 
 #: Suffixes of what `torch.save` writes.
 PYTORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
@@ -118,7 +119,7 @@ def open_tensors(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
     MissingExtraError
         If PyTorch is needed and not installed.
     """
-    source = _located(as_path(path))
+    source = _located(as_path(path, "path"))
     file: TensorFile
     if source.name.endswith(INDEX_SUFFIX):
         file = _Shards(source)
@@ -183,14 +184,6 @@ def check_weight(file: TensorFile, name: str, *, integers: bool = False) -> None
             f"{file.path}: tensor {name!r} is of type {kind}, which is how quantized checkpoints store codes, and not "
             "a type of weights; dequantize it and store the weights as float32."
         )
-
-
-def as_path(path: str | os.PathLike[str]) -> Path:
-    """A path, or one sentence about what is none."""
-    try:
-        return Path(path)
-    except TypeError:
-        raise InputError(f"a file name is needed, not a {type(path).__name__}; pass a string or a Path.") from None
 
 
 def _located(path: Path) -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from layerbounds.arguments import LARGEST_COUNT, MOST_THREADS, shown, whole_number
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError, UnsupportedProblemError
 from layerbounds.methods.adaround import adaround
@@ -35,7 +36,7 @@ from layerbounds.methods.views import channel_view
 from layerbounds.methods.wanda import wanda
 from layerbounds.names import match_name
 from layerbounds.problems.patterns import PATTERNS
-from layerbounds.problems.problem import Problem, check_channels
+from layerbounds.problems.problem import Problem, as_problem, check_channels
 
 _GRIDS = ("uniform grids", "codebook grids")
 _SPARSITY = ("pruning with refit", "pruning masks")
@@ -171,7 +172,7 @@ def resolve_options(heuristic: Heuristic, options: Mapping[str, Any]) -> dict[st
     Raises
     ------
     InputError
-        If it has no such option.
+        If it has no such option, or its value is of another kind.
     """
     resolved: dict[str, Any] = {}
     for name, value in options.items():
@@ -181,8 +182,25 @@ def resolve_options(heuristic: Heuristic, options: Mapping[str, Any]) -> dict[st
             raise InputError(f"heuristic {heuristic.name!r} has no option {name!r}; its options are: {known}.")
         if own in resolved:
             raise InputError(f"heuristic {heuristic.name!r} is given its option {own!r} twice; leave out one of them.")
+        default = heuristic.options[own]
+        if not _is_like(value, default):
+            raise InputError(
+                f"heuristic {heuristic.name!r}: option {name!r} is {shown(value)}; pass a value like its default, "
+                f"{default!r}."
+            )
         resolved[own] = value
     return resolved
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether an option's value is of the kind of its default; where that is None, None or a number."""
+    if isinstance(default, bool) or isinstance(value, (bool, np.bool_)):
+        return isinstance(default, bool) and isinstance(value, (bool, np.bool_))
+    if isinstance(default, str) or isinstance(value, str) or value is None:
+        return (isinstance(default, str) and isinstance(value, str)) or (default is None and value is None)
+    if isinstance(default, int) and not isinstance(value, (int, np.integer)):
+        return False
+    return isinstance(value, (int, float, np.integer, np.floating)) and bool(-LARGEST_COUNT <= value <= LARGEST_COUNT)
 
 
 def run_heuristic(
@@ -220,11 +238,11 @@ def run_heuristic(
     UnsupportedProblemError
         If the method is for another kind of problem.
     """
-    heuristic = find_heuristic(name, problem)
+    heuristic = find_heuristic(name, as_problem(problem))
     own_options = resolve_options(heuristic, options)
     chosen = check_channels(problem, channels)
-    if jobs < 1:
-        raise InputError(f"jobs is {jobs}; pass a number of threads ≥ 1.")
+    jobs = whole_number(jobs, "jobs", 1, MOST_THREADS)
+    whole_number(seed, "seed")
     weights, _ = run_channels(heuristic, problem, chosen, seed, own_options, jobs)
     return weights.reshape(len(chosen), *problem.layer.weight.shape[1:])
 
@@ -309,7 +327,8 @@ def run_channel(
             row[live] = heuristic.method(make_view(problem, channel, seed, shared), **options)
         except np.linalg.LinAlgError as error:
             raise UnsupportedProblemError(
-                f"heuristic {heuristic.name!r} cannot factorize the Gram matrix of channel {channel} ({error}); raise its "
+                f"heuristic {heuristic.name!r} cannot factorize the Gram matrix of channel {channel} ({error}); "
+                "raise its "
                 "damping or choose another one (`layerbounds heuristics`)."
             ) from error
     return row

@@ -52,14 +52,7 @@ def parse_method(text: str) -> MethodSpec:
         if not equals or not key.strip():
             raise InputError(f"method {text!r} cannot be read at {part!r}; write NAME:OPTION=VALUE.")
         options[key.strip()] = _value(value.strip())
-    resolved = resolve_options(heuristic, options)
-    for key, value in resolved.items():
-        default = heuristic.options[key]
-        if default is not None and not isinstance(value, _accepted(default)):
-            raise InputError(
-                f"method {text!r}: option {key!r} is {value!r}; pass a value like its default, {default!r}."
-            )
-    return MethodSpec(heuristic, resolved)
+    return MethodSpec(heuristic, resolve_options(heuristic, options))
 
 
 def choose_methods(problem: Problem, methods: Sequence[str | MethodSpec] | None) -> list[MethodSpec]:
@@ -91,12 +84,6 @@ def _value(text: str) -> Any:
     except ValueError:
         return text
     return number if isinstance(number, int | float) else text
-
-
-def _accepted(default: Any) -> tuple[type, ...]:
-    if isinstance(default, bool):
-        return (bool,)
-    return (int, float) if isinstance(default, float) else (type(default),)
 
 
 def _shown(value: Any) -> str:

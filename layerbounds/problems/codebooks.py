@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from layerbounds.arguments import shown
 from layerbounds.arrays import Float
 from layerbounds.exceptions import UnknownNameError
 
@@ -46,6 +47,6 @@ def codebook(name: str) -> Float:
     """
     try:
         codes = _CODEBOOKS[name.lower()]
-    except KeyError:
-        raise UnknownNameError(f"there is no codebook {name!r}; available: {', '.join(_CODEBOOKS)}.") from None
+    except (AttributeError, KeyError):
+        raise UnknownNameError(f"there is no codebook {shown(name)}; available: {', '.join(_CODEBOOKS)}.") from None
     return np.array(sorted({c + 0.0 for c in codes}), dtype=np.float64)

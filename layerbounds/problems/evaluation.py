@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from layerbounds.arrays import Bool, Float, Int, as_float64
-from layerbounds.exceptions import InputError
-from layerbounds.problems.problem import Problem, check_channels
+from layerbounds.arrays import Bool, Float, Int
+from layerbounds.problems.problem import Problem, as_problem, check_channels
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,20 +64,19 @@ def evaluate(problem: Problem, weights: ArrayLike, channels: Sequence[int] | Non
     Parameters
     ----------
     problem : QuantizationProblem or PruningProblem
-    weights : array_like
-        The layer's shape, or (channels, n).
+    weights : array_like of shape (rows, *weight.shape[1:]) or (rows, n)
+        Of the chosen channels, in their order, or of all output channels.
     channels : sequence of int, optional
-        The output channels that ``weights`` holds; default: all.
+        The output channels to score; default: all.
+
+    Raises
+    ------
+    InputError
+        On weights of another shape, even if they have the right number of entries.
     """
-    layer = problem.layer
-    rows = list(range(layer.out_features)) if channels is None else check_channels(problem, channels)
-    array = as_float64(weights, "weights")
-    if array.size != len(rows) * layer.in_features:
-        raise InputError(
-            f"weights have shape {array.shape}; layer {layer.name!r} needs {len(rows)} channels of "
-            f"{layer.in_features} weights."
-        )
-    matrix = array.reshape(len(rows), layer.in_features)
+    layer = as_problem(problem).layer
+    rows = check_channels(problem, channels)
+    matrix = layer.channel_weights(weights, rows, "weights")
     sets = problem.sets(rows)
     position = {channel: i for i, channel in enumerate(rows)}
     single = np.array(

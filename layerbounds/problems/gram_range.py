@@ -14,10 +14,12 @@ import re
 import numpy as np
 from numpy.typing import ArrayLike
 
+from layerbounds.arguments import flag
 from layerbounds.arrays import Float, Int
+from layerbounds.exceptions import InputError
 from layerbounds.kernels.methods import lazy_rounding, search_scales
 from layerbounds.kernels.successive import factors_in_order, rounding_order
-from layerbounds.layers.layer import Layer
+from layerbounds.layers.layer import Layer, as_layer
 from layerbounds.problems.grids import Granularity, Grid, Range, codebook_grid, uniform_grid
 
 #: Factors of the scale of least weight error that are tried: 1 first, so that it wins ties.
@@ -38,11 +40,18 @@ def fitted_grid(
     range: Range = "mse",
 ) -> Grid:
     """Uniform or codebook grid of a layer with any range: the arguments are those of `gram_grid` and `uniform_grid`."""
-    if range == "gram":
+    layer = as_layer(layer)
+    if (bits is None) == (codebook is None):
+        raise InputError("pass either bits or a codebook, and not both.")
+    flag(symmetric, "symmetric")
+    if codebook is not None and not symmetric:
+        raise InputError("a codebook has no zero point; leave out symmetric=False.")
+    if isinstance(range, str) and range == "gram":
         return gram_grid(layer, bits, codebook=codebook, symmetric=symmetric, granularity=granularity)
     if codebook is not None:
         return codebook_grid(layer.matrix, codebook, granularity, range)
-    return uniform_grid(layer.matrix, bits if bits is not None else 0, symmetric, granularity or "channel", range)
+    assert bits is not None
+    return uniform_grid(layer.matrix, bits, symmetric, "channel" if granularity is None else granularity, range)
 
 
 def gram_grid(
@@ -66,8 +75,14 @@ def gram_grid(
     codebook : str or array_like, optional
         Instead of ``bits``, as in `codebook_grid`.
     symmetric : bool
+        True with a codebook, which has no zero point.
     granularity : {"tensor", "channel"} or int, optional
         Default: "channel"; 32 for MXFP4.
+
+    Raises
+    ------
+    InputError
+        If the arguments contradict each other.
     """
     start = fitted_grid(layer, bits, codebook=codebook, symmetric=symmetric, granularity=granularity)
     factors = POWERS_OF_TWO if isinstance(codebook, str) and codebook.lower() == "mxfp4" else FACTORS
@@ -105,7 +120,7 @@ def _per_channel(layer: Layer, grid: Grid, factors: Float) -> Float:
         rounding = _Rounding(layer, g)
         if not len(rounding.inputs):
             continue
-        group = rounding.inputs // grid.group_size
+        group = grid.group[rounding.inputs]
         for channel in range(g * per_group, (g + 1) * per_group):
             target = np.ascontiguousarray(layer.target[channel][rounding.inputs])
             scale, zero = grid.scale[channel].copy(), grid.zero_point[channel]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from layerbounds.arrays import Float, as_float64
+from layerbounds.arguments import flag, one_of, shown, whole_number
+from layerbounds.arrays import Float, Int, as_float64, as_numpy
 from layerbounds.exceptions import InputError
 from layerbounds.problems.codebooks import codebook
 from layerbounds.problems.levels import Levels, nearest_levels
@@ -18,39 +19,81 @@ Granularity = Literal["tensor", "channel"] | int
 #: ``"gram"`` needs the layer: `layerbounds.problems.gram_range`.
 Range = Literal["mse", "minmax", "gram"]
 
+RANGES = ("mse", "minmax", "gram")
 MAX_BITS = 8
 #: Shrink factors tried by the MSE range (docs/grids.md).
 MSE_STEPS = np.linspace(0.3, 1.1, 81)
+
+
+#: Step sizes beyond these underflow or overflow when they are squared.
+SMALLEST_SCALE, LARGEST_SCALE = 1e-100, 1e100
+#: The farthest that codes and zero points may lie apart, in gaps between codes: levels must stay distinct in float64.
+MOST_GAPS = 2.0**50
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
     """Level sets ``scale · (codes − zero_point)`` of all weights of a layer.
 
+    Arrays of any real type and lists are taken and copied to float64.
+
     Attributes
     ----------
     codes : ndarray of shape (levels,)
-        Sorted; integers for uniform grids.
+        Sorted and distinct; consecutive numbers for uniform grids.
     scale : ndarray of shape (out, scale_groups)
-        Positive step sizes; scale group ``i // group_size`` belongs to flattened input ``i``.
+        Step sizes, not zero; a negative one mirrors the codes. Given as (out,): one scale group.
     zero_point : ndarray of shape (out, scale_groups)
-        Zero for symmetric grids and codebooks.
+        In units of the codes, not necessarily integers. Zero for symmetric grids and codebooks; given as one number, it
+        is that of all.
     in_features : int
-    group_size : int
-        Inputs that share a scale; the last group may be smaller.
+        n.
+    group_size : int or None
+        Consecutive inputs that share a scale; the last group may be smaller. By default the groups are of equal size.
+        None where ``group`` is not of this form.
     uniform : bool
-        Whether the codes are consecutive integers.
+        Whether the codes are consecutive numbers; by default found out.
     label : str
         How tables and files call the grid.
+    group : ndarray of int64, shape (n,)
+        The scale group of each flattened input, such as the ``g_idx`` of GPTQ; by default consecutive blocks.
+
+    Raises
+    ------
+    InputError
+        On NaN, infinity, a scale of zero, shapes that do not agree, or levels that float64 cannot tell apart.
     """
 
     codes: Float
     scale: Float
     zero_point: Float
     in_features: int
-    group_size: int
-    uniform: bool
-    label: str
+    group_size: int | None = None
+    uniform: bool = None  # type: ignore[assignment]
+    label: str = "given grid"
+    group: Int = field(default=None)  # type: ignore[arg-type]
+
+    def __post_init__(self) -> None:
+        codes = as_float64(self.codes, "codes")
+        if codes.ndim != 1 or codes.size == 0:
+            raise InputError(f"codes have shape {codes.shape}; pass a list of at least one code.")
+        # Adding 0 makes the zero of -0.
+        codes = np.unique(codes + 0.0)
+        scale = _by_channel(self.scale, "scale")
+        zero = as_float64(self.zero_point, "zero_point")
+        zero = np.full(scale.shape, float(zero)) if zero.ndim == 0 else _by_channel(zero, "zero_point")
+        if zero.shape != scale.shape:
+            raise InputError(f"zero_point has shape {zero.shape} but scale has {scale.shape}; they must agree.")
+        _check_levels(codes, scale, zero)
+        n = whole_number(self.in_features, "in_features", 1)
+        group, size = _groups(self.group, self.group_size, n, scale.shape[1])
+        step = codes.size > 1 and np.array_equal(codes - codes[0], np.arange(codes.size))
+        uniform = step if self.uniform is None else flag(self.uniform, "uniform")
+        if uniform and not step:
+            raise InputError("the codes of a uniform grid are consecutive numbers; pass uniform=False for these.")
+        values = {"codes": codes, "scale": scale, "zero_point": zero, "in_features": n, "group": group}
+        for name, value in {**values, "group_size": size, "uniform": uniform, "label": str(self.label)}.items():
+            object.__setattr__(self, name, value)
 
     @property
     def out_features(self) -> int:
@@ -58,13 +101,41 @@ class Grid:
         return int(self.scale.shape[0])
 
     def allowed(self, channel: int) -> Levels:
-        """The levels of each weight of a channel."""
-        group = np.arange(self.in_features) // self.group_size
-        return Levels(self.codes, self.scale[channel, group], self.zero_point[channel, group], self.uniform)
+        """The levels of each weight of a channel, as an allowed set."""
+        codes, scale, zero_point = self.lattice(channel)
+        return Levels(self.levels(channel), codes, scale, zero_point, self.uniform)
 
     def levels(self, channel: int) -> Float:
         """Sorted values that each weight of a channel may take, shape (n, levels)."""
-        return self.allowed(channel).values
+        scale, zero = self.scale[channel, self.group], self.zero_point[channel, self.group]
+        levels = scale[:, None] * (self.codes[None, :] - zero[:, None]) + 0.0
+        mirrored = scale < 0
+        levels[mirrored] = levels[mirrored, ::-1]
+        return np.asarray(levels)
+
+    def lattice(self, channel: int) -> tuple[Float, Float, Float]:
+        """The levels of a channel as ``scale · (codes − zero_point)`` with positive scales.
+
+        A negative scale mirrors the codes. Those of a uniform grid stay the same and its zero point moves, so that all
+        inputs keep one list of codes; the codes of other grids change their sign.
+
+        Returns
+        -------
+        codes : ndarray of shape (n, levels)
+            Sorted.
+        scale, zero_point : ndarray of shape (n,)
+            ``scale[:, None] * (codes - zero_point[:, None])`` is `levels` up to the rounding of a zero point that is no
+            integer.
+        """
+        scale, zero = self.scale[channel, self.group], self.zero_point[channel, self.group]
+        codes = np.repeat(self.codes[None, :], len(scale), axis=0)
+        mirrored = scale < 0
+        if self.uniform:
+            zero = np.where(mirrored, self.codes[0] + self.codes[-1] - zero, zero)
+        else:
+            codes[mirrored] = 0.0 - self.codes[::-1]
+            zero = np.where(mirrored, 0.0 - zero, zero)
+        return codes, np.abs(scale), zero
 
     def nearest(self, matrix: Float, channels: Sequence[int] | None = None) -> Float:
         """Round weights, shape (channels, n), to the nearest level each (ties go to the lower level)."""
@@ -76,6 +147,63 @@ class Grid:
         return result
 
 
+def _by_channel(value: ArrayLike, what: str) -> Float:
+    """An array of shape (out, scale_groups); (out,) is one scale group."""
+    array = as_float64(value, what).copy()
+    if array.ndim < 2:
+        array = array.reshape(-1, 1)
+    if array.ndim != 2 or array.size == 0:
+        raise InputError(f"{what} has shape {array.shape}; pass (out,) or (out, scale_groups).")
+    return array
+
+
+def _check_levels(codes: Float, scale: Float, zero: Float) -> None:
+    """Refuse what float64 cannot compute with."""
+    size = np.abs(scale)
+    if np.any(size == 0):
+        raise InputError("scale holds zeros; every step size must differ from 0.")
+    gap = float(np.diff(codes).min()) if codes.size > 1 else 1.0
+    reach = float(np.abs(codes).max() + np.abs(zero).max())
+    if size.min() * min(gap, 1.0) < SMALLEST_SCALE or size.max() * max(reach, 1.0) > LARGEST_SCALE:
+        raise InputError(
+            f"scale, codes and zero_point give levels outside {SMALLEST_SCALE:g} to {LARGEST_SCALE:g}; rescale the "
+            "layer and its grid."
+        )
+    if reach > MOST_GAPS * gap:
+        raise InputError(
+            "codes lie so close together, or zero_point so far from them, that float64 cannot tell the levels apart."
+        )
+
+
+def _groups(group: ArrayLike | None, size: int | None, n: int, count: int) -> tuple[Int, int | None]:
+    """The scale group of each input, and the size of the blocks if they are consecutive."""
+    if group is not None:
+        array = as_numpy(group, "group")
+        if array.shape != (n,) or array.dtype.kind not in "iu":
+            raise InputError(f"group has shape {array.shape} and type {array.dtype}; pass {n} integers, one an input.")
+        if array.min() < 0 or array.max() >= count:
+            raise InputError(
+                f"group holds numbers from {array.min()} to {array.max()}; scale has the groups 0 to {count - 1}."
+            )
+        chosen = array.astype(np.int64)
+        run = int(np.argmax(chosen != 0)) or n
+        block = run if np.array_equal(chosen, np.arange(n) // run) else None
+        if size is not None and not np.array_equal(chosen, np.arange(n) // whole_number(size, "group_size", 1)):
+            raise InputError("group and group_size contradict each other; leave out group_size.")
+        return chosen, block if size is None else size
+    if size is None:
+        if n % count:
+            raise InputError(
+                f"scale has {count} groups, which do not divide the {n} inputs evenly; pass the number of inputs per "
+                "group (granularity, or group_size of a Grid)."
+            )
+        size = n // count
+    size = min(whole_number(size, "group_size", 1), n)
+    if -(-n // size) != count:
+        raise InputError(f"scale has {count} groups, but {n} inputs in groups of {size} need {-(-n // size)}.")
+    return np.arange(n, dtype=np.int64) // size, size
+
+
 def _weight_matrix(weight: ArrayLike) -> Float:
     matrix = as_float64(weight, "weight")
     if matrix.ndim < 2 or matrix.size == 0:
@@ -84,11 +212,12 @@ def _weight_matrix(weight: ArrayLike) -> Float:
 
 
 def _group_size(granularity: Granularity, n: int) -> int:
-    if granularity in ("tensor", "channel"):
+    if isinstance(granularity, str) and granularity in ("tensor", "channel"):
         return n
-    if isinstance(granularity, bool) or not isinstance(granularity, (int, np.integer)) or granularity <= 0:
+    whole = isinstance(granularity, (int, np.integer)) and not isinstance(granularity, bool)
+    if not whole or int(granularity) <= 0:
         raise InputError(
-            f"granularity is {granularity!r}; choose 'tensor', 'channel' or a positive number of inputs per group."
+            f"granularity is {shown(granularity)}; choose 'tensor', 'channel' or a positive number of inputs per group."
         )
     return min(int(granularity), n)
 
@@ -103,12 +232,11 @@ def _blocks(matrix: Float, granularity: Granularity, size: int) -> Iterator[Floa
 
 
 def _check_range(range: str) -> None:
-    if range == "gram":
+    if isinstance(range, str) and range == "gram":
         raise InputError(
             "range 'gram' is fitted to the output error of a layer; pass it to quantization_problem or call gram_grid."
         )
-    if range not in ("mse", "minmax"):
-        raise InputError(f"range is {range!r}; choose 'mse', 'minmax' or 'gram'.")
+    one_of(range, "range", RANGES)
 
 
 def uniform_grid(
@@ -140,8 +268,8 @@ def uniform_grid(
     InputError
         On bits outside 1…8, an unknown range or granularity, or invalid weights.
     """
-    if isinstance(bits, bool) or not isinstance(bits, (int, np.integer)) or not 1 <= bits <= MAX_BITS:
-        raise InputError(f"bits is {bits!r}; choose an integer from 1 to {MAX_BITS}.")
+    bits = whole_number(bits, "bits", 1, MAX_BITS)
+    flag(symmetric, "symmetric")
     _check_range(range)
     matrix = _weight_matrix(weight)
     if bits == 1:
@@ -183,7 +311,7 @@ def codebook_grid(
     """
     _check_range(range)
     matrix = _weight_matrix(weight)
-    name = codebook_name if isinstance(codebook_name, str) else None
+    name = codebook_name.lower() if isinstance(codebook_name, str) else None
     if isinstance(codebook_name, str):
         codes = codebook(codebook_name)
     else:
@@ -201,50 +329,86 @@ def codebook_grid(
         zero_point=np.zeros_like(scale),
         in_features=matrix.shape[1],
         group_size=size,
-        uniform=bool(codes.size > 1 and np.all(np.diff(codes) == 1.0)),
         label=f"{name or f'{codes.size}-level codebook'} per {_per(chosen)}, {range}",
     )
 
 
-def symmetric_grid(scale: ArrayLike, bits: int, in_features: int, granularity: Granularity = "channel") -> Grid:
-    """Symmetric uniform grid with explicit scales.
+def given_grid(
+    scale: ArrayLike,
+    bits: int,
+    in_features: int,
+    granularity: Granularity | None = None,
+    *,
+    zero_point: ArrayLike | None = None,
+    symmetric: bool | None = None,
+    group: ArrayLike | None = None,
+    out_features: int | None = None,
+) -> Grid:
+    """Uniform grid with given scales, and zero points or none.
 
     Parameters
     ----------
     scale : array_like of shape (out,) or (out, scale_groups)
-        Positive.
+        Not zero; negative ones mirror the codes. One number with granularity "tensor".
     bits : int
+        2 to 8.
     in_features : int
-    granularity : {"tensor", "channel"} or int
+    granularity : {"tensor", "channel"} or int, optional
         The number of inputs that share a scale. It may be left out where the groups are of equal size.
+    zero_point : array_like of the shape of scale, optional
+        The codes are then 0, …, 2^bits − 1 instead of −2^(bits−1), …, 2^(bits−1) − 1.
+    symmetric : bool, optional
+        Default: whether ``zero_point`` is left out.
+    group : array_like of int, shape (n,), optional
+        Scale group of each input, instead of consecutive blocks.
+    out_features : int, optional
+        Output channels that the scale of a whole tensor is for.
+
+    Raises
+    ------
+    InputError
+        If the arguments contradict each other.
     """
-    if isinstance(bits, bool) or not isinstance(bits, (int, np.integer)) or not 2 <= bits <= MAX_BITS:
-        raise InputError(f"bits is {bits!r}; with an explicit scale choose an integer from 2 to {MAX_BITS}.")
-    scales = as_float64(scale, "scale")
-    if scales.size == 0 or np.any(scales <= 0):
-        raise InputError("scale holds values that are not positive; every step size must be > 0.")
-    scales = scales.reshape(scales.shape[0], -1) if scales.ndim else scales.reshape(1, 1)
-    groups = scales.shape[1]
-    size = _group_size(granularity, in_features)
-    if size == in_features and groups > 1:
-        if in_features % groups:
+    width = whole_number(bits, "bits with a given scale", 2, MAX_BITS)
+    if symmetric is not None:
+        flag(symmetric, "symmetric")
+    if symmetric is False and zero_point is None:
+        raise InputError("symmetric=False with given scales needs their zero points; pass zero_point.")
+    if symmetric and zero_point is not None:
+        raise InputError("a symmetric grid has no zero point; leave out zero_point or symmetric=True.")
+    array = as_float64(scale, "scale")
+    zeros = None if zero_point is None else as_float64(zero_point, "zero_point")
+    if zeros is not None and zeros.ndim and zeros.shape != array.shape:
+        raise InputError(f"zero_point has shape {zeros.shape} but scale has {array.shape}; they must agree.")
+    n = whole_number(in_features, "in_features", 1)
+    size: int | None = None
+    if granularity is not None:
+        size = _group_size(granularity, n)
+        if group is not None:
+            raise InputError("group says itself which inputs share a scale; leave out granularity.")
+        if granularity == "tensor":
+            if array.size != 1:
+                raise InputError(f"granularity 'tensor' means one scale, but scale has shape {array.shape}.")
+            array = np.full((out_features or 1, 1), array.item())
+            zeros = None if zeros is None else np.full(array.shape, zeros.item())
+        elif array.ndim == 2 and array.shape[1] != -(-n // size):
+            what = repr(granularity) if isinstance(granularity, str) else f"{size} inputs per group"
             raise InputError(
-                f"scale has {groups} groups, which do not divide the {in_features} inputs evenly; pass the number of "
-                "inputs per group as granularity."
+                f"granularity {what} means {-(-n // size)} scales per channel, but scale has {array.shape[1]} groups; "
+                "leave out one of them."
             )
-        size = in_features // groups
-    elif -(-in_features // size) != groups:
-        raise InputError(
-            f"scale has {groups} groups, but {in_features} inputs in groups of {size} need {-(-in_features // size)}."
-        )
+    elif array.ndim == 0:
+        raise InputError("scale is one number; pass one per output channel, or granularity='tensor' with it.")
+    low = 0 if zeros is not None else -(2 ** (width - 1))
+    kind = "symmetric, given scale" if zeros is None else "asymmetric, given scale and zero point"
     return Grid(
-        codes=np.arange(-(2 ** (bits - 1)), 2 ** (bits - 1)).astype(np.float64),
-        scale=scales,
-        zero_point=np.zeros_like(scales),
-        in_features=in_features,
+        codes=np.arange(low, low + 2**width),
+        scale=array,
+        zero_point=np.zeros(()) if zeros is None else zeros,
+        in_features=n,
         group_size=size,
-        uniform=True,
-        label=f"{bits}-bit symmetric, given scale",
+        label=f"{width}-bit {kind}",
+        group=group,  # type: ignore[arg-type]
     )
 
 
@@ -325,5 +489,5 @@ def _fit_codebook(block: Float, codes: Float, name: str | None, range: Range, po
 
 
 def _positive(scale: Float) -> Float:
-    """Scales of all-zero (or subnormal) blocks become 1."""
-    return np.where(scale > np.finfo(np.float64).tiny, scale, 1.0)
+    """Scales of all-zero (or hardly different) blocks become 1."""
+    return np.where(scale > 1e3 * SMALLEST_SCALE, scale, 1.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -25,26 +24,23 @@ def nearest_levels(levels: Float, values: Float) -> Float:
 
 @dataclass(frozen=True, eq=False)
 class Levels(AllowedSet):
-    """Weight i is ``scale[i] · (code − zero_point[i])`` for one of the codes.
+    """Every weight takes one of its levels.
 
     Attributes
     ----------
-    codes : ndarray of shape (levels,)
-        Sorted.
-    scale, zero_point : ndarray of shape (n,)
+    values : ndarray of shape (n, levels)
+        The sorted levels of each weight.
+    codes : ndarray of shape (n, levels); scale, zero_point : ndarray of shape (n,)
+        ``values = scale[:, None] * (codes - zero_point[:, None])`` up to rounding; scales are positive.
     uniform : bool
-        Whether the codes are consecutive integers.
+        Whether the codes are consecutive numbers, the same for all inputs.
     """
 
+    values: Float
     codes: Float
     scale: Float
     zero_point: Float
     uniform: bool
-
-    @functools.cached_property
-    def values(self) -> Float:
-        """Sorted levels of each weight, shape (n, levels)."""
-        return np.asarray(self.scale[:, None] * (self.codes[None, :] - self.zero_point[:, None]))
 
     @property
     def requirement(self) -> str:
@@ -68,7 +64,7 @@ class Levels(AllowedSet):
 
     def restrict(self, live: Bool) -> Levels:
         """The levels of the live inputs."""
-        return Levels(self.codes, self.scale[live], self.zero_point[live], self.uniform)
+        return Levels(self.values[live], self.codes[live], self.scale[live], self.zero_point[live], self.uniform)
 
     def pieces(self) -> Iterator[tuple[Float, Bool]]:
         """Every point of the grid."""

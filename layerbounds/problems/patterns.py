@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
+from layerbounds.arguments import LARGEST_COUNT, shown, whole_number
 from layerbounds.arrays import Bool, Float, Int
 from layerbounds.exceptions import InputError
 
@@ -184,7 +185,7 @@ class NOfM(Pattern):
         if match is None:
             return None
         kept, size = int(match[1]), int(match[2])
-        if not 0 < kept < size:
+        if not 0 < kept < size <= LARGEST_COUNT:
             raise InputError(f"pattern {name!r} keeps {kept} of {size}; N:M needs 0 < N < M, for example 2:4.")
         return cls(kept, size)
 
@@ -225,9 +226,7 @@ class Block(Pattern):
         match = re.fullmatch(r"block:(\d+)", name)
         if match is None:
             return None
-        if int(match[1]) < 1:
-            raise InputError(f"pattern {name!r} has blocks of {match[1]}; a block holds at least one input.")
-        return cls(int(match[1]))
+        return cls(whole_number(int(match[1][:40]), f"the block size of pattern {shown(name)}", 1))
 
     def small(self) -> Block:
         """Two inputs a block."""
@@ -250,9 +249,11 @@ def parse_pattern(text: str) -> Pattern:
     InputError
         If the text is none of these, or not 0 < N < M, or S < 1.
     """
-    name = str(text).strip().lower()
+    if not isinstance(text, str):
+        raise InputError(f"pattern is {shown(text)}; pass a text such as '2:4'.")
+    name = text.strip().lower()[:100]
     for pattern in PATTERNS:
         if (found := pattern.parse(name)) is not None:
             return found
     *forms, last = (pattern.form for pattern in PATTERNS)
-    raise InputError(f"there is no pattern {text!r}; choose {', '.join(forms)} or {last}.")
+    raise InputError(f"there is no pattern {shown(text)}; choose {', '.join(forms)} or {last}.")

@@ -6,10 +6,11 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from layerbounds.arguments import members, shown
 from layerbounds.arrays import Float, Int
 from layerbounds.exceptions import InputError
 from layerbounds.layers.layer import Layer
@@ -114,16 +115,29 @@ class Problem(ABC):
         return pairs
 
 
+def as_problem(value: Any) -> Problem:
+    """The value itself, if it is a problem.
+
+    Raises
+    ------
+    InputError
+        If it is something else.
+    """
+    if not isinstance(value, Problem):
+        raise InputError(f"problem is {shown(value)}; pass what quantization_problem or pruning_problem returns.")
+    return value
+
+
 def check_channels(problem: Problem, channels: Sequence[int] | None) -> list[int]:
     """Validate a selection of output channels; None selects all."""
-    out = problem.layer.out_features
+    layer = problem.layer
     if channels is None:
-        return list(range(out))
-    chosen = [int(c) for c in channels]
-    bad = [c for c in chosen if not 0 <= c < out]
-    if bad or not chosen or len(set(chosen)) != len(chosen):
+        return list(range(layer.out_features))
+    wanted = members(channels, "channels")
+    whole = all(isinstance(c, (int, np.integer)) and not isinstance(c, bool) for c in wanted)
+    if not whole or not wanted or len(set(wanted)) != len(wanted) or not set(wanted) <= set(range(layer.out_features)):
         raise InputError(
-            f"channels {list(channels)} are not a selection of distinct output channels 0 to {out - 1} of layer "
-            f"{problem.layer.name!r}."
+            f"channels {shown(wanted)} are not a selection of distinct output channels 0 to {layer.out_features - 1} "
+            f"of layer {layer.name!r}."
         )
-    return chosen
+    return [int(c) for c in wanted]

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from layerbounds.arguments import flag, real_number, shown, whole_number
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError
 from layerbounds.layers.bias import Bias, apply_bias
-from layerbounds.layers.layer import Layer
+from layerbounds.layers.layer import Layer, as_layer
 from layerbounds.problems.patterns import Pattern, Structure, parse_pattern
 from layerbounds.problems.problem import Problem
 from layerbounds.problems.support import Support
@@ -40,6 +41,13 @@ class PruningProblem(Problem):
 
     family = "pruning"
     adjusted = "pruned to the pattern"
+
+    def __post_init__(self) -> None:
+        as_layer(self.layer)
+        if not isinstance(self.pattern, Pattern):
+            raise InputError(f"pattern is {shown(self.pattern)}; pass a Pattern, or call pruning_problem.")
+        whole_number(self.kept, "kept", 0, self.layer.in_features)
+        flag(self.refit, "refit")
 
     @property
     def label(self) -> str:
@@ -119,9 +127,8 @@ def pruning_problem(
     InputError
         If the arguments contradict each other or are out of range.
     """
-    if not isinstance(layer, Layer):
-        raise InputError(f"layer is a {type(layer).__name__}; pass a layerbounds.Layer.")
-    layer = apply_bias(layer, bias)
+    layer = apply_bias(as_layer(layer), bias)
+    flag(refit, "refit")
     rule = pattern if isinstance(pattern, Pattern) else parse_pattern(pattern)
     n = layer.in_features
     if not rule.needs_count:
@@ -131,14 +138,9 @@ def pruning_problem(
     if (density is None) == (k is None):
         raise InputError("pass either density or k, and not both.")
     if density is not None:
-        if not 0.0 <= density <= 1.0:
-            raise InputError(f"density is {density}; pass the kept fraction of the inputs, in [0, 1].")
+        density = real_number(density, "density", 0.0, 1.0, "fraction of kept inputs")
         # 0.29 · 100 is 28.999…96 in float64: a product that is an integer up to rounding is meant as that integer.
         kept = math.floor(density * n + 1e-9)
     else:
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
-            raise InputError(f"k is {k!r}; pass an integer number of kept inputs.")
-        kept = int(k)
-    if not 0 <= kept <= n:
-        raise InputError(f"k is {kept}; a channel of layer {layer.name!r} has {n} inputs.")
+        kept = whole_number(k, f"k, the kept inputs of layer {layer.name!r},", 0, n)
     return PruningProblem(layer, rule, kept, bool(refit))

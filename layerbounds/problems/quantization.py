@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from layerbounds.arguments import shown
 from layerbounds.arrays import Float, Int
 from layerbounds.exceptions import InputError
 from layerbounds.layers.bias import Bias, apply_bias
-from layerbounds.layers.layer import Layer
+from layerbounds.layers.layer import Layer, as_layer
 from layerbounds.problems.gram_range import fitted_grid
-from layerbounds.problems.grids import Granularity, Grid, Range, codebook_grid, symmetric_grid, uniform_grid
+from layerbounds.problems.grids import Granularity, Grid, Range, codebook_grid, given_grid, uniform_grid
 from layerbounds.problems.levels import Levels, nearest_levels
 from layerbounds.problems.problem import Problem
 
@@ -35,6 +36,9 @@ class QuantizationProblem(Problem):
     adjusted = "rounded to the grid"
 
     def __post_init__(self) -> None:
+        as_layer(self.layer)
+        if not isinstance(self.grid, Grid):
+            raise InputError(f"grid is {shown(self.grid)}; pass a layerbounds.Grid, or bits for a fitted one.")
         want = (self.layer.out_features, self.layer.in_features)
         have = (self.grid.out_features, self.grid.in_features)
         if want != have:
@@ -92,7 +96,8 @@ class QuantizationProblem(Problem):
         """Codes, scales and zero points."""
         arrays = (self.grid.codes, self.grid.scale, self.grid.zero_point)
         shape = f"quantization/{self.layer.gram.shape}/{self.grid.group_size}"
-        return b"".join(np.ascontiguousarray(array).tobytes() for array in arrays) + shape.encode()
+        group = self.grid.group.tobytes() if self.grid.group_size is None else b""
+        return b"".join(np.ascontiguousarray(array).tobytes() for array in arrays) + group + shape.encode()
 
 
 def quantization_problem(
@@ -101,24 +106,36 @@ def quantization_problem(
     *,
     grid: Grid | None = None,
     scale: ArrayLike | None = None,
-    symmetric: bool = True,
-    granularity: Granularity = "channel",
-    range: Range = "mse",
+    zero_point: ArrayLike | None = None,
+    group: ArrayLike | None = None,
+    symmetric: bool | None = None,
+    granularity: Granularity | None = None,
+    range: Range | None = None,
     density: float | None = None,
     bias: Bias = "keep",
 ) -> QuantizationProblem:
-    """Quantize a layer: with a fitted uniform grid (``bits``), a given grid, or given symmetric scales.
+    """Quantize a layer: with a fitted uniform grid (``bits``), a given grid, or given scales and zero points.
 
     Parameters
     ----------
     layer : Layer
     bits : int, optional
     grid : Grid, optional
-        Instead of ``bits``.
+        Instead of all other arguments but ``bias``.
     scale : array_like of shape (out,) or (out, scale_groups), optional
-        With ``bits``: the step sizes of a symmetric grid.
-    symmetric, granularity, range
-        As in `uniform_grid`; ``range="gram"`` fits the scales to the layer's output error (`gram_grid`).
+        With ``bits``: the step sizes, not zero; negative ones mirror the codes. Nothing is fitted, so that ``range`` is
+        left out. One number with ``granularity="tensor"``.
+    zero_point : array_like of the shape of ``scale``, optional
+        With ``scale``: levels are scale · ({0, …, 2^bits − 1} − zero_point) instead of symmetric ones.
+    group : array_like of int, shape (n,), optional
+        With ``scale``: the scale group of each flattened input (``g_idx`` of GPTQ) instead of consecutive blocks.
+    symmetric : bool, optional
+        As in `uniform_grid`; default: True, unless ``zero_point`` is given.
+    granularity : {"tensor", "channel"} or int, optional
+        As in `uniform_grid`; default: "channel". With ``scale`` of several groups it is the number of inputs in a
+        group, which may be left out where the groups are of equal size.
+    range : {"mse", "minmax", "gram"}, optional
+        As in `uniform_grid`; default: "mse". ``"gram"`` fits the scales to the layer's output error (`gram_grid`).
     bias : {"keep", "refit"}
         Whether the layer's bias stays as it is or is re-fitted together with the weights.
 
@@ -129,18 +146,39 @@ def quantization_problem(
     """
     if density is not None:
         raise InputError("quantization and pruning together are not available yet; pass either bits or density.")
-    if not isinstance(layer, Layer):
-        raise InputError(f"layer is a {type(layer).__name__}; pass a layerbounds.Layer.")
-    layer = apply_bias(layer, bias)
+    layer = apply_bias(as_layer(layer), bias)
     if (bits is None) == (grid is None):
         raise InputError("pass either bits or grid, and not both.")
     if grid is not None:
-        if scale is not None:
-            raise InputError("a grid has its own scales; pass scale together with bits instead.")
+        own = {"scale": scale, "zero_point": zero_point, "group": group}
+        fit = {"symmetric": symmetric, "granularity": granularity, "range": range}
+        surplus = [name for name, value in {**own, **fit}.items() if value is not None]
+        if surplus:
+            raise InputError(f"a grid says itself what its levels are; leave out {surplus[0]}, or pass it with bits.")
         return QuantizationProblem(layer, grid)
     assert bits is not None
-    if scale is not None:
-        return QuantizationProblem(layer, symmetric_grid(scale, bits, layer.in_features, granularity))
-    return QuantizationProblem(
-        layer, fitted_grid(layer, bits, symmetric=symmetric, granularity=granularity, range=range)
+    if scale is None:
+        for name, value in (("zero_point", zero_point), ("group", group)):
+            if value is not None:
+                raise InputError(f"{name} belongs to given scales; pass scale, too, or leave it out.")
+        fitted = fitted_grid(
+            layer,
+            bits,
+            symmetric=True if symmetric is None else symmetric,
+            granularity="channel" if granularity is None else granularity,
+            range="mse" if range is None else range,
+        )
+        return QuantizationProblem(layer, fitted)
+    if range is not None:
+        raise InputError("given scales are not fitted; leave out range, or scale.")
+    given = given_grid(
+        scale,
+        bits,
+        layer.in_features,
+        granularity,
+        zero_point=zero_point,
+        symmetric=symmetric,
+        group=group,
+        out_features=layer.out_features,
     )
+    return QuantizationProblem(layer, given)

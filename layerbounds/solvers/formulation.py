@@ -184,22 +184,22 @@ def _allowed(task: Task[Levels], start: Float, unit: float) -> Bool:
 
 def _uniform(task: Task[Levels], start: Float, unit: float) -> Formulation:
     """One integer variable for each input: the number of its level."""
-    n, scale = len(start), task.allowed.scale
+    n, scale, first = len(start), task.allowed.scale, task.allowed.codes[0, 0]
     factor = rank_factor(task.gram * np.outer(scale, scale) / unit)
     reached = _allowed(task, start, unit)
     ends = np.array([(ok.argmax(), len(ok) - 1 - ok[::-1].argmax()) for ok in reached])
     rows = np.arange(n)
 
     def decode(u: Float) -> Float:
-        number = np.clip(np.rint(u), 0, len(task.allowed.codes) - 1).astype(np.int64)
+        number = np.clip(np.rint(u), 0, task.allowed.values.shape[1] - 1).astype(np.int64)
         return np.asarray(task.allowed.values[rows, number])
 
     def encode(weights: Float) -> Float:
-        return np.asarray(np.rint(weights / scale + task.allowed.zero_point - task.allowed.codes[0]))
+        return np.asarray(np.rint(weights / scale + task.allowed.zero_point - first))
 
     return Formulation(
         factor=factor,
-        offset=factor @ (task.target / scale + task.allowed.zero_point - task.allowed.codes[0]),
+        offset=factor @ (task.target / scale + task.allowed.zero_point - first),
         cost=np.zeros(n),
         constant=0.0,
         low=ends[:, 0].astype(np.float64),

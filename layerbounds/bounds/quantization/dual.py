@@ -32,7 +32,7 @@ class Lattice:
     Attributes
     ----------
     codes : ndarray of shape (levels,)
-        Consecutive integers.
+        0, 1, ….
     scale, zero_point : ndarray of shape (n,)
     """
 

@@ -16,7 +16,9 @@ def diagonal(gram: Float, target: Float, allowed: Levels, dual: DualPoint) -> fl
     """From a diagonal, with integer forms where the codes are consecutive integers."""
     if dual.split is not None and not allowed.uniform:
         raise CertificationError("the backend returned integer forms for codes that are no integers.")
-    lattice = Lattice(allowed.codes, allowed.scale, allowed.zero_point)
+    # Forms of the codes are integers where the codes are: counted from the first, those of a uniform grid are.
+    first = allowed.codes[0, 0]
+    lattice = Lattice(allowed.codes[0] - first, allowed.scale, allowed.zero_point - first)
     z, d = np.asarray(dual.z, dtype=np.float64), np.asarray(dual.d, dtype=np.float64)
     return tangent_bound(gram, target, allowed.values, z, d, lattice, dual.split)
 

@@ -156,7 +156,7 @@ class SupportSearch:
             if following is None:
                 return False
             rows, previous = following, pivot
-        return rows[0][0] == 0
+        return bool(rows[0][0] == 0)
 
     def _share(self) -> float | None:
         """A share of its diagonal that lies below the Gram matrix, by exact arithmetic."""

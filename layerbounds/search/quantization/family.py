@@ -53,7 +53,9 @@ class QuantizationFamily:
             compile_blocks()
             block_members(preparation)
         grid = problem.grid
-        if len(gram) >= SMALLEST and any(has_shared_forms(grid.uniform, grid.codes, scale) for scale in grid.scale):
+        if len(gram) >= SMALLEST and any(
+            has_shared_forms(grid.uniform, len(grid.codes), scale) for scale in grid.scale
+        ):
             prepare_split(preparation)
             prepare_cuts(preparation)
         return preparation

@@ -70,23 +70,22 @@ class UnitProblem:
         return result
 
 
-def has_shared_forms(uniform: bool, codes: Float, scale: Float) -> bool:
+def has_shared_forms(uniform: bool, levels: int, scale: Float) -> bool:
     """Whether split cuts of the Gram matrix serve a channel as they are: one scale, more than two levels.
 
     Two levels are the ends of the box: their multipliers do more than any form.
     """
-    return uniform and len(codes) > 2 and bool(np.all(scale == scale[0]))
+    return uniform and levels > 2 and bool(np.all(np.abs(scale) == np.abs(scale[0])))
 
 
 def make_units(task: Task[Levels], prep: Preparation) -> UnitProblem:
     """Translate a channel into grid units."""
     order = prep.order
     scale, zero = task.allowed.scale[order], task.allowed.zero_point[order]
-    offset = float(task.allowed.codes[0]) if task.allowed.uniform else 0.0
-    codes = task.allowed.codes - offset
+    offset = float(task.allowed.codes[0, 0]) if task.allowed.uniform else 0.0
     n = len(order)
-    levels = np.ascontiguousarray(np.repeat(codes[:, None], n, axis=1))
-    shared_forms = has_shared_forms(task.allowed.uniform, codes, scale)
+    levels = np.ascontiguousarray((task.allowed.codes[order] - offset).T)
+    shared_forms = has_shared_forms(task.allowed.uniform, len(levels), scale)
     if np.all(scale == scale[0]):
         multiplier = float(scale[0] ** 2)
         cuts = prepare_cuts(prep) if shared_forms else None
@@ -117,7 +116,7 @@ def make_units(task: Task[Levels], prep: Preparation) -> UnitProblem:
         covariances=matrices[5],
         origin=task.target[order] / scale + zero - offset,
         levels=levels,
-        count=np.full(n, len(codes), dtype=np.int64),
+        count=np.full(n, len(levels), dtype=np.int64),
         low=levels[0].copy(),
         high=levels[-1].copy(),
         uniform=task.allowed.uniform,

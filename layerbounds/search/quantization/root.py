@@ -37,12 +37,12 @@ def quantization_dual(task: Task[Levels], seconds: float) -> DualPoint | BlockDu
     if len(task.target) > CLOSE_AT_ONCE:
         compile_blocks()
     control = Control(seconds, 0.0, 0, 0, 1, threading.Event())
-    scale, first = task.allowed.scale, task.allowed.codes[0]
+    scale, first = task.allowed.scale, task.allowed.codes[0, 0] if task.allowed.uniform else 0.0
     gram = task.gram * np.outer(scale, scale)
     unit = float(np.mean(np.diag(gram)))
     gram = np.ascontiguousarray(gram / unit)
     n = len(scale)
-    levels = np.ascontiguousarray(np.repeat((task.allowed.codes - first)[:, None], n, axis=1))
+    levels = np.ascontiguousarray((task.allowed.codes - first).T)
     origin = task.target / scale + task.allowed.zero_point - first
     count = np.full(n, len(levels), dtype=np.int64)
     # Certification charges what a singular matrix is shifted by, and proves the weights anew.

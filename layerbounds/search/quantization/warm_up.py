@@ -37,6 +37,7 @@ def compile_quantization() -> None:
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(3 * _N, _N))
     gram = inputs.T @ inputs
+    levels = np.tile(np.arange(4.0), (_N, 1))
     task = Task(
         rows=(0,),
         gram=gram,
@@ -44,7 +45,7 @@ def compile_quantization() -> None:
         constants=np.zeros(1),
         energy=1.0,
         live=np.ones(_N, dtype=np.bool_),
-        allowed=Levels(np.arange(4.0), np.ones(_N), np.zeros(_N), uniform=True),
+        allowed=Levels(levels, levels, np.ones(_N), np.zeros(_N), uniform=True),
     )
     control = Control(60.0, 0.0, 1000, 0, 1, threading.Event())
     search = ChannelSearch(task, prepare(gram, 1.0), control)

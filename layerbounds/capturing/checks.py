@@ -1,0 +1,61 @@
+"""Checks of what users hand over around a model: batches, devices, functions and names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layerbounds.arguments import flag, members, shown
+from layerbounds.exceptions import InputError
+
+
+def check_model(value: Any, what: str) -> None:
+    """Refuse anything but a module."""
+    if not isinstance(value, nn.Module):
+        raise InputError(f"{what} is a {type(value).__name__}; pass a torch.nn.Module.")
+
+
+def check_batches(value: Any) -> None:
+    """Refuse what is no collection of batches."""
+    if isinstance(value, Tensor):
+        raise InputError("batches is a tensor; pass a list of batches, such as [tensor], or a DataLoader.")
+    try:
+        # Batches of a mapping would be its keys.
+        usable = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)) and len(value) >= 0  # type: ignore[arg-type]
+    except TypeError:
+        # Iterators and some loaders have no length; an array without dimensions has no members.
+        usable = getattr(value, "ndim", 1) != 0
+    if not usable:
+        raise InputError(f"batches is {shown(value)}; pass a list of batches or a DataLoader.")
+
+
+def read_device(value: Any) -> torch.device | None:
+    """The device of that name, or None for the model's own."""
+    if value is None:
+        return None
+    try:
+        return torch.device(value)
+    except (RuntimeError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise InputError(f"device is {shown(value)}; pass a name such as 'cpu' or 'cuda:0'.") from error
+
+
+def check_names(value: Any) -> None:
+    """Refuse a selection of layers that is no name and no list of names."""
+    if value is not None and not isinstance(value, str):
+        members(value, "layers")
+
+
+def check_functions(**functions: Any) -> None:
+    """Refuse what cannot be called; None is no function."""
+    for name, value in functions.items():
+        if value is not None and not callable(value):
+            raise InputError(f"{name} is {shown(value)}; pass a function.")
+
+
+def check_flags(**flags: Any) -> None:
+    """Refuse what is not True or False."""
+    for name, value in flags.items():
+        flag(value, name)
