@@ -328,7 +328,6 @@ def run_channel(
         except np.linalg.LinAlgError as error:
             raise UnsupportedProblemError(
                 f"heuristic {heuristic.name!r} cannot factorize the Gram matrix of channel {channel} ({error}); "
-                "raise its "
-                "damping or choose another one (`layerbounds heuristics`)."
+                "raise its damping or choose another one (`layerbounds heuristics`)."
             ) from error
     return row
