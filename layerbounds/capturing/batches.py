@@ -220,7 +220,10 @@ def move(batch: Any, device: torch.device | None) -> Any:
     if device is None:
         return batch
     if isinstance(batch, Tensor):
-        return batch.to(device)
+        try:
+            return batch.to(device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise InputError(f"a batch cannot be moved to {device} ({error}); pass plain tensors.") from error
     if isinstance(batch, Mapping):
         return {key: move(value, device) for key, value in batch.items()}
     if isinstance(batch, (tuple, list)):

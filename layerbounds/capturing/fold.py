@@ -111,9 +111,7 @@ def _outputs_and_pairs(
 
 
 def _foldable(module: nn.Module) -> bool:
-    return not isinstance(describe_module(module), str | None) and isinstance(
-        getattr(module, "weight", None), nn.Parameter
-    )
+    return module._parameters.get("weight") is not None and not isinstance(describe_module(module), str | None)
 
 
 def _normalises_channels(norm: nn.Module, layer: nn.Module, output: Tensor) -> bool:

@@ -250,6 +250,14 @@ def parameter(module: nn.Module) -> Tensor:
     return value.detach()
 
 
+def _weight(module: nn.Module) -> Tensor | None:
+    """The same where there may be none."""
+    try:
+        return parameter(module)
+    except (AttributeError, AssertionError):
+        return None
+
+
 def unusual(tensor: Tensor) -> str:
     """What makes a tensor other than plain numbers in memory; empty where nothing does."""
     if type(tensor.detach()) is not Tensor:
@@ -307,10 +315,12 @@ def describe_module(module: nn.Module) -> Geometry | str | None:
     if geometry is None:
         return _unsupported(module)
     if isinstance(module, nn.modules.lazy.LazyModuleMixin) or isinstance(
-        module.weight, nn.parameter.UninitializedParameter
+        module._parameters.get("weight"), nn.parameter.UninitializedParameter
     ):
         return "has no weights yet (a lazy module); run the model on one batch first"
-    weight = parameter(module)
+    weight = _weight(module)
+    if weight is None:
+        return "has no weight tensor; leave it out"
     if weight.is_meta:
         return "has its weights on the meta device; load the weights first"
     bias = getattr(module, "bias", None)
@@ -324,13 +334,11 @@ def describe_module(module: nn.Module) -> Geometry | str | None:
 
 def _is_transformers_conv1d(module: nn.Module) -> bool:
     """`transformers.pytorch_utils.Conv1D` (GPT-2), without importing it: x @ weight + bias, weight (in, out)."""
-    weight = getattr(module, "weight", None)
-    return (
-        type(module).__name__ == "Conv1D"
-        and isinstance(weight, Tensor)
-        and weight.ndim == 2
-        and getattr(module, "nf", None) == weight.shape[1]
-    )
+    # Parametrized modules have a class of their own, below it.
+    if all(kind.__name__ != "Conv1D" for kind in type(module).__mro__) or not hasattr(module, "nf"):
+        return False
+    weight = _weight(module)
+    return weight is not None and weight.ndim == 2 and bool(module.nf == weight.shape[1])
 
 
 def _padding(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> tuple[tuple[int, int], ...]:
@@ -350,7 +358,8 @@ def _unsupported(module: nn.Module) -> str | None:
         return "computes with its projections itself, so that no hook sees their inputs; replace it by Linear modules"
     if isinstance(module, nn.RNNBase):
         return "is a recurrent layer, which capture does not support; leave it out"
-    if type(module).__module__.startswith("torch.ao.nn.") and not list(module.children()) and hasattr(module, "weight"):
+    if "quantized" in type(module).__module__ and callable(getattr(type(module), "weight", None)):
+        # In torch.ao.nn.quantized the weight is a method.
         return "has quantized weights; pass the model before its quantization"
     if isinstance(module, nn.Bilinear):
         return "is bilinear, so that its error is not quadratic in the weights for fixed inputs; leave it out"

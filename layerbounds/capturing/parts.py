@@ -81,6 +81,9 @@ def _tensor_part(value: Tensor, shape: tuple[int, int], chosen: list[int], colum
         value = value[chosen]
     elif _leads(value, (tokens, sequences)):
         return value[columns][:, chosen]
+    elif tuple(value.shape[1:3]) == shape:
+        # Several kinds of positions, say.
+        return value[:, chosen, columns]
     elif tuple(value.shape) == (tokens, tokens):
         axes = [0, 1]
     else:

@@ -121,20 +121,18 @@ def _merge(found: dict[str, Geometry], modules: dict[str, nn.Module]) -> list[Ta
     """Put modules that share a weight into one target: one matrix has to serve all their inputs."""
     owners: dict[int, list[str]] = {}
     for name, module in modules.items():
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, nn.Parameter):
+        weight = module._parameters.get("weight")
+        if weight is not None:
             owners.setdefault(id(weight), []).append(name)
     targets: list[Target] = []
     done: set[str] = set()
     for name, geometry in found.items():
         if name in done:
             continue
-        weight = modules[name].weight
-        names = owners.get(id(weight), [name])
+        weight = modules[name]._parameters.get("weight")
+        # A computed weight (weight normalisation, say) is nobody else's.
+        names = [name] if weight is None else owners[id(weight)]
         tied = [other for other in names if other in found]
-        if name not in tied:
-            # A computed weight (weight normalisation, say) is nobody else's.
-            names = tied = [name]
         done.update(tied)
         for other in tied:
             if found[other] != geometry:
@@ -151,7 +149,7 @@ def _merge(found: dict[str, Geometry], modules: dict[str, nn.Module]) -> list[Ta
 
 def other_parameters(model: nn.Module, targets: Sequence[Target]) -> tuple[str, ...]:
     """Parameters of two or more axes that no captured layer and no embedding owns, such as fused experts."""
-    known = {id(getattr(module, "weight", None)) for target in targets for module in target.modules}
+    known = {id(module._parameters.get("weight")) for target in targets for module in target.modules}
     known |= {id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
     # The matrices from which a weight is computed (weight normalisation, pruning) are those of that weight.
     computed = tuple(
