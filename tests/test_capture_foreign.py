@@ -264,3 +264,12 @@ def test_float32_sums_of_inputs_with_a_large_constant(level: float, compressed: 
             v = sure.weight + 0.1 * np.random.default_rng(0).standard_normal(sure.weight.shape)
             errors = [lb.evaluate(lb.pruning_problem(one, density=1.0, bias=bias), v).error for one in (layer, sure)]
             np.testing.assert_allclose(errors[0], errors[1], rtol=1e-3, atol=1e-11 * level**2)
+
+
+def test_layers_of_the_same_name_must_be_the_same_layers() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.ReLU())
+    for other in (nn.Conv2d(2, 2, 3, padding=1, stride=2), nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3, padding=1, groups=2)):
+        with pytest.raises(
+            InputError, match="layer '0' has other sizes, strides, paddings or groups in the compressed"
+        ):
+            lb.capture(model, [torch.randn(9, 2, 5, 5)], compressed_model=nn.Sequential(other, nn.ReLU()))

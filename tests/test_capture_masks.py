@@ -197,7 +197,8 @@ def test_masks_of_every_type_that_says_yes_or_no() -> None:
     batch = batch_of(padded(3, 5))
     mask = batch["attention_mask"]
     plain = lb.capture(Shaped(lambda v: v), [batch])["fc"].gram
-    for other in (mask.bool(), mask.float(), 3 * mask.to(torch.uint8), mask.tolist(), mask.numpy()):
+    types = (torch.bool, torch.float16, torch.float8_e4m3fn, torch.uint8, torch.uint16)
+    for other in (*(mask.to(dtype) for dtype in types), 3 * mask, mask.tolist(), mask.numpy()):
         np.testing.assert_array_equal(
             lb.capture(Shaped(lambda v: v), [batch], mask=lambda _, m=other: m)["fc"].gram, plain
         )

@@ -202,17 +202,19 @@ def batch_mask(batch: Any, mask: Mask, index: int) -> Tensor | None:
             f"batch {index}: the mask has shape {tuple(tensor.shape)} and type {tensor.dtype}; it must be a plain "
             "tensor of shape (sequences, tokens), nonzero where a token counts."
         )
-    if (tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())) or bool((tensor < 0).any()):
+    # Rare types lack comparisons.
+    values = tensor.to(torch.float64 if tensor.is_floating_point() else torch.int64)
+    if not bool(torch.isfinite(values).all()) or bool((values < 0).any()):
         raise InputError(
             f"batch {index}: the mask holds negative values, infinity or NaN, as masks do that are added to attention "
             "scores; pass 1 where a token counts and 0 where it does not."
         )
-    if tensor.is_floating_point() and tensor.numel() and not bool(tensor.any()):
+    if values.is_floating_point() and values.numel() and not bool(values.any()):
         raise InputError(
             f"batch {index}: the mask is all 0 in floating point, as a mask without padding is that is added to "
             "attention scores; pass 1 where a token counts and 0 where it does not (integers or booleans)."
         )
-    return tensor != 0
+    return values != 0
 
 
 def move(batch: Any, device: torch.device | None) -> Any:

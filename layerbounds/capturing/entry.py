@@ -71,12 +71,13 @@ def capture(
         Names of modules, their unique ends, globs such as ``"layer1.*"``, or ``"re:"`` and a regular expression for the
         whole name. Default: all layers.
     dtype : {"float64", "float32"}
-        In which the Gram matrices are added up.
+        In which the Gram matrices are added up; in float32 about the mean of the first rows.
     device : optional
         Where the model runs and the Gram matrices are added up; default: where the model is.
     mask : callable, "auto" or None
-        ``mask(batch)`` gives the tokens that count, of shape (sequences, tokens). By default the ``attention_mask`` of
-        batches that are mappings.
+        ``mask(batch)`` gives the tokens that count (nonzero), of shape (sequences, tokens). By default the
+        ``attention_mask`` of batches that are mappings. Which axes of the layers' inputs these are is found out by
+        running parts of the first padded batch.
     forward : callable, optional
         ``forward(model, batch)`` instead of the call described at ``batches``.
     compressed_model : torch.nn.Module, optional

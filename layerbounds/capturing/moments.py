@@ -69,17 +69,18 @@ class Moments:
 
     def _start(self, block: Tensor, difference: Tensor | None) -> None:
         """Make the sums; the first rows say what they are taken about."""
-        g, n, device = self.geometry.groups, self.geometry.inputs, block.device
-        self._gram = self._allocate((g, n, n), self.dtype, device)
+        g, n = self.geometry.groups, self.geometry.inputs
+        self._gram = self._allocate((g, n, n), self.dtype, block.device)
+        device = self._gram.device
         self._sum = in_memory((g, n), self.dtype, device)
         shifted = self.dtype != torch.float64
-        self._about = block.mean(1) if shifted else block.new_zeros((g, n))
+        self._about = (block.mean(1) if shifted else block.new_zeros((g, n))).to(device)
         if difference is not None:
             assert self._dense_weight is not None
             per_group = self.geometry.outputs // g
             exact = self._dense_weight().to(device, torch.float64).reshape(g, per_group, n)
             self._weight = exact.to(self.dtype)
-            self._about_difference = difference.mean(1) if shifted else block.new_zeros((g, n))
+            self._about_difference = (difference.mean(1) if shifted else block.new_zeros((g, n))).to(device)
             self._about_error = torch.bmm(exact, self._about_difference[:, :, None])[:, :, 0]
             self._cross = in_memory((g, per_group, n), self.dtype, device)
             self._energy = in_memory((g, per_group), self.dtype, device)
@@ -131,6 +132,8 @@ class Moments:
             self._error += error.sum(1)
 
     def _near_zero(self, rows: Tensor, about: Tensor) -> Tensor:
+        # Sums on disk are in the memory of the computer.
+        rows = rows.to(about.device)
         return rows if self.dtype == torch.float64 else (rows - about[:, None]).to(self.dtype)
 
     def _blocks(self, x: Tensor, dense: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from layerbounds.capturing.batches import Forward, Mask, StopRun, batch_mask, evaluating, move, run_batch
-from layerbounds.capturing.geometry import ConvGeometry, Geometry
+from layerbounds.capturing.geometry import ConvGeometry, Geometry, describe_module
 from layerbounds.capturing.moments import Moments
 from layerbounds.capturing.row_pairs import Choices, repeats, same_tokens
 from layerbounds.capturing.state import copy_generators, draw_seed, preserved, seeded
@@ -248,7 +248,7 @@ def twin_targets(targets: Sequence[Target], model: nn.Module) -> list[Target]:
     Raises
     ------
     InputError
-        If it has no module of that name.
+        If it has no module of that name, or one that arranges its inputs in another way.
     """
     modules = named_modules(model)
     twins = []
@@ -259,6 +259,13 @@ def twin_targets(targets: Sequence[Target], model: nn.Module) -> list[Target]:
                 f"the compressed model has no module {missing[0]!r}; it must have the module names of the dense one."
             )
         own = tuple(modules[path] for path in target.paths)
+        for path, module in zip(target.paths, own, strict=True):
+            geometry = describe_module(module)
+            if not isinstance(geometry, str | None) and geometry != target.geometry:
+                raise InputError(
+                    f"layer {path!r} has other sizes, strides, paddings or groups in the compressed model than in the "
+                    "dense one; both must run the same layers."
+                )
         twins.append(Target(target.name, own, target.paths, target.aliases, target.geometry))
     return twins
 
