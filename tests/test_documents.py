@@ -1,0 +1,200 @@
+"""README and docs: every code block runs, and every option of every command is described.
+
+Blocks are found, not listed: a new block that does not run fails here. Python blocks of a file share their names and
+start from those of `names`; of shell blocks the ``layerbounds`` commands run, on small inputs and with a short time
+limit. Blocks marked ``text`` show output.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+
+import layerbounds as lb
+from layerbounds.cli.main import app, main
+
+PROJECT = Path(__file__).resolve().parent.parent
+FILES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+#: What sets an environment up or runs the tests is not run by a test.
+SETUP = ("python -m venv ", ". .venv/bin/activate", "pip install ", "python -m pytest")
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return [text for kind, text in BLOCK.findall(path.read_text(encoding="utf-8")) if kind == language]
+
+
+def commands(text: str) -> list[str]:
+    """The commands of a shell block, one a line."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [part.strip() for line in lines for part in line.split("&&") if part.strip()]
+
+
+def small_layers() -> dict[str, lb.Layer]:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 8)) + rng.normal(size=(40, 1))
+    return {"conv3": lb.Layer.from_activations(rng.normal(size=(3, 8)), x, "conv3")}
+
+
+def readme_names() -> dict[str, Any]:
+    layer, step = small_layers()["conv3"], np.array([0.5, 0.4, 0.6])
+    rng = np.random.default_rng(1)
+    rounded = step[:, None] * np.clip(np.rint(layer.matrix / step[:, None]), -4, 3)
+    return {"W": layer.weight, "X": rng.normal(size=(50, 8)), "s": step, "V": rounded}
+
+
+def model_names() -> dict[str, Any]:
+    torch = pytest.importorskip("torch")
+    body = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.BatchNorm1d(5), torch.nn.ReLU())
+    model = torch.nn.Sequential()
+    model.add_module("layer1", body)
+    model.add_module("head", torch.nn.Linear(5, 3))
+    generator = torch.Generator().manual_seed(0)
+    return {"lb": lb, "model": model.eval(), "batches": [torch.randn(16, 6, generator=generator)]}
+
+
+def problem_names() -> dict[str, Any]:
+    layer = small_layers()["conv3"]
+    return {"lb": lb, "layer": layer, "problem": lb.quantization_problem(layer, bits=3)}
+
+
+#: What the Python blocks of a file find already defined.
+NAMES: dict[str, Callable[[], dict[str, Any]]] = {
+    "README.md": readme_names,
+    "capture.md": model_names,
+    "compare.md": problem_names,
+    "heuristics.md": problem_names,
+    "grids.md": problem_names,
+}
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the documents name, and a small demo network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lb, "demo_layers", small_layers)
+    monkeypatch.setattr("layerbounds.cli.options.demo_layers", small_layers)
+    lb.save_layers("capture.safetensors", small_layers())
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_blocks_are_of_known_kinds(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    fences = re.findall(r"^\s*```", text, re.MULTILINE)
+    assert len(fences) == 2 * len(BLOCK.findall(text)), "a fence is indented or not closed"
+    for kind, content in BLOCK.findall(text):
+        assert kind in ("python", "sh", "text")
+        if kind == "text":
+            assert not re.search(r"^\s*(\$|>>>|layerbounds [a-z]+ |import |pip )", content, re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if blocks(f, "python")], ids=lambda path: path.name)
+def test_python_blocks_run(path: Path, workplace: Path) -> None:
+    names = NAMES.get(path.name, dict)()
+    for text in blocks(path, "python"):
+        if importlib.util.find_spec("pandas") is None:
+            text = re.sub(r"^.*\bpandas\b.*$", "", text, flags=re.MULTILINE)
+        exec(compile(text, str(path), "exec"), names)
+
+
+def test_calls_within_the_text_of_the_readme_run(workplace: Path) -> None:
+    names = readme_names()
+    for text in blocks(PROJECT / "README.md", "python"):
+        exec(text, names)
+    calls = re.findall(r"`(lb\.\w+\([^`]*\))`", (PROJECT / "README.md").read_text(encoding="utf-8"))
+    assert calls
+    for call in calls:
+        # The methods that take a second each are not what is tested.
+        rows = eval(call.replace("lb.compare(", 'lb.compare(methods=["rtn"], jobs=1, layer='), names)
+        given = [row for row in rows if row["kind"] == "given"]
+        assert [row["feasible"] for row in given] == [True]
+
+
+SHELL = [
+    pytest.param(path, text, id=f"{path.name}-{number}", marks=[pytest.mark.slow] if "resnet20" in text else [])
+    for path in FILES
+    for number, text in enumerate(blocks(path, "sh"))
+]
+
+
+@pytest.mark.parametrize(("path", "text"), SHELL)
+def test_shell_blocks_run(
+    path: Path, text: str, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "resnet20" in text:
+        make_network(workplace)
+    for command in commands(text):
+        if command.startswith(SETUP):
+            continue
+        words = shlex.split(command)
+        assert words[0] == "layerbounds", f"not run by this test: {command}"
+        options = {opt for p in COMMANDS[words[1]].params for opt in p.opts}
+        quick = {"--time-limit": "0.05", "--jobs": "1", "--methods": "rtn,magnitude", "--channels-sample": "1"}
+        if "--channels-sample" in words:
+            quick["--bits"] = "4"
+        else:
+            del quick["--channels-sample"]
+        extra = [word for option, value in quick.items() if option in options for word in (option, value)]
+        assert main([*words[1:], *extra]) == 0, capsys.readouterr().err
+        for option in ("--out", "--plot", "--table", "--json"):
+            if option in words:
+                assert Path(words[words.index(option) + 1]).exists()
+
+
+def make_network(folder: Path) -> None:
+    """Random weights and images in place of the trained network's."""
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    os.symlink(PROJECT / "examples", folder / "examples")
+    (folder / "docs" / "figures").mkdir(parents=True)
+    code: dict[str, Any] = {"__name__": "resnet20"}
+    exec((PROJECT / "examples" / "resnet20.py").read_text(encoding="utf-8"), code)
+    torch.manual_seed(0)
+    state = {name: value.contiguous() for name, value in code["resnet20"]().state_dict().items()}
+    images = np.random.default_rng(0).integers(0, 256, size=(4, 3, 32, 32), dtype=np.uint8)
+    for name in ("resnet20.safetensors", "resnet20_cifar10.safetensors"):
+        save_file(state, folder / name)
+    for name in ("images.npz", "cifar10_subset.npz"):
+        np.savez(folder / name, calib_images=images)
+
+
+def described(command: str) -> str:
+    """What the documents say about a command."""
+    text = (PROJECT / "docs" / "cli.md").read_text(encoding="utf-8")
+    sections = re.split(r"^## ", text, flags=re.MULTILINE)
+    own = [part for part in sections if f"`layerbounds {command}`" in part.partition("\n")[0]]
+    assert len(own) == 1, f"docs/cli.md has no section of its own about {command}"
+    if command == "compare":
+        own.append((PROJECT / "docs" / "compare.md").read_text(encoding="utf-8"))
+    return "\n".join(own)
+
+
+def options_of(command: str) -> set[str]:
+    every = {opt for p in COMMANDS[command].params for opt in [*p.opts, *p.secondary_opts] if opt.startswith("--")}
+    return every - {"--help"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_described(command: str) -> None:
+    named = set(re.findall(r"--[a-z][a-z-]*", described(command)))
+    assert options_of(command) - named == set()
+
+
+def test_every_option_described_exists() -> None:
+    every = set().union(*(options_of(command) for command in COMMANDS)) | {"--help", "--version"}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", "\n".join(described(command) for command in COMMANDS)))
+    assert named - every == set()
+    solving = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", described("solve").partition("### ")[0]))
+    assert solving - {"--help"} == options_of("solve")
