@@ -101,6 +101,14 @@ def _levels(*codes: float) -> Callable[[lb.Layer], Problem]:
     return lambda layer: lb.quantization_problem(layer, grid=lb.codebook_grid(layer.weight, np.array(codes)))
 
 
+def _given(codes: object, scale: object, zero_point: object = 0.0) -> Callable[[lb.Layer], Problem]:
+    """Scales of one channel, each for an equal share of the inputs."""
+    return lambda layer: lb.quantization_problem(
+        layer,
+        grid=lb.Grid(codes, np.atleast_2d(scale), zero_point, layer.in_features),  # type: ignore[arg-type]
+    )
+
+
 def _bits(bits: int, **how: object) -> Callable[[lb.Layer], Problem]:
     return lambda layer: lb.quantization_problem(layer, bits, **how)  # type: ignore[arg-type]
 
@@ -128,6 +136,10 @@ def _problems() -> list[tuple[str, str, Callable[[lb.Layer], Problem]]]:
         ("plain", "uneven levels", _levels(-2.0, -0.3, 0.0, 0.1, 1.7)),
         ("plain", "half-integer levels", _levels(-1.5, -0.5, 0.5, 1.5)),
         ("plain", "one level", _levels(0.5)),
+        ("plain", "negative scale", _given(range(-2, 2), -0.4)),
+        ("dead inputs", "scales of both signs", _given(range(-2, 2), [-0.4, 0.5])),
+        ("other inputs", "scales of both signs, zero points", _given(range(4), [-0.4, 0.4, -0.6], [[1, 2.5, 0.3]])),
+        ("rank 3", "uneven levels, scales of both signs", _given([-2, -0.3, 0.1, 1.7], [-0.4, 0.6])),
         ("three", "nf4", _codebook("nf4")),
         ("three", "fp4", _codebook("fp4")),
         ("three", "mxfp4", _codebook("mxfp4")),

@@ -1,0 +1,207 @@
+"""Output is what was asked for: no two outputs on one file, none onto an input, and records that say what was asked."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+
+import layerbounds as lb
+from layerbounds.cli.main import app, main
+from layerbounds.cli.outputs import FOLDER_FILES, check_outputs
+from layerbounds.exceptions import InputError
+
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+#: What each command needs to get as far as its outputs, and the options whose files it reads.
+NEEDED: dict[str, list[str]] = {
+    "solve": ["--layer", "a", "--bits", "2"],
+    "capture": ["--model", "{model}", "--data", "{data}", "--out", "default"],
+    "compress": ["--model", "{model}", "--data", "{data}", "--out", "default", "--bits", "2"],
+    "compare": ["--layer", "a", "--bits", "2"],
+    "versus": ["--layer", "a", "--bits", "2"],
+    "theory": [],
+    "tensors": ["{input}"],
+    "layers": [],
+    "backends": [],
+    "heuristics": [],
+}
+INPUTS = ("--input", "--weights", "--data", "--model", "--compressed-weights", "--preprocess")
+FILE_OUTPUTS = {"FILE", "OUT", "DIR"}
+
+
+def outputs_of(command: str) -> list[str]:
+    """The options that name a file to write, found by what their help calls the value."""
+    found = []
+    for parameter in COMMANDS[command].params:
+        name = max(parameter.opts, key=len)
+        if parameter.metavar in FILE_OUTPUTS and name not in INPUTS and name != "--input" and name.startswith("--"):
+            found.append(name)
+    return found
+
+
+def inputs_of(command: str) -> list[str]:
+    return [max(p.opts, key=len) for p in COMMANDS[command].params if max(p.opts, key=len) in INPUTS]
+
+
+PAIRS = [(c, *pair) for c in COMMANDS for pair in itertools.combinations(outputs_of(c), 2)]
+ONTO = [(c, out, source) for c in COMMANDS for out in outputs_of(c) for source in inputs_of(c)]
+
+
+@pytest.fixture
+def layer(rng: np.random.Generator) -> lb.Layer:
+    x = rng.normal(size=(30, 5))
+    return lb.Layer.from_activations(rng.normal(size=(3, 5)), x, "a")
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, layer: lb.Layer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str]]:
+    """Run a command with what it needs; nothing may be read or computed."""
+    monkeypatch.chdir(tmp_path)
+    lb.save_layers("layers.safetensors", [layer])
+    for name in ("model.py", "data.npy"):
+        Path(name).write_bytes(b"never read")
+    names = {"model": "model.py:make", "data": "data.npy", "input": "layers.safetensors"}
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the work has begun")
+
+    for target in ("solve.read_layers", "compare.read_layers", "versus.read_layers", "layers.read_layers"):
+        monkeypatch.setattr(f"layerbounds.cli.{target}", never)
+    for target in ("capture.read_inputs", "compress.read_inputs", "theory.curve", "tensors.read_weights"):
+        monkeypatch.setattr(f"layerbounds.cli.{target}", never)
+
+    def run(command: str, *arguments: object) -> tuple[int, str]:
+        needed = [word.format(**names) for word in NEEDED[command]]
+        code = main([command, *needed, *map(str, arguments)])
+        return code, capsys.readouterr().err
+
+    return run
+
+
+def test_the_commands_are_known() -> None:
+    assert set(NEEDED) == set(COMMANDS)
+    assert {c for c, *_ in PAIRS} == {"solve", "capture", "compress", "compare", "versus", "theory", "tensors"}
+    assert len(PAIRS) >= 18 and len(ONTO) >= 25
+
+
+@pytest.mark.parametrize(("command", "one", "other"), PAIRS)
+def test_two_outputs_to_one_file(call: Callable[..., tuple[int, str]], command: str, one: str, other: str) -> None:
+    Path("sub").mkdir()
+    # The same place under another name.
+    code, err = call(command, one, "out.svg", other, "sub/../out.svg")
+    assert code == 2 and "are the same file" in err and one in err and other in err
+    assert not Path("out.svg").exists()
+
+
+@pytest.mark.parametrize(("command", "out", "source"), ONTO)
+def test_an_output_onto_an_input(
+    call: Callable[..., tuple[int, str]], command: str, out: str, source: str, tmp_path: Path
+) -> None:
+    if out == "--out" and command == "versus":
+        file = "run/versus.json"
+        Path("run").mkdir()
+        given = "run"
+    else:
+        file = given = "input.svg"
+    Path(file).write_bytes(b"precious")
+    value = f"{file}:make" if source in ("--model", "--preprocess") else file
+    code, err = call(command, source, value, out, given)
+    assert code == 2 and "would replace" in err and source in err
+    assert Path(file).read_bytes() == b"precious"
+
+
+def test_the_file_of_tensors_is_an_input(call: Callable[..., tuple[int, str]]) -> None:
+    code, err = call("tensors", "--json", "layers.safetensors")
+    assert code == 2 and "would replace" in err
+
+
+def test_links_and_folders(tmp_path: Path) -> None:
+    source, link, hard = tmp_path / "in.json", tmp_path / "link.json", tmp_path / "hard.json"
+    source.write_text("x")
+    link.symlink_to(source)
+    os.link(source, hard)
+    for other in (link, hard):
+        with pytest.raises(InputError, match="would replace"):
+            check_outputs({"--json": other}, {"--input": source})
+        with pytest.raises(InputError, match="same file"):
+            check_outputs({"--json": other, "--csv": source}, {})
+    # Nothing in a model directory is replaced; a new file may be put there.
+    with pytest.raises(InputError, match="would replace"):
+        check_outputs({"--out": source}, {"--model": tmp_path})
+    check_outputs({"--out": tmp_path / "new.safetensors"}, {"--model": tmp_path})
+    for name in FOLDER_FILES:
+        with pytest.raises(InputError, match="same file"):
+            check_outputs({"--json": tmp_path / "run" / name}, {}, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+def test_devices_take_any_number_of_outputs_and_standard_output_is_no_file(tmp_path: Path) -> None:
+    check_outputs({"--json": "/dev/null"}, {"--input": "/dev/null"})
+    check_outputs({"--json": "-", "--csv": tmp_path / "-"}, {})
+    check_outputs({"--json": None, "--csv": None}, {"--input": None})
+
+
+def names_of(command: str) -> set[str]:
+    return {max(p.opts, key=len).lstrip("-").replace("-", "_") for p in COMMANDS[command].params} - {"help"}
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("solve", ["--input", "layers.safetensors", "--layer", "a", "--bits", "2", "--gap", "0.5"]),
+        ("compare", ["--input", "layers.safetensors", "--layer", "a", "--bits", "2", "--methods", "rtn"]),
+        ("versus", ["--input", "layers.safetensors", "--layer", "a", "--bits", "2", "--time-limit", "0"]),
+        ("theory", ["--bits", "2"]),
+        ("tensors", ["layers.safetensors", "--bits", "2"]),
+    ],
+)
+def test_the_record_holds_every_option(
+    command: str, words: list[str], tmp_path: Path, layer: lb.Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lb.save_layers("layers.safetensors", [layer])
+    assert main([command, *words, "--json", "out.json"]) == 0
+    options = json.loads(Path("out.json").read_text(encoding="utf-8"))["options"]
+    names = {name if name != "option" else "backend_options" for name in names_of(command)}
+    assert names <= set(options)
+    assert options["json"] == "out.json"
+    if command == "solve":
+        assert names == set(options)
+        assert options["bits"] == 2 and options["gap"] == 0.5 and options["input"] == "layers.safetensors"
+        assert options["granularity"] is None and options["backend"] == "native" and options["layer"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--bits", "3", "--granularity", "0"], "granularity is 0"),
+        (["--bits", "3", "--density", "0.5"], "together are not available"),
+        (["--codebook", "nf4", "--k", "2"], "together are not available"),
+        (["--density", "0.5", "--range", "mse"], "leave them out when pruning"),
+        (["--density", "0.5", "--granularity", "channel"], "leave them out when pruning"),
+        (["--density", "0.5", "--symmetric"], "leave them out when pruning"),
+        (["--density", "0.5", "--k", "2"], "either density or k"),
+        (["--density", "0.5", "--pattern", "2:4"], "leave out density and k"),
+        (["--codebook", "nf4", "--asymmetric"], "no zero point"),
+    ],
+)
+def test_contradicting_options(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["solve", "--layer", "conv1", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["solve", "compare", "versus"])
+def test_no_granularity_of_zero(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--layer", "conv1", "--bits", "3", "--granularity", "0"]) == 2
+    assert "granularity is 0" in capsys.readouterr().err
