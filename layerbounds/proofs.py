@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from layerbounds.arrays import Float, Int
+from layerbounds.kernels.compilation import working_time
 
 #: ``optimal`` means upper − lower ≤ max(RELATIVE · upper, ABSOLUTE · f(0)).
 OPTIMAL_RELATIVE = 1e-6
@@ -110,13 +110,13 @@ class Control:
     seed: int
     threads: int
     cancel: threading.Event
-    started: float = field(default_factory=time.perf_counter)
+    started: float = field(default_factory=working_time)
     #: The backend's own options, defaults filled in.
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def elapsed(self) -> float:
-        """Seconds since the work began."""
-        return time.perf_counter() - self.started
+        """Seconds since the work began, without those in which kernels were compiled."""
+        return working_time() - self.started
 
     def remaining(self) -> float:
         """Seconds left, 0 when the time is out or the run was interrupted."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from layerbounds.kernels.compilation import kernel
 
 #: Stretch of the sigmoid, so that 0 and 1 are reached (Nagel et al. 2020, equation 23).
 ZETA, GAMMA = 1.1, -0.1
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def adaround(gram, target, low, high, iterations, rate, regularisation, warm, first, last):
     """Relaxed share h of each weight between the level below it and the one above, after training.
 

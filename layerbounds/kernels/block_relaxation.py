@@ -8,7 +8,8 @@ definite, and ``factor[g]`` the upper triangular R with B_g = RᵀR, both padded
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from layerbounds.kernels.compilation import kernel
 
 #: Steps of one proximal computation; warm starts take one or two.
 MOST_STEPS = 60
@@ -20,7 +21,7 @@ MOST_SWEEPS, SETTLED = 100, 1e-9
 DEPENDENT = 1e-11
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def settle(block, m, levels, inputs, count, anchor, slope, centre, tilt):
     """Real minimiser of (q − anchor)ᵀB(q − anchor) + 2 slopeᵀ(q − anchor) over the hull, and half its gradient there.
 
@@ -51,7 +52,7 @@ def settle(block, m, levels, inputs, count, anchor, slope, centre, tilt):
             break
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def closest(r, m, levels, inputs, count, centre, tilt, radius, most, best, index, work, where):
     """Depth-first search for the level point of least ‖R(q − c)‖² + Σ [2 t_i (q_i − c_i) − its least], t the tilt.
 
@@ -150,14 +151,14 @@ def closest(r, m, levels, inputs, count, centre, tilt, radius, most, best, index
         entering = True
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _term(pivot, v, middle, tilt, centre, floor):
     """What one level adds."""
     step = pivot * (v - middle)
     return step * step + (2.0 * tilt * (v - centre) - floor)
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _cost(r, m, levels, inputs, count, indices, centre, tilt):
     """What `closest` minimises, at one point."""
     total = 0.0
@@ -171,7 +172,7 @@ def _cost(r, m, levels, inputs, count, indices, centre, tilt):
     return total
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _solve(a, b, r):
     """Solve a positive definite system in place of b; False where a pivot is too small. Overwrites ``a``."""
     for k in range(r):
@@ -191,7 +192,7 @@ def _solve(a, b, r):
     return True
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _affine(point, size, m, goal, linear, a, b):
     """Weights b of points 1… of the corral that minimise ‖p(b) − goal‖² + linear over its affine hull."""
     for i in range(1, size):
@@ -208,7 +209,7 @@ def _affine(point, size, m, goal, linear, a, b):
     return _solve(a, b, size - 1)
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _drop(k, size, m, indices, point, alpha, length):
     for q in range(k, size - 1):
         alpha[q] = alpha[q + 1]
@@ -218,7 +219,7 @@ def _drop(k, size, m, indices, point, alpha, length):
             point[q, p] = point[q + 1, p]
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _minimise(indices, point, alpha, length, size, m, goal, kappa, linear, a, b):
     """Minimise over the convex hull of the corral; points that lose their weight leave it. Returns its size."""
     while size > 1:
@@ -256,7 +257,7 @@ def _minimise(indices, point, alpha, length, size, m, goal, kappa, linear, a, b)
     return size
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def proximal_sweep(
     first, member, block, factor, levels, count, origin, kappa, over, z, y, u, corral, alpha, size, right, most
 ):
@@ -366,7 +367,7 @@ def proximal_sweep(
     return envelope, total
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _place(r, m, levels, inputs, origin, indices, point):
     """Coordinates R(q − o) of a level point; returns their square length."""
     total = 0.0
@@ -379,7 +380,7 @@ def _place(r, m, levels, inputs, origin, indices, point):
     return total
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _enter_corral(r, m, levels, inputs, origin, best, indices, point, weight, length, size, linear, a, b):
     """Add a point; where it lies in the corral's affine hull, it replaces the point whose weight vanishes first."""
     new = point[size]
@@ -430,7 +431,7 @@ def _enter_corral(r, m, levels, inputs, origin, best, indices, point, weight, le
     return size + 1
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def least_costs(first, member, block, factor, levels, count, z, h, most, budget, centre, tilt, least):
     """Per block the least of (q − z)ᵀB(q − z) + 2hᵀ(q − z) over its level points, by `closest` around `settle`'s point.
 
@@ -478,7 +479,7 @@ def least_costs(first, member, block, factor, levels, count, z, h, most, budget,
     return total
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def fixed_costs(first, member, place, block, factor, levels, count, z, h, most, budget, costs):
     """Least of (q − z)ᵀB(q − z) + 2hᵀ(q − z) of a block with one input at one level, for every input and level.
 

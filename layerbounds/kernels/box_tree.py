@@ -7,10 +7,11 @@ they share one inverse.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from layerbounds.kernels.compilation import REORDER, kernel
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+@kernel(fastmath=REORDER)
 def _dot(row, vector):
     total = 0.0
     for i in range(vector.shape[0]):
@@ -18,7 +19,7 @@ def _dot(row, vector):
     return total
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+@kernel(fastmath=REORDER)
 def _absolute_dot(row, vector):
     total = 0.0
     for i in range(vector.shape[0]):
@@ -26,14 +27,14 @@ def _absolute_dot(row, vector):
     return total
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _kink(v, penalty):
     """The proximal point of the interpolation of t² at the integers."""
     below = np.floor((v + 0.5 / penalty) / (1.0 + 1.0 / penalty))
     return min(max(v - (below + 0.5) / penalty, below), below + 1.0)
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def iterate(inverse, pull, units, weights, start, index, entry, low, high, penalty, relaxation, state, z, count):
     """So many iterations; ``state`` holds y and u of the units, then of the forms, and z the last smooth step."""
     n, m = units.shape[0], weights.shape[0]
@@ -63,7 +64,7 @@ def iterate(inverse, pull, units, weights, start, index, entry, low, high, penal
             u_forms[j] = v - y_forms[j]
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _term(slope, weight, at, low, high):
     """Minimum of 2·slope·(t − at) + weight·(t − at)² over the integers from low to high."""
     vertex = at - slope / weight if weight > 0.0 else at
@@ -74,7 +75,7 @@ def _term(slope, weight, at, low, high):
     return best
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def bound(gram, origin, units, weights, start, index, entry, low, high, penalty, unit_roundoff, state, z, cut):
     """The tangent bound at the state, its own rounding deducted; end levels at which it reaches the cut are dropped."""
     n, m = units.shape[0], weights.shape[0]

@@ -6,13 +6,14 @@ Arrays as in `kernels.clusters`.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from layerbounds.kernels.compilation import kernel
 
 #: Largest number of inputs of a cluster all of whose codes are tried, and of a merged one.
 MOST, WIDEST = 14, 30
 
 
-@njit(nogil=True, cache=True)
+@kernel(error_model="numpy")
 def ones(code):
     """Number of bits set."""
     count = 0
@@ -22,14 +23,14 @@ def ones(code):
     return count
 
 
-@njit(nogil=True, cache=True)
+@kernel(error_model="numpy")
 def count_inputs(code, number):
     """How many free inputs each code keeps."""
     for at in range(len(code)):
         number[at] = ones(code[at])
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def every_code(first, member, place, kept, free, group, capacity, budget, base, code):
     """All codes that fit the pattern: with several groups, those that use up the room of every group."""
     total = 0
@@ -63,7 +64,7 @@ def every_code(first, member, place, kept, free, group, capacity, budget, base, 
     base[len(free)] = total
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def inherit(first, member, before, status, old_base, old_code, base, code):
     """Codes of a node that agree with its status, from those of an ancestor; False where a cluster has none left.
 
@@ -108,7 +109,7 @@ def inherit(first, member, before, status, old_base, old_code, base, code):
     return True
 
 
-@njit(nogil=True, cache=True)
+@kernel(error_model="numpy")
 def count_pairs(first, second, gap):
     """How many pairs of two ascending lists of costs add up to no more than the gap."""
     total = 0
@@ -120,7 +121,7 @@ def count_pairs(first, second, gap):
     return total
 
 
-@njit(nogil=True, cache=True)
+@kernel(error_model="numpy")
 def choose_pair(base, ranked, width, link, gap, most):
     """The two clusters to merge: of all that leave at most ``most`` codes, those of the strongest link; or −1.
 
@@ -155,7 +156,7 @@ def choose_pair(base, ranked, width, link, gap, most):
     return one, other, number
 
 
-@njit(nogil=True, cache=True)
+@kernel(error_model="numpy")
 def join(code, cost, other_code, other_cost, bits, gap, new_code, new_cost):
     """Codes of two clusters as one, those of the first one in front of the ``bits`` of the second one; how many."""
     total = 0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from layerbounds.kernels.compilation import kernel
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def factorize(a, m):
     """Upper Cholesky factor UᵀU of the leading block, in place, four rows at a time; False where it breaks down."""
     for k0 in range(0, m, 4):
@@ -32,7 +33,7 @@ def factorize(a, m):
     return True
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def invert(a, m):
     """Inverse of the leading block of a positive definite matrix, in place, by sweeps; False where a pivot is not."""
     for k in range(m):
@@ -59,7 +60,7 @@ def invert(a, m):
     return True
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def ascend(inverse, position, block, first, member, place, count, gradient, mu, side):
     """Block coordinate ascent on Σ ⟨A_g, B_g⟩ + μ logdet(H − B), with a logarithm in place of the linear term.
 
@@ -141,7 +142,7 @@ def ascend(inverse, position, block, first, member, place, count, gradient, mu, 
     return True
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def link_clusters(link, size, most):
     """Merge the pair of clusters with the largest link/√(product of sizes) until no pair fits; returns the labels.
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from layerbounds.kernels.compilation import kernel
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def factorize(a, m):
     """Upper Cholesky factor UᵀU of the leading block, in place, four rows at a time; False where it breaks down."""
     for k0 in range(0, m, 4):
@@ -32,7 +33,7 @@ def factorize(a, m):
     return True
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def back_substitute(a, m, x):
     """Solve UᵀU y = x in place."""
     for i in range(m):
@@ -47,7 +48,7 @@ def back_substitute(a, m, x):
         x[i] = t / a[i, i]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def invert(a, m):
     """Inverse of the leading block of a positive definite matrix, in place, by sweeps; False where a pivot is not."""
     for k in range(m):
@@ -74,7 +75,7 @@ def invert(a, m):
     return True
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def inverse_diagonal(a, m, i, y):
     """Entry (i, i) of (UᵀU)⁻¹."""
     total = 0.0
@@ -89,7 +90,7 @@ def inverse_diagonal(a, m, i, y):
     return total
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def survivors(first, member, place, kept, free, base, code, number, s, price, gap, status, cost):
     """What each code adds to the bound; fixes inputs that all codes within the gap keep, or drop; returns how many.
 
@@ -120,7 +121,7 @@ def survivors(first, member, place, kept, free, base, code, number, s, price, ga
     return count
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def best_codes(first, member, place, kept, free, base, code, number, s, price, chosen):
     """The set that keeps, in every cluster, the inputs of its best code."""
     for g in range(len(free)):
@@ -135,7 +136,7 @@ def best_codes(first, member, place, kept, free, base, code, number, s, price, c
             chosen[member[f0 + place[f0 + p]]] = p < kept[g] or (arg >> (kept[g] + free[g] - 1 - p)) & 1
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def pick(gram, block, first, member, place, kept, free, curve, share, u, status, candidates, power, work, column):
     """The free input that occurs and whose exclusion is estimated to cost most: u²/((H − B + K⁻¹)⁻¹)_ii; −1 if none.
 

@@ -9,7 +9,8 @@ highest bit. The codes of cluster g that a node may still use are ``code[base[g]
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from layerbounds.kernels.compilation import kernel
 
 UNIT = 2.0**-53
 # In all of these a division by zero must give a useless bound (NaN compares false), not an exception.
@@ -17,7 +18,7 @@ UNIT = 2.0**-53
 CUTOFF = 10.0
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def factorize(a, m):
     """Upper Cholesky factor UᵀU of the leading block, in place, four rows at a time; False where it breaks down."""
     for k0 in range(0, m, 4):
@@ -43,7 +44,7 @@ def factorize(a, m):
     return True
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def back_substitute(a, m, x):
     """Solve UᵀU y = x in place."""
     for i in range(m):
@@ -58,7 +59,7 @@ def back_substitute(a, m, x):
         x[i] = t / a[i, i]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def invert(a, m):
     """Inverse of the leading block of a positive definite matrix, in place, by sweeps; False where a pivot is not."""
     for k in range(m):
@@ -85,7 +86,7 @@ def invert(a, m):
     return True
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def arrange(first, member, status, place, kept, free):
     """Order the inputs of each cluster: kept ones, then free ones."""
     for g in range(len(first) - 1):
@@ -100,7 +101,7 @@ def arrange(first, member, status, place, kept, free):
         free[g] = p - first[g] - kept[g]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def enumerate_savings(b, place, kept, free, c, codes, s, matrix, vector, depth_of):
     """Savings c_Sᵀ(B_SS)⁻¹c_S of the kept inputs with each set of free ones, by Schur complements.
 
@@ -156,7 +157,7 @@ def enumerate_savings(b, place, kept, free, c, codes, s, matrix, vector, depth_o
         s[at] = vector[depth_of[free], last]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def knapsack(top, free, room, best, following):
     """Largest Σ top[g, j_g] with Σ j_g ≤ room."""
     for r in range(room + 1):
@@ -174,7 +175,7 @@ def knapsack(top, free, room, best, following):
     return best[room]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def mean_count(lse, free, tau, price):
     """Σ of the mean numbers of kept inputs of the clusters at a price, and its derivative with respect to −price/τ."""
     total = 0.0
@@ -199,7 +200,7 @@ def mean_count(lse, free, tau, price):
     return total, variance
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def find_price(lse, free, tau, room, price):
     """The price at which the clusters together keep ``room`` inputs; 0 if they want no more than that."""
     total, _ = mean_count(lse, free, tau, 0.0)
@@ -227,7 +228,7 @@ def find_price(lse, free, tau, room, price):
     return price
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def evaluate(
     gram, norm, b, energy, reach, block, loss, smallest, first, member, place, kept, free, base, code, number, u, c,
     s, top, matrix, vector, depth_of, resid, out,
@@ -302,7 +303,7 @@ def evaluate(
     out[6] = extra + 2.0 * gamma * (energy + size * size + 2.0 * charge)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def bounds(free, base, number, s, top, budget, room, tau, n, lse, best, following, out):
     """Bounds from the savings.
 
@@ -351,7 +352,7 @@ def bounds(free, base, number, s, top, budget, room, tau, n, lse, best, followin
     out[3] = out[5] - split - out[6] - 2.0 * gamma * abs(split)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def moments(b, place, kept, free, c, codes, number, s, lse, tau, price, k, cov, mean, tilt, share, x, t, index):
     """Moments of a cluster's choices under the smoothed maximum's weights.
 
@@ -446,7 +447,7 @@ def moments(b, place, kept, free, c, codes, number, s, lse, tau, price, k, cov, 
     return square_number - mean_number * mean_number
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def relax(
     gram, norm, b, energy, reach, block, loss, smallest, first, member, budget, room, status, tau, widen, expected,
     rounds, stop, tolerance, base, code, number, u, place, kept, free, s, c, work, covariance, curve, share, out,

@@ -20,11 +20,12 @@ The state lives in arrays, so that a call can stop after some nodes and the next
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from layerbounds.kernels.compilation import REORDER, kernel
 
 
 # Reassociation only reorders sums whose rounding docs/numerics.md charges in any order.
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+@kernel(fastmath=REORDER)
 def _fix_plain(k, delta, parent, child, shift, low, high, weight):
     """Move the centre; separable bound on the integers low…high without tilts."""
     total = 0.0
@@ -36,7 +37,7 @@ def _fix_plain(k, delta, parent, child, shift, low, high, weight):
     return total
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+@kernel(fastmath=REORDER)
 def _fix_tilted(k, delta, parent, child, shift, tilt, low, high, weight, inverse):
     """Move the centre; separable bound on the integers low…high with tilts."""
     total = 0.0
@@ -49,7 +50,7 @@ def _fix_tilted(k, delta, parent, child, shift, tilt, low, high, weight, inverse
     return total
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+@kernel(fastmath=REORDER)
 def _fix_table(k, delta, parent, child, shift, tilt, levels, weight):
     """Move the centre; separable bound on level tables of shape (levels, n)."""
     for i in range(k):
@@ -65,7 +66,7 @@ def _fix_table(k, delta, parent, child, shift, tilt, levels, weight):
     return total
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+@kernel(fastmath=REORDER)
 def _fix_forms(m, delta, fixed, parent, child, move, row, weight):
     """Values of the integer forms at the moved centre; their part of the separable bound."""
     total = 0.0
@@ -77,7 +78,7 @@ def _fix_forms(m, delta, fixed, parent, child, move, row, weight):
     return total
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+@kernel(fastmath=REORDER)
 def _unit_terms(k, z, tilt, low, high, weight, inverse):
     """Separable bound on the integers low…high with tilts."""
     total = 0.0
@@ -89,13 +90,13 @@ def _unit_terms(k, z, tilt, low, high, weight, inverse):
     return total
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+@kernel(fastmath=REORDER)
 def _advance(k, amount, direction, z):
     for i in range(k):
         z[i] += amount * direction[i]
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _term(i, x, tilt, weight, inverse, uniform, levels, low, high):
     """Min over the levels of 2 h v + d (v − x)² for one variable."""
     if uniform:
@@ -108,7 +109,7 @@ def _term(i, x, tilt, weight, inverse, uniform, levels, low, high):
     return best
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _rest(k, z, tilt, weight, inverse, uniform, levels, low, high):
     total = 0.0
     for i in range(k):
@@ -116,7 +117,7 @@ def _rest(k, z, tilt, weight, inverse, uniform, levels, low, high):
     return total
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def ascend(k, steps, gain, psi, z, tilt, weight, covariance, low, high):
     """Greedy Hildreth steps on the tilts of the first k variables.
 
@@ -163,7 +164,7 @@ def ascend(k, steps, gain, psi, z, tilt, weight, covariance, low, high):
     return psi, taken
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _dot(k, left, right):
     total = 0.0
     for i in range(k):
@@ -171,7 +172,7 @@ def _dot(k, left, right):
     return total
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _open_level(k, centre, levels, count, lower, upper):
     """Set the two pointers of variable k around its centre: the next level below, the next level above."""
     j = 0
@@ -181,7 +182,7 @@ def _open_level(k, centre, levels, count, lower, upper):
     upper[k] = j
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def enumerate_levels(
     max_nodes, collect, uniform, pivots, shifts, weights, inverses, covariances, first, steps, levels, count, low, high,
     z, tilts, row, sparse, psi, base, floor, moves, chosen, lower, upper, position, cut, best,

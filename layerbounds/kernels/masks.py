@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from layerbounds.kernels.compilation import kernel
 
 
-@njit(nogil=True, cache=True)
+@kernel(error_model="numpy")
 def relax_mask(a, beta, energy, d, group, free, status, rounds, stop, allowance, z, h, saving, edge):
     """Pairwise coordinate descent on the relaxation zᵀAz − 2βᵀz + Σ d_i z_i (1 − z_i) over 0 ≤ z ≤ 1, Σ_g z ≤ free.
 
@@ -161,7 +162,7 @@ def relax_mask(a, beta, energy, d, group, free, status, rounds, stop, allowance,
         count += 1
 
 
-@njit(nogil=True, cache=True)
+@kernel(error_model="numpy")
 def descend_mask(a, beta, group, capacity, kept):
     """Best single change or exchange until none improves; returns zᵀAz − 2βᵀz."""
     n = len(beta)

@@ -8,10 +8,11 @@ of the variables below k for a unit move of variable k.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from layerbounds.kernels.compilation import kernel
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def nearest(levels, count, x):
     """Index of the level nearest to x; the lower one of equals."""
     low, high = 0, count - 1
@@ -26,7 +27,7 @@ def nearest(levels, count, x):
     return low
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def lazy_rounding(shifts, target, levels, count, block, choice):
     """Successive rounding that moves the variables outside the current block once for the whole block."""
     n = target.shape[0]
@@ -47,7 +48,7 @@ def lazy_rounding(shifts, target, levels, count, block, choice):
         end = begin
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def stochastic_rounding(shifts, target, levels, count, uniform, choice):
     """Successive rounding to one of the two levels around the centre, up with the probability that is unbiased.
 
@@ -68,7 +69,7 @@ def stochastic_rounding(shifts, target, levels, count, uniform, choice):
             centre[i] += shifts[k, i] * delta
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def klein_rounding(shifts, pivots, target, levels, count, inverse_temperature, uniform, choice):
     """Successive rounding to a level drawn with probability ∝ exp(−A · pivot · (level − centre)²) (Klein 2000)."""
     n = target.shape[0]
@@ -97,7 +98,7 @@ def klein_rounding(shifts, pivots, target, levels, count, inverse_temperature, u
             centre[i] += shifts[k, i] * delta
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def optimal_brain_quantization(inverse, target, levels, count, sequence, outliers, choice):
     """Fix the weight whose rounding costs least, re-optimise the others, remove it from the inverse; repeat.
 
@@ -146,7 +147,7 @@ def optimal_brain_quantization(inverse, target, levels, count, sequence, outlier
                 inverse[i, i] = max(inverse[i, i], floor)
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def sweep(gram, levels, count, quantize, value, gradient, target):
     """Minimise over one variable after the other, on its levels or, without ``quantize``, on the real line.
 
@@ -166,7 +167,7 @@ def sweep(gram, levels, count, quantize, value, gradient, target):
     return moved
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def search_scales(shifts, pivots, target, codes, zero, group, scale, factors, cost):
     """Choose the scale of one group after the other for successive rounding; ``scale`` is overwritten.
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from layerbounds.kernels.compilation import kernel
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _pick_random(n, size, scratch, subset):
     for i in range(n):
         scratch[i] = i
@@ -16,7 +17,7 @@ def _pick_random(n, size, scratch, subset):
         subset[i] = scratch[i]
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _pick_related(n, size, relation, score, subset):
     """A random variable and those most related to it, with noise so that repeats differ."""
     seed = np.random.randint(n)
@@ -28,7 +29,7 @@ def _pick_related(n, size, relation, score, subset):
         subset[i] = order[i]
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _invert(m, matrix, inverse):
     """Inverse of a positive definite matrix by Gauss–Jordan; False where a pivot is not positive."""
     for i in range(m):
@@ -53,7 +54,7 @@ def _invert(m, matrix, inverse):
     return True
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _arrange(m, inverse, order, pivots, shifts):
     """V-BLAST order: fix first (position m − 1) the variable of the largest conditional pivot."""
     for i in range(m):
@@ -77,7 +78,7 @@ def _arrange(m, inverse, order, pivots, shifts):
                 inverse[a, b] -= f * inverse[v, b]
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _enumerate(m, budget, cut, pivots, shifts, levels, count, centres, cost, chosen, lower, upper, best):
     """Depth-first Schnorr–Euchner below a cut; returns (value, found, nodes)."""
     found = False
@@ -129,7 +130,7 @@ def _enumerate(m, budget, cut, pivots, shifts, levels, count, centres, cost, cho
     return cut, found, nodes
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def search_neighbourhoods(gram, target, relation, levels, count, choice, size, rounds, budget, seed):
     """Improve a choice in place by exact enumeration over subsets.
 

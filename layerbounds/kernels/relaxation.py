@@ -7,16 +7,17 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from layerbounds.kernels.compilation import REORDER, kernel
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+@kernel(fastmath=REORDER)
 def _shift(n, amount, column, gradient):
     for i in range(n):
         gradient[i] += amount * column[i]
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _minimiser(beta, curvature, d, levels, i, count):
     """Minimiser over one coordinate: where (H_ii − d) x + d·(middle of the cell of x) crosses beta."""
     slope = curvature - d
@@ -32,7 +33,7 @@ def _minimiser(beta, curvature, d, levels, i, count):
     return levels[count - 1, i]
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def descend(gram, levels, count, d, z, gradient, sweeps):
     """Sweeps of exact coordinate descent; ``gradient`` is h = H(z − w), kept up to date. Returns the largest move."""
     n = z.shape[0]
@@ -52,7 +53,7 @@ def descend(gram, levels, count, d, z, gradient, sweeps):
     return largest
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def cells(levels, count, z, low, high):
     """The cell [low, high] of neighbouring levels that holds each z_i; both equal z_i where that is a level."""
     for i in range(z.shape[0]):

@@ -7,10 +7,11 @@ All work on a Gram matrix H, real targets w and sorted level tables of shape (n,
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from layerbounds.kernels.compilation import REORDER, kernel
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def nearest(levels, count, x):
     """Index of the level nearest to x; the lower one of equals."""
     low, high = 0, count - 1
@@ -25,7 +26,7 @@ def nearest(levels, count, x):
     return low
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def successive_rounding(shifts, target, levels, count, choice):
     """Fix variables from the last to the first at the level nearest to their conditional centre.
 
@@ -42,7 +43,7 @@ def successive_rounding(shifts, target, levels, count, choice):
             centre[i] += shifts[k, i] * delta
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def beam(width, pivots, shifts, target, levels, count, choice):
     """K-best beam search: per variable keep the ``width`` partial assignments of smallest cost; returns the cost."""
     n = target.shape[0]
@@ -110,13 +111,13 @@ def beam(width, pivots, shifts, target, levels, count, choice):
     return total
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+@kernel(fastmath=REORDER)
 def _shift_gradient(n, amount, column, gradient):
     for i in range(n):
         gradient[i] += amount * column[i]
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def coordinate_descent(gram, target, levels, count, choice, pairs, max_moves):
     """Best single moves, then best pair moves to neighbouring levels, until neither improves.
 

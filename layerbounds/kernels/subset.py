@@ -8,7 +8,8 @@ O(n²) to carry out (Beale, Kendall & Mann, Biometrika 1967; Garside, 1971).
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from layerbounds.kernels.compilation import kernel
 
 #: A pivot below this fraction of the diagonal entry is taken for linear dependence.
 DEPENDENT = 1e-9
@@ -16,7 +17,7 @@ DEPENDENT = 1e-9
 STEPS, WALK = 32, 0.03
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def sweep(a, r, kept, k):
     """Add input k to the kept set, or remove it; returns the change of the objective."""
     n = len(r)
@@ -41,7 +42,7 @@ def sweep(a, r, kept, k):
     return -rk * rk / pivot
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def start(gram, b, chosen, a, r, kept, slack, group, capacity):
     """Fill the tableau for a given set; dependent inputs are left out. Returns the (negative) saving."""
     n = len(b)
@@ -60,7 +61,7 @@ def start(gram, b, chosen, a, r, kept, slack, group, capacity):
     return value
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def fill(gram, a, r, kept, slack, group):
     """Add the input of largest saving while a group has room; returns the change of the objective."""
     n = len(r)
@@ -80,7 +81,7 @@ def fill(gram, a, r, kept, slack, group):
         slack[group[arg]] -= 1
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def eliminate(gram, b, group, capacity, a, r, kept, slack):
     """Backward greedy: start from all inputs and remove the one of least loss (OBS, OBC) until the pattern holds."""
     n = len(b)
@@ -110,7 +111,7 @@ def eliminate(gram, b, group, capacity, a, r, kept, slack):
     fill(gram, a, r, kept, slack, group)
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def descend(gram, a, r, kept, slack, group, floor, most):
     """Best exchange until none improves by more than ``floor``; returns the change of the objective."""
     n = len(r)
@@ -151,7 +152,7 @@ def descend(gram, a, r, kept, slack, group, floor, most):
     return value
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def random_below(state, bound):
     """Next number in [0, bound) of a xorshift generator."""
     x = state[0]
@@ -162,7 +163,7 @@ def random_below(state, bound):
     return np.int64((x >> np.uint64(11)) % np.uint64(bound))
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def kick(gram, a, r, kept, slack, group, many, near, wide, state):
     """Exchange some kept inputs for dropped ones of the same group; returns the change.
 
@@ -197,7 +198,7 @@ def kick(gram, a, r, kept, slack, group, many, near, wide, state):
     return value
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def improve(gram, b, energy, group, capacity, chosen, kicks, near, state):
     """Local search from a set, then kicks that are undone where they do not help.
 

@@ -11,7 +11,8 @@ at zero, ±1 fractional with the sign of v, 2 whole (z = 1).
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from layerbounds.kernels.compilation import REORDER, kernel
 
 UNIT = 2.0**-53
 #: Share of the sets that a node may have to be enumerated before its diagonal is improved.
@@ -36,7 +37,7 @@ MOST_WORK = 3000000
 MOST_OPEN = 400000
 
 
-@njit(nogil=True, cache=True)
+@kernel(error_model="numpy")
 def factorize(a, m, stop):
     """Upper Cholesky factor UᵀU of the leading m × m block, in place, four rows at a time; False where it breaks down.
 
@@ -73,7 +74,7 @@ def factorize(a, m, stop):
     return True
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def forward(a, m, stop, x):
     """Solve the first ``stop`` equations of Uᵀy = x in place, and take them off the others; returns Σ y² of those."""
     total = 0.0
@@ -87,7 +88,7 @@ def forward(a, m, stop, x):
     return total
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+@kernel(error_model="numpy", fastmath=REORDER)
 def backward(a, m, stop, x):
     """Solve the first ``stop`` equations of Uy = x in place, the other entries being known."""
     for i in range(stop - 1, -1, -1):
@@ -98,14 +99,14 @@ def backward(a, m, stop, x):
         x[i] = (x[i] - t) / row[i]
 
 
-@njit(nogil=True, cache=True)
+@kernel(error_model="numpy")
 def back_substitute(a, m, x):
     """Solve UᵀU y = x in place."""
     forward(a, m, m, x)
     backward(a, m, m, x)
 
 
-@njit(nogil=True, cache=True)
+@kernel(error_model="numpy")
 def reduce(gram, b, index, kept, m, a, r):
     """Eliminate the first ``kept`` of the inputs ``index[:m]``; returns their saving, NaN where they are dependent.
 
@@ -122,7 +123,7 @@ def reduce(gram, b, index, kept, m, a, r):
     return forward(a, m, kept, r)
 
 
-@njit(nogil=True, cache=True)
+@kernel(error_model="numpy")
 def alive(status, index):
     """The kept inputs and then the free ones; returns how many are kept, and how many there are in all."""
     kept = 0
@@ -138,7 +139,7 @@ def alive(status, index):
     return kept, m
 
 
-@njit(nogil=True, cache=True)
+@kernel(error_model="numpy")
 def inverse_diagonal(a, m, i, y):
     """Entry (i, i) of (UᵀU)⁻¹."""
     total = 0.0
@@ -153,7 +154,7 @@ def inverse_diagonal(a, m, i, y):
     return total
 
 
-@njit(nogil=True, cache=True)
+@kernel(error_model="numpy")
 def select(values, count, place):
     """Reorder ``values[:count]`` so that those below ``place`` are at most as large as those from it on (Hoare)."""
     low, high = 0, count - 1
@@ -177,7 +178,7 @@ def select(values, count, place):
             return
 
 
-@njit(nogil=True, cache=True)
+@kernel(error_model="numpy")
 def top_sum(values, count, many):
     """Sum of the largest ``many`` of ``values[:count]``, reordered; the first one left out, the last one in."""
     first = max(count - many, 0)
@@ -194,7 +195,7 @@ def top_sum(values, count, many):
 
 
 # A division by zero must give a useless bound (NaN compares false), not an exception.
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def bound_at(gram, norm, b, energy, reach, d, group, free, status, point, resid, scores, scratch, support, edge):
     """Proven lower bound of a node at a point.
 
@@ -292,7 +293,7 @@ def bound_at(gram, norm, b, energy, reach, d, group, free, status, point, resid,
     return energy - quad - kept - 2.0 * gamma * (energy + size * size + 2.0 * charge + kept)
 
 
-@njit(nogil=True, cache=True)
+@kernel(error_model="numpy")
 def next_state(root, group, free, status, point, resid, scores, scratch, state):
     """New active set: z_i = min(1, β_i/θ) with Σ z = the group's room, β_i = √d_i |v_i|; whether it is another one.
 
@@ -365,7 +366,7 @@ def next_state(root, group, free, status, point, resid, scores, scratch, state):
     return changed
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def relax(
     gram, norm, b, energy, reach, d, group, free, status, state, rounds, stop,
     inputs, kept, count, a, r, u, save, edge, work, v, index, scores, out,
@@ -469,7 +470,7 @@ def relax(
     return best
 
 
-@njit(nogil=True, cache=True)
+@kernel(error_model="numpy")
 def settle(group, free, status):
     """Apply the capacities: a full group drops its free inputs, a group with room for all keeps them."""
     for g in range(len(free)):
@@ -487,7 +488,7 @@ def settle(group, free, status):
                     free[g] -= 1
 
 
-@njit(nogil=True, cache=True)
+@kernel(error_model="numpy")
 def fix(bound, cut, group, free, status, scores, edge):
     """Fix inputs whose other choice is proven to reach the cut; returns how many.
 
@@ -510,7 +511,7 @@ def fix(bound, cut, group, free, status, scores, edge):
     return count
 
 
-@njit(nogil=True, cache=True)
+@kernel(error_model="numpy")
 def pick(d, status, u, work, m, index, v, candidates):
     """The free active input whose exclusion is estimated to cost most: u²/(M⁻¹)_ii with M the relaxation's matrix.
 
@@ -538,7 +539,7 @@ def pick(d, status, u, work, m, index, v, candidates):
     return arg
 
 
-@njit(nogil=True, cache=True)
+@kernel(error_model="numpy")
 def emphasis(group, free, status, u, d, save, edge, floor, alpha):
     """How much the bound gains from a relative growth of each d_i: the saving times z(1 − z); returns the mean.
 
@@ -562,7 +563,7 @@ def emphasis(group, free, status, u, d, save, edge, floor, alpha):
     return total / count if count else 0.0
 
 
-@njit(nogil=True, cache=True)
+@kernel(error_model="numpy")
 def ascend(inverse, alpha, mu, d):
     """One sweep of coordinate ascent on Σ α_i log d_i + μ logdet(M), M = H' − D, given M⁻¹, which is overwritten.
 
@@ -616,7 +617,7 @@ def ascend(inverse, alpha, mu, d):
         inverse[k1:n, k1:n] += np.dot(np.ascontiguousarray(rows.T), np.dot(middle, rows))
 
 
-@njit(nogil=True, cache=True)
+@kernel(error_model="numpy")
 def prove(gram, d, index, m, inner, work):
     """Prove diag(d) ⪯ H on the inputs ``index[:m]`` by one Cholesky factorization of the shifted difference.
 
@@ -636,7 +637,7 @@ def prove(gram, d, index, m, inner, work):
     return factorize(work, m, m)
 
 
-@njit(nogil=True, cache=True)
+@kernel(error_model="numpy")
 def eliminate(gram, b, kept, free, a, r):
     """Schur complement (upper triangle) and residual of the free inputs after the kept ones; returns their saving.
 
@@ -653,7 +654,7 @@ def eliminate(gram, b, kept, free, a, r):
     return saving
 
 
-@njit(nogil=True, cache=True)
+@kernel(error_model="numpy")
 def rank(key, order):
     """Indices by ascending key; numba's own sort takes seconds to compile."""
     for i in range(len(key)):
@@ -664,7 +665,7 @@ def rank(key, order):
         order[at] = i
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def make_tries(base, free, code, number, s, price, gap, child, value, root, order):
     """A binary tree for the codes of each cluster within a gap, with the best value s − price of its continuations.
 
@@ -717,7 +718,7 @@ def make_tries(base, free, code, number, s, price, gap, child, value, root, orde
     return total
 
 
-@njit(nogil=True, cache=True)
+@kernel(error_model="numpy")
 def free_tries(savings, child, value, root):
     """The same for inputs that are clusters of their own, kept for a value and dropped for nothing."""
     for p in range(len(savings)):
@@ -729,7 +730,7 @@ def free_tries(savings, child, value, root):
         value[3 * p + 2] = savings[p]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def near_sets(a, r, room, child, best, root, order, free, gap, threshold, most, found):
     """Sets of exactly ``room`` free inputs within a gap whose saving exceeds a threshold.
 
@@ -874,7 +875,7 @@ def near_sets(a, r, room, child, best, root, order, free, gap, threshold, most, 
     return count
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def estimate(base, number, s, price, gap):
     """About how many sets, of any size, lie within a gap: their costs are added up in steps of the gap's 64th part."""
     steps = 64
@@ -899,13 +900,13 @@ def estimate(base, number, s, price, gap):
     return sets.sum()
 
 
-@njit(nogil=True, cache=True)
+@kernel(error_model="numpy")
 def before(bound, turn, x, y):
     """Whether node x comes before node y: smaller bounds first, then older nodes."""
     return bound[x] < bound[y] or (bound[x] == bound[y] and turn[x] < turn[y])
 
 
-@njit(nogil=True, cache=True)
+@kernel(error_model="numpy")
 def push(heap, size, bound, turn, node):
     """Add a node to the heap of ``size`` nodes."""
     at = size
@@ -918,7 +919,7 @@ def push(heap, size, bound, turn, node):
     heap[at] = node
 
 
-@njit(nogil=True, cache=True)
+@kernel(error_model="numpy")
 def pop(heap, size, bound, turn):
     """Take the first node off the heap of ``size`` nodes."""
     first = heap[0]
@@ -938,7 +939,7 @@ def pop(heap, size, bound, turn):
     return first
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def invert(u, m, inverse):
     """The upper triangle of (UᵀU)⁻¹, by products of four rows of U⁻ᵀ; ``u`` keeps the factor."""
     # Rows that fill the last four are zero.
@@ -973,7 +974,7 @@ def invert(u, m, inverse):
                 row[q] += f0 * w0[q] + f1 * w1[q] + f2 * w2[q] + f3 * w3[q]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def climb(gram, d, alpha, mu, tuned, inputs, kept, m, a, work, inverse):
     """A sweep of coordinate ascent on a node's diagonal, into ``tuned``; False where its proof fails.
 
@@ -1009,7 +1010,7 @@ def climb(gram, d, alpha, mu, tuned, inputs, kept, m, a, work, inverse):
     return False
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def near_count(save, index, m, room, price, gap, most):
     """About how many sets of ``room`` single inputs lie within a gap, by steps of the gap's 24th part."""
     steps = 24
@@ -1037,7 +1038,7 @@ def near_count(save, index, m, room, price, gap, most):
     return number[room].sum()
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def close_by_sets(
     inputs, kept, total, reduced, residual, base, status, room, save, edge, value, cut, energy, margin, most, found
 ):  # fmt: skip
@@ -1083,7 +1084,7 @@ def close_by_sets(
     return count
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def error_of(gram, b, chosen, energy):
     """Error of the best weights on a set, as computed."""
     n = len(b)
@@ -1096,7 +1097,7 @@ def error_of(gram, b, chosen, energy):
     return energy - reduce(gram, b, kept, m, m, np.empty((m, m)), np.empty(m))
 
 
-@njit(nogil=True, cache=True)
+@kernel(error_model="numpy")
 def release(node, row, uses, spare, spare_rows, counts):
     """Give a node and its share of a minorant back."""
     spare[counts[1]] = node
@@ -1107,7 +1108,7 @@ def release(node, row, uses, spare, spare_rows, counts):
         counts[2] += 1
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def run(
     gram, norm, b, energy, reach, group, upper, cut, margin, most, budget, last,
     status, state, room, bound, turn, row, spare, d, uses, spare_rows, heap, counts, closed, found,

@@ -26,16 +26,7 @@ from layerbounds.problems.tasks import Task
 from layerbounds.proofs import BlockDual, Control, RawSolve, SearchProof
 from layerbounds.search.frontier import Frontier, Incumbent
 from layerbounds.search.pruning.cluster_codes import Codes, every_code, merge
-from layerbounds.search.pruning.subset_search import (
-    ENUMERATED,
-    EXACT,
-    KICKS,
-    MOST_WORK,
-    Flags,
-    SubsetSearch,
-    run_subset,
-    set_bound,
-)
+from layerbounds.search.pruning.subset_search import EXACT, KICKS, MOST_WORK, Flags, SubsetSearch, run_subset, set_bound
 
 #: Width of the smoothed maximum, relative to the incumbent: times the number of inputs at the end of the root, and at
 #: most. In the tree, times the number of clusters and relative to what separates bound and cut, but at least to a share
@@ -142,16 +133,6 @@ class ClusterSearch(SubsetSearch):
         #: Clusters are merged up to so many codes, 0 for never: certification knows nothing of codes.
         self.merged = 0 if control.node_limit == 0 else MERGED[0 if self.shared else 1]
         self.link: Float | None = None
-
-    def warm_up(self) -> None:
-        """Call what a small instance may not need."""
-        self.enumerated = 0
-        root = self.cluster_root()
-        assert root is not None
-        self.expand_clusters(root, 0.0, self.energy)
-        if self.shared:
-            self.enumerated = ENUMERATED
-            self.enumerate(root.status, root.free, 0.5 * self.energy)
 
     # Bounds
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import threading
 from dataclasses import replace
 
 import numpy as np
@@ -15,11 +13,11 @@ from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import Control, RawSolve, Status
 from layerbounds.search.pruning.blocks import search_blocks
-from layerbounds.search.pruning.clusters import ClusterSearch, search_clusters
+from layerbounds.search.pruning.clusters import search_clusters
 from layerbounds.search.pruning.exact_sets import MOST_WORK, nearly_singular, number_of_choices, search_exactly
 from layerbounds.search.pruning.independent_sets import applies, search_supports
 from layerbounds.search.pruning.masks import search_mask
-from layerbounds.search.pruning.subset_search import SubsetSearch, search_subset
+from layerbounds.search.pruning.subset_search import search_subset
 
 #: Inputs of a cluster, and of one that is made of whole groups of an N:M pattern.
 CLUSTER, GROUPED = 9, 12
@@ -70,23 +68,3 @@ def _branch_and_bound(task: Task[Support], control: Control) -> RawSolve:
         return search_clusters(task, control, *plan, start)
     single = len(task.allowed.structure.group) == len(task.allowed.structure.unit)
     return search_subset(task, control) if single else search_blocks(task, control)
-
-
-@functools.cache
-def compile_kernels() -> None:
-    """Run the compiled loops once on a small instance, so that compilation is no part of a channel's time."""
-    size = 6
-    gram = np.eye(size) + 0.5
-    index = np.arange(size)
-    for refit in (True, False):
-        for group in (np.zeros(size, dtype=np.int64), index // 3):
-            structure = Structure(index, group, np.full(int(group[-1]) + 1, 2, dtype=np.int64))
-            weights = np.linspace(1.0, 2.0, size)
-            live = np.ones(size, dtype=bool)
-            allowed = Support(structure, weights, refit)
-            task = Task((0,), gram, weights[None], np.zeros(1), 1.0, live, allowed)
-            search_pruning(task, Control(10.0, 0.0, 50, 0, 1, threading.Event()))
-            if refit:
-                search_supports(task, Control(10.0, 0.0, 50, 0, 1, threading.Event()))
-                for search in (SubsetSearch, ClusterSearch):
-                    search(task, Control(10.0, 0.0, 50, 0, 1, threading.Event())).warm_up()

@@ -15,7 +15,7 @@ from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import Control, Dual, RawSolve
 from layerbounds.search.families import Family
-from layerbounds.search.pruning.dispatch import compile_kernels, search_pruning
+from layerbounds.search.pruning.dispatch import search_pruning
 from layerbounds.search.pruning.preparation import prepare_pruning
 
 
@@ -27,7 +27,6 @@ class PruningFamily:
 
     def prepare(self, problem: PruningProblem, group: int, jobs: int) -> ClusterMinorant | None:
         """A minorant from which the searches of a group's channels start, where that pays."""
-        compile_kernels()
         return prepare_pruning(problem, group)
 
     def solve(self, task: Task[Support], control: Control) -> RawSolve:

@@ -151,18 +151,6 @@ class SubsetSearch(Forkable):
             rows.setdefault(self.gram[i].tobytes(), []).append(i)
         return [np.array([j for j in rows[self.gram[i].tobytes()] if j != i], dtype=np.int64) for i in range(self.size)]
 
-    def warm_up(self) -> None:
-        """Call what a small instance may not need."""
-        # Imported here, as it builds on this module.
-        from layerbounds.search.pruning.compiled_tree import CompiledTree
-
-        node = self.root()
-        if node.d is not None:
-            CompiledTree(self, node).trees[0].work(lambda: -math.inf, 1, 1)
-            self.alpha[:] = 1.0
-            self._ascend(node, 1.0)
-            self._choose(node, 0.0, math.inf, np.flatnonzero(node.status == 0))
-
     # Incumbents
 
     def offer(self, chosen: Bool) -> None:

@@ -22,7 +22,6 @@ from layerbounds.search.quantization.grid_units import has_shared_forms
 from layerbounds.search.quantization.preparation import Preparation, prepare
 from layerbounds.search.quantization.root import quantization_dual
 from layerbounds.search.quantization.split_forms import prepare_split
-from layerbounds.search.quantization.warm_up import compile_blocks, compile_quantization
 
 #: Order exponents λ of small and of large layers; docs/quantization-engine.md says what others cost.
 SMALL_ORDER, LARGE_ORDER = 1.0, 0.5
@@ -39,7 +38,6 @@ class QuantizationFamily:
 
     def prepare(self, problem: QuantizationProblem, group: int, jobs: int) -> Preparation | None:
         """Order, factorize and bound the Gram matrix of a group, once for all its channels."""
-        compile_quantization()
         layer = problem.layer
         live = layer.live(group)
         if not live.any():
@@ -50,7 +48,6 @@ class QuantizationFamily:
         preparation = prepare(gram, exponent, jobs if len(gram) >= MANY_INPUTS else 1)
         # What follows is part of the preparation, not of a channel's time.
         if len(gram) > CLOSE_AT_ONCE:
-            compile_blocks()
             block_members(preparation)
         grid = problem.grid
         if len(gram) >= SMALLEST and any(

@@ -18,7 +18,6 @@ from layerbounds.proofs import BlockDual, Control, DualPoint, FormTerms
 from layerbounds.search.quantization.channel_search import CLOSE_AT_ONCE, FEWEST_ROUNDS, block_rounds
 from layerbounds.search.quantization.preparation import regularizations
 from layerbounds.search.quantization.split_forms import find_split
-from layerbounds.search.quantization.warm_up import compile_blocks
 
 #: Refits of the weights.
 REFITS = 5
@@ -34,8 +33,6 @@ def quantization_dual(task: Task[Levels], seconds: float) -> DualPoint | BlockDu
     seconds : float
         Time for improving the dual point; the first one is always finished.
     """
-    if len(task.target) > CLOSE_AT_ONCE:
-        compile_blocks()
     control = Control(seconds, 0.0, 0, 0, 1, threading.Event())
     scale, first = task.allowed.scale, task.allowed.codes[0, 0] if task.allowed.uniform else 0.0
     gram = task.gram * np.outer(scale, scale)

@@ -1,0 +1,187 @@
+"""How kernels are compiled and kept: a decorator, and a clock of the time that it takes (docs/kernels.md)."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from numba import njit
+from numba.core import event
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.core.dispatcher import Dispatcher
+
+from layerbounds.kernels.folder import kernel_folder
+
+PACKAGE = Path(__file__).resolve().parent
+FOLDER = kernel_folder(PACKAGE)
+#: What floating-point code may be reordered to for vectorization; NaN and infinities keep their meaning.
+REORDER = frozenset({"reassoc", "contract", "nsz"})
+#: Seconds of compilation after which the user is told.
+PATIENCE = 1.0
+
+#: Called with the number of kernels compiled so far, and with None whenever other work goes on.
+Report = Callable[[int | None], None]
+
+
+class Clock(event.Listener):
+    """Time spent on compiling and loading kernels: both happen in one thread at a time, under numba's lock.
+
+    It listens to all compilations, and counts what is compiled for the sake of a kernel.
+    """
+
+    def __init__(self) -> None:
+        self.depth = self.compiled = 0
+        self.compiling = 0.0
+        #: Seconds that are over, and when the present ones began: one value, as other threads read it.
+        self.state: tuple[float, float | None] = (0.0, None)
+        self.told = False
+        #: Takes the place of the line on standard error.
+        self.report: Report | None = None
+
+    def seconds(self) -> float:
+        """In this process so far, by the wall."""
+        over, began = self.state
+        return over if began is None else over + time.perf_counter() - began
+
+    def enter(self) -> None:
+        """A kernel is compiled or loaded, possibly because another one calls it."""
+        if self.depth == 0:
+            self.state = self.state[0], time.perf_counter()
+        self.depth += 1
+
+    def leave(self) -> None:
+        """That has ended."""
+        self.depth -= 1
+        if self.depth == 0:
+            self.state = self.seconds(), None
+
+    def on_start(self, what: Any) -> None:
+        """A compilation begins."""
+        if self.depth or is_kernel(what.data["dispatcher"]):
+            self.enter()
+
+    def on_end(self, what: Any) -> None:
+        """A compilation has ended, well or not."""
+        if not self.depth:
+            return
+        if is_kernel(what.data["dispatcher"]):
+            self.compiled += 1
+            self._tell()
+        before = self.state[0]
+        self.leave()
+        if self.depth == 0:
+            self.compiling += self.state[0] - before
+            if self.report is not None:
+                self.report(None)
+
+    def _tell(self) -> None:
+        if self.compiling + self.seconds() - self.state[0] < PATIENCE:
+            return
+        if self.report is not None:
+            self.report(self.compiled)
+        elif not self.told:
+            print("layerbounds: compiling kernels, once", file=sys.stderr, flush=True)
+        self.told = True
+
+
+def working_time() -> float:
+    """A clock that stands still while kernels are compiled or loaded, in seconds from an arbitrary moment."""
+    return time.perf_counter() - CLOCK.seconds()
+
+
+CLOCK = Clock()
+event.register("numba:compile", CLOCK)
+
+
+@contextmanager
+def reporting(report: Report) -> Iterator[None]:
+    """Let a function show that kernels are compiled, instead of a line on standard error."""
+    before, CLOCK.report = CLOCK.report, report
+    try:
+        yield
+    finally:
+        CLOCK.report = before
+
+
+class _Locator(_CacheLocator):
+    """All kernels lie in one folder, whose name stands for all their sources."""
+
+    def get_cache_path(self) -> str:
+        """The folder."""
+        return str(FOLDER)
+
+    def get_source_stamp(self) -> str:
+        """Nothing in the folder is ever out of date."""
+        return FOLDER.name
+
+    def get_disambiguator(self) -> str:
+        """Names are unique as they are."""
+        return ""
+
+
+class _CacheImpl(CompileResultCacheImpl):
+    """How compiled functions become files; they are named after module and function."""
+
+    def __init__(self, function: Any) -> None:
+        self._lineno = function.__code__.co_firstlineno
+        self._locator = _Locator()
+        module = function.__module__.removeprefix(f"{__package__}.")
+        version = f"py{sys.version_info[0]}{sys.version_info[1]}{getattr(sys, 'abiflags', '')}"
+        self._filename_base = f"{module}.{function.__qualname__}.{version}"
+
+
+class KernelCache(FunctionCache):
+    """numba's cache of one function. What it cannot read or write costs a compilation, not the work."""
+
+    _impl_class = _CacheImpl
+
+    def load_overload(self, signature: Any, target: Any) -> Any:
+        """The compiled function for some argument types, None where there is none."""
+        CLOCK.enter()
+        try:
+            return super().load_overload(signature, target)
+        except (OSError, EOFError, pickle.UnpicklingError):
+            return None
+        finally:
+            CLOCK.leave()
+
+    def save_overload(self, signature: Any, compiled: Any) -> None:
+        """Keep a compiled function, unless the disk is full or the folder was taken away."""
+        with contextlib.suppress(OSError):
+            super().save_overload(signature, compiled)
+
+
+def is_kernel(dispatcher: Any) -> bool:
+    """Whether a compiled function is one of this package."""
+    return isinstance(vars(dispatcher).get("_cache"), KernelCache)
+
+
+def kernel(*, error_model: str = "python", fastmath: bool | frozenset[str] = False) -> Any:
+    """Decorator of a function that numba compiles when it is first called.
+
+    Parameters
+    ----------
+    error_model : str
+        "python" raises an exception where something is divided by zero, "numpy" gives NaN or infinity and compiles
+        faster: for functions in which that cannot prune anything, as comparisons with NaN are false.
+    fastmath : bool or set of str
+        See numba.
+    """
+    flags = set(fastmath) if isinstance(fastmath, frozenset) else fastmath
+    compile_lazily: Any = njit
+
+    def decorate(function: Any) -> Any:
+        # Nothing calls kernels from C.
+        compiled = compile_lazily(nogil=True, error_model=error_model, fastmath=flags, no_cfunc_wrapper=True)(function)
+        # Without numba's compiler, as in a debugger, it is the function itself.
+        if isinstance(compiled, Dispatcher):
+            vars(compiled)["_cache"] = KernelCache(function)
+        return compiled
+
+    return decorate
