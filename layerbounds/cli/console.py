@@ -12,6 +12,8 @@ from rich.console import Console, RenderableType
 from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from layerbounds.kernels.compilation import reporting
+
 #: Wider than any table: what goes to a file or a pipe is never wrapped.
 PIPE_WIDTH = 10_000
 
@@ -50,7 +52,12 @@ def channel_progress(title: str, total: int, unit: str = "channels") -> Iterator
         def advance(done: int, *_: Any) -> None:
             bar.update(task, completed=done)
 
-        yield advance
+        def compiling(count: int | None) -> None:
+            note = "" if count is None else f" · compiling kernels, once: {count}"
+            bar.update(task, description=title + note)
+
+        with reporting(compiling):
+            yield advance
 
 
 @contextmanager

@@ -5,59 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from layerbounds.kernels.compilation import kernel
-
-
-@kernel(error_model="numpy")
-def factorize(a, m):
-    """Upper Cholesky factor UᵀU of the leading block, in place, four rows at a time; False where it breaks down."""
-    for k0 in range(0, m, 4):
-        k1 = min(k0 + 4, m)
-        for k in range(k0, k1):
-            for p in range(k0, k):
-                f = a[p, k]
-                for j in range(k, m):
-                    a[k, j] -= f * a[p, j]
-            pivot = a[k, k]
-            if not pivot > 0.0:
-                return False
-            scale = 1.0 / np.sqrt(pivot)
-            for j in range(k, m):
-                a[k, j] *= scale
-        if k1 == k0 + 4:
-            r0, r1, r2, r3 = a[k0], a[k0 + 1], a[k0 + 2], a[k0 + 3]
-            for i in range(k1, m):
-                f0, f1, f2, f3 = r0[i], r1[i], r2[i], r3[i]
-                row = a[i]
-                for j in range(i, m):
-                    row[j] -= f0 * r0[j] + f1 * r1[j] + f2 * r2[j] + f3 * r3[j]
-    return True
-
-
-@kernel(error_model="numpy")
-def invert(a, m):
-    """Inverse of the leading block of a positive definite matrix, in place, by sweeps; False where a pivot is not."""
-    for k in range(m):
-        pivot = a[k, k]
-        if not pivot > 0.0:
-            return False
-        for i in range(m):
-            if i == k:
-                continue
-            f = a[i, k] / pivot
-            if f == 0.0:
-                continue
-            for j in range(m):
-                if j != k:
-                    a[i, j] -= f * a[k, j]
-            a[i, k] = f
-        for j in range(m):
-            if j != k:
-                a[k, j] = a[j, k]
-        a[k, k] = -1.0 / pivot
-    for i in range(m):
-        for j in range(m):
-            a[i, j] = -a[i, j]
-    return True
+from layerbounds.kernels.linear_algebra import factorize, invert_by_sweeps
 
 
 @kernel(error_model="numpy")
@@ -107,11 +55,11 @@ def ascend(inverse, position, block, first, member, place, count, gradient, mu, 
         for p in range(m):
             for q in range(m):
                 most[p, q] = 0.5 * (local[p, q] + local[q, p])
-        if not invert(most, m):
+        if not invert_by_sweeps(most, m):
             continue
         most += old
         half = most.copy()
-        if not factorize(half, m):
+        if not factorize(half, m, m):
             continue
         for p in range(m):
             for q in range(p):

@@ -5,89 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from layerbounds.kernels.compilation import kernel
-
-
-@kernel(error_model="numpy")
-def factorize(a, m):
-    """Upper Cholesky factor UᵀU of the leading block, in place, four rows at a time; False where it breaks down."""
-    for k0 in range(0, m, 4):
-        k1 = min(k0 + 4, m)
-        for k in range(k0, k1):
-            for p in range(k0, k):
-                f = a[p, k]
-                for j in range(k, m):
-                    a[k, j] -= f * a[p, j]
-            pivot = a[k, k]
-            if not pivot > 0.0:
-                return False
-            scale = 1.0 / np.sqrt(pivot)
-            for j in range(k, m):
-                a[k, j] *= scale
-        if k1 == k0 + 4:
-            r0, r1, r2, r3 = a[k0], a[k0 + 1], a[k0 + 2], a[k0 + 3]
-            for i in range(k1, m):
-                f0, f1, f2, f3 = r0[i], r1[i], r2[i], r3[i]
-                row = a[i]
-                for j in range(i, m):
-                    row[j] -= f0 * r0[j] + f1 * r1[j] + f2 * r2[j] + f3 * r3[j]
-    return True
-
-
-@kernel(error_model="numpy")
-def back_substitute(a, m, x):
-    """Solve UᵀU y = x in place."""
-    for i in range(m):
-        x[i] /= a[i, i]
-        f = x[i]
-        for j in range(i + 1, m):
-            x[j] -= f * a[i, j]
-    for i in range(m - 1, -1, -1):
-        t = x[i]
-        for j in range(i + 1, m):
-            t -= a[i, j] * x[j]
-        x[i] = t / a[i, i]
-
-
-@kernel(error_model="numpy")
-def invert(a, m):
-    """Inverse of the leading block of a positive definite matrix, in place, by sweeps; False where a pivot is not."""
-    for k in range(m):
-        pivot = a[k, k]
-        if not pivot > 0.0:
-            return False
-        for i in range(m):
-            if i == k:
-                continue
-            f = a[i, k] / pivot
-            if f == 0.0:
-                continue
-            for j in range(m):
-                if j != k:
-                    a[i, j] -= f * a[k, j]
-            a[i, k] = f
-        for j in range(m):
-            if j != k:
-                a[k, j] = a[j, k]
-        a[k, k] = -1.0 / pivot
-    for i in range(m):
-        for j in range(m):
-            a[i, j] = -a[i, j]
-    return True
-
-
-@kernel(error_model="numpy")
-def inverse_diagonal(a, m, i, y):
-    """Entry (i, i) of (UᵀU)⁻¹."""
-    total = 0.0
-    for j in range(i, m):
-        y[j] = 0.0
-    y[i] = 1.0
-    for k in range(i, m):
-        f = y[k] / a[k, k]
-        total += f * f
-        for j in range(k + 1, m):
-            y[j] -= f * a[k, j]
-    return total
+from layerbounds.kernels.linear_algebra import factorize, inverse_diagonal, invert_by_sweeps, largest, solve
 
 
 @kernel(error_model="numpy")
@@ -164,7 +82,7 @@ def pick(gram, block, first, member, place, kept, free, curve, share, u, status,
             for e in range(count):
                 x[a, e] = curve[g, index[a], index[e]]
             x[a, a] *= 1.0 + 1e-9
-        if not invert(x, count):
+        if not invert_by_sweeps(x, count):
             return -1
         for a in range(count):
             i = member[f0 + place[f0 + index[a]]]
@@ -200,12 +118,12 @@ def pick(gram, block, first, member, place, kept, free, curve, share, u, status,
             for e in range(start + count, m):
                 work[a, e] = row[ids[e]]
         start += count
-    if m == 0 or not factorize(work, m):
+    if m == 0 or not factorize(work, m, m):
         return -1
     best = -1.0
     arg = -1
     for _ in range(candidates):
-        top = np.argmax(estimate[:m])
+        top = largest(estimate, m)
         if estimate[top] < 0.0:
             break
         estimate[top] = -1.0
@@ -219,7 +137,7 @@ def pick(gram, block, first, member, place, kept, free, curve, share, u, status,
     for p in range(m):
         y[p] = 0.0
     y[arg] = 1.0
-    back_substitute(work, m, y)
+    solve(work, m, y)
     for i in range(n):
         column[i] = 0.0
     for p in range(m):

@@ -11,79 +11,12 @@ from __future__ import annotations
 import numpy as np
 
 from layerbounds.kernels.compilation import kernel
+from layerbounds.kernels.linear_algebra import factorize, invert_by_sweeps, solve
 
 UNIT = 2.0**-53
 # In all of these a division by zero must give a useless bound (NaN compares false), not an exception.
 #: Weights below exp(−CUTOFF) of the largest one are left out of the smoothed maximum's derivatives.
 CUTOFF = 10.0
-
-
-@kernel(error_model="numpy")
-def factorize(a, m):
-    """Upper Cholesky factor UᵀU of the leading block, in place, four rows at a time; False where it breaks down."""
-    for k0 in range(0, m, 4):
-        k1 = min(k0 + 4, m)
-        for k in range(k0, k1):
-            for p in range(k0, k):
-                f = a[p, k]
-                for j in range(k, m):
-                    a[k, j] -= f * a[p, j]
-            pivot = a[k, k]
-            if not pivot > 0.0:
-                return False
-            scale = 1.0 / np.sqrt(pivot)
-            for j in range(k, m):
-                a[k, j] *= scale
-        if k1 == k0 + 4:
-            r0, r1, r2, r3 = a[k0], a[k0 + 1], a[k0 + 2], a[k0 + 3]
-            for i in range(k1, m):
-                f0, f1, f2, f3 = r0[i], r1[i], r2[i], r3[i]
-                row = a[i]
-                for j in range(i, m):
-                    row[j] -= f0 * r0[j] + f1 * r1[j] + f2 * r2[j] + f3 * r3[j]
-    return True
-
-
-@kernel(error_model="numpy")
-def back_substitute(a, m, x):
-    """Solve UᵀU y = x in place."""
-    for i in range(m):
-        x[i] /= a[i, i]
-        f = x[i]
-        for j in range(i + 1, m):
-            x[j] -= f * a[i, j]
-    for i in range(m - 1, -1, -1):
-        t = x[i]
-        for j in range(i + 1, m):
-            t -= a[i, j] * x[j]
-        x[i] = t / a[i, i]
-
-
-@kernel(error_model="numpy")
-def invert(a, m):
-    """Inverse of the leading block of a positive definite matrix, in place, by sweeps; False where a pivot is not."""
-    for k in range(m):
-        pivot = a[k, k]
-        if not pivot > 0.0:
-            return False
-        for i in range(m):
-            if i == k:
-                continue
-            f = a[i, k] / pivot
-            if f == 0.0:
-                continue
-            for j in range(m):
-                if j != k:
-                    a[i, j] -= f * a[k, j]
-            a[i, k] = f
-        for j in range(m):
-            if j != k:
-                a[k, j] = a[j, k]
-        a[k, k] = -1.0 / pivot
-    for i in range(m):
-        for j in range(m):
-            a[i, j] = -a[i, j]
-    return True
 
 
 @kernel(error_model="numpy")
@@ -556,7 +489,7 @@ def relax(
                 for e in range(count):
                     x[a, e] = curve[g, index[a], index[e]] + 2.0 / width * covariance[g, index[a], index[e]]
                 x[a, a] *= 1.0 + 1e-10
-            if not invert(x, count):
+            if not invert_by_sweeps(x, count):
                 m = -1
                 break
             for a in range(count):
@@ -583,7 +516,7 @@ def relax(
                             j = member[l0 + place[l0 + p]]
                             out_row[position[j]] = row[j]
             start += count
-        if m < 0 or not factorize(work, m):
+        if m < 0 or not factorize(work, m, m):
             break
         for g in range(groups):
             f0 = first[g]
@@ -592,9 +525,9 @@ def relax(
                 if position[i] >= 0:
                     resid[position[i]] = right[position[i]] - shift[i]
                     trial[position[i]] = price_right[position[i]]
-        back_substitute(work, m, resid)
+        solve(work, m, resid)
         if budget and out[2] > 0.0 and variance > 1e-12:
-            back_substitute(work, m, trial)
+            solve(work, m, trial)
             factor = 2.0 / (width * variance)
             a0 = 0.0
             a1 = 0.0

@@ -303,7 +303,8 @@ def enumerate_levels(
                 continue
             chosen[0] = pick
             reach[0] = max(reach[0], abs(delta))
-            best[:] = chosen
+            for i in range(len(best)):
+                best[i] = chosen[i]
             if collect:
                 break
             cut[0] = partial

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from layerbounds.kernels.compilation import kernel
+from layerbounds.kernels.linear_algebra import sort
 
 
 @kernel(error_model="numpy")
@@ -82,7 +83,7 @@ def relax_mask(a, beta, energy, d, group, free, status, rounds, stop, allowance,
                         order[m] = max(saving[i], 0.0)
                         m += 1
                 part = order[:m]
-                part.sort()
+                sort(part)
                 for q in range(max(m - free[g], 0), m):
                     value -= part[q]
                 edge[g, 0] = part[m - free[g] - 1] if m > free[g] else 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from layerbounds.kernels.compilation import kernel
+from layerbounds.kernels.linear_algebra import select
 
 
 @kernel()
@@ -18,15 +19,26 @@ def _pick_random(n, size, scratch, subset):
 
 
 @kernel()
-def _pick_related(n, size, relation, score, subset):
+def _pick_related(n, size, relation, score, scratch, subset):
     """A random variable and those most related to it, with noise so that repeats differ."""
     seed = np.random.randint(n)
     for i in range(n):
         score[i] = -abs(relation[seed, i]) * (0.25 + np.random.random())
     score[seed] = -np.inf
-    order = np.argpartition(score, size - 1)
-    for i in range(size):
-        subset[i] = order[i]
+    for i in range(n):
+        scratch[i] = score[i]
+    select(scratch, n, size - 1)
+    # Those below the threshold, then as many others as there is room for: all at it, as long as no score is NaN.
+    threshold = scratch[size - 1]
+    count = 0
+    for i in range(n):
+        if score[i] < threshold:
+            subset[count] = i
+            count += 1
+    for i in range(n):
+        if not score[i] < threshold and count < size:
+            subset[count] = i
+            count += 1
 
 
 @kernel()
@@ -163,7 +175,7 @@ def search_neighbourhoods(gram, target, relation, levels, count, choice, size, r
     gradient = gram @ deviation
     subset = np.empty(most, np.int64)
     scratch = np.empty(n, np.int64)
-    score = np.empty(n)
+    score, ordered = np.empty(n), np.empty(n)
     block = np.empty((most, most))
     inverse = np.empty((most, most))
     order = np.empty(most, np.int64)
@@ -188,7 +200,7 @@ def search_neighbourhoods(gram, target, relation, levels, count, choice, size, r
         elif np.random.random() < 0.5:
             _pick_random(n, m, scratch, subset)
         else:
-            _pick_related(n, m, relation, score, subset)
+            _pick_related(n, m, relation, score, ordered, subset)
         for i in range(m):
             for j in range(m):
                 block[i, j] = gram[subset[i], subset[j]]

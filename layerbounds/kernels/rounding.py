@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from layerbounds.kernels.compilation import REORDER, kernel
+from layerbounds.kernels.linear_algebra import select
 
 
 @kernel()
@@ -56,10 +57,11 @@ def beam(width, pivots, shifts, target, levels, count, choice):
     cost = np.zeros(width)
     picked = np.zeros((n, width), np.int16)
     parent = np.zeros((n, width), np.int32)
-    child_cost = np.empty(capacity)
+    child_cost, ordered = np.empty(capacity), np.empty(capacity)
     child_parent = np.empty(capacity, np.int32)
     child_level = np.empty(capacity, np.int16)
-    centre[0] = target
+    for i in range(n):
+        centre[0, i] = target[i]
     alive = 1
     for k in range(n - 1, -1, -1):
         m = 0
@@ -73,7 +75,10 @@ def beam(width, pivots, shifts, target, levels, count, choice):
                 m += 1
         kept = min(width, m)
         if m > kept:
-            threshold = np.partition(child_cost[:m], kept - 1)[kept - 1]
+            for q in range(m):
+                ordered[q] = child_cost[q]
+            select(ordered, m, kept - 1)
+            threshold = ordered[kept - 1]
         else:
             threshold = np.inf
         slot = 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from layerbounds.kernels.compilation import kernel
+from layerbounds.kernels.linear_algebra import copy
 
 #: A pivot below this fraction of the diagonal entry is taken for linear dependence.
 DEPENDENT = 1e-9
@@ -199,6 +200,16 @@ def kick(gram, a, r, kept, slack, group, many, near, wide, state):
 
 
 @kernel()
+def put(a, r, kept, slack, to_a, to_r, to_kept, to_slack):
+    """Copy the state of a search."""
+    for i in range(len(r)):
+        copy(a[i], to_a[i])
+    copy(r, to_r)
+    copy(kept, to_kept)
+    copy(slack, to_slack)
+
+
+@kernel()
 def improve(gram, b, energy, group, capacity, chosen, kicks, near, state):
     """Local search from a set, then kicks that are undone where they do not help.
 
@@ -243,16 +254,16 @@ def improve(gram, b, energy, group, capacity, chosen, kicks, near, state):
         better = value < best - floor
         if better:
             best = value
-            best_kept[:] = kept
+            copy(kept, best_kept)
         if count % STEPS == STEPS - 1:
             # Sweeps add up their rounding: back to the best set from its beginning.
             value = best = start(gram, b, best_kept, a, r, kept, slack, group, capacity)
             better = True
         if better or (not wide and value < last + WALK * (energy + best)):
             last = value
-            last_a[:], last_r[:], last_kept[:], last_slack[:] = a, r, kept, slack
+            put(a, r, kept, slack, last_a, last_r, last_kept, last_slack)
         else:
             value = last
-            a[:], r[:], kept[:], slack[:] = last_a, last_r, last_kept, last_slack
-    chosen[:] = best_kept
+            put(last_a, last_r, last_kept, last_slack, a, r, kept, slack)
+    copy(best_kept, chosen)
     return -best

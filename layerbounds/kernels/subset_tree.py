@@ -12,7 +12,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from layerbounds.kernels.compilation import REORDER, kernel
+from layerbounds.kernels.compilation import kernel
+from layerbounds.kernels.linear_algebra import (
+    back_substitute,
+    backward,
+    copy,
+    factorize,
+    forward,
+    inverse_diagonal,
+    invert_factor,
+    largest,
+    rank,
+    select,
+    sort,
+)
 
 UNIT = 2.0**-53
 #: Share of the sets that a node may have to be enumerated before its diagonal is improved.
@@ -35,75 +48,6 @@ TRIALS = 8
 MOST_WORK = 3000000
 #: Open nodes up to which the one of smallest bound comes first.
 MOST_OPEN = 400000
-
-
-@kernel(error_model="numpy")
-def factorize(a, m, stop):
-    """Upper Cholesky factor UᵀU of the leading m × m block, in place, four rows at a time; False where it breaks down.
-
-    It ends after the first ``stop`` rows; the others are then the Schur complement.
-    """
-    for k0 in range(0, stop, 4):
-        k1 = min(k0 + 4, stop)
-        for k in range(k0, k1):
-            for p in range(k0, k):
-                f = a[p, k]
-                for j in range(k, m):
-                    a[k, j] -= f * a[p, j]
-            pivot = a[k, k]
-            if not pivot > 0.0:
-                return False
-            scale = 1.0 / np.sqrt(pivot)
-            for j in range(k, m):
-                a[k, j] *= scale
-        if k1 == k0 + 4:
-            r0, r1, r2, r3 = a[k0], a[k0 + 1], a[k0 + 2], a[k0 + 3]
-            for i in range(k1, m):
-                f0, f1, f2, f3 = r0[i], r1[i], r2[i], r3[i]
-                row = a[i]
-                for j in range(i, m):
-                    row[j] -= f0 * r0[j] + f1 * r1[j] + f2 * r2[j] + f3 * r3[j]
-        else:
-            for k in range(k0, k1):
-                top = a[k]
-                for i in range(k1, m):
-                    f = top[i]
-                    row = a[i]
-                    for j in range(i, m):
-                        row[j] -= f * top[j]
-    return True
-
-
-@kernel(error_model="numpy")
-def forward(a, m, stop, x):
-    """Solve the first ``stop`` equations of Uᵀy = x in place, and take them off the others; returns Σ y² of those."""
-    total = 0.0
-    for i in range(stop):
-        f = x[i] / a[i, i]
-        x[i] = f
-        total += f * f
-        row = a[i]
-        for j in range(i + 1, m):
-            x[j] -= f * row[j]
-    return total
-
-
-@kernel(error_model="numpy", fastmath=REORDER)
-def backward(a, m, stop, x):
-    """Solve the first ``stop`` equations of Uy = x in place, the other entries being known."""
-    for i in range(stop - 1, -1, -1):
-        row = a[i]
-        t = 0.0
-        for j in range(i + 1, m):
-            t += row[j] * x[j]
-        x[i] = (x[i] - t) / row[i]
-
-
-@kernel(error_model="numpy")
-def back_substitute(a, m, x):
-    """Solve UᵀU y = x in place."""
-    forward(a, m, m, x)
-    backward(a, m, m, x)
 
 
 @kernel(error_model="numpy")
@@ -137,45 +81,6 @@ def alive(status, index):
             index[m] = i
             m += 1
     return kept, m
-
-
-@kernel(error_model="numpy")
-def inverse_diagonal(a, m, i, y):
-    """Entry (i, i) of (UᵀU)⁻¹."""
-    total = 0.0
-    for j in range(i, m):
-        y[j] = 0.0
-    y[i] = 1.0
-    for k in range(i, m):
-        f = y[k] / a[k, k]
-        total += f * f
-        for j in range(k + 1, m):
-            y[j] -= f * a[k, j]
-    return total
-
-
-@kernel(error_model="numpy")
-def select(values, count, place):
-    """Reorder ``values[:count]`` so that those below ``place`` are at most as large as those from it on (Hoare)."""
-    low, high = 0, count - 1
-    while low < high:
-        pivot = values[(low + high) // 2]
-        i, j = low, high
-        while i <= j:
-            while values[i] < pivot:
-                i += 1
-            while values[j] > pivot:
-                j -= 1
-            if i <= j:
-                values[i], values[j] = values[j], values[i]
-                i += 1
-                j -= 1
-        if place <= j:
-            high = j
-        elif place >= i:
-            low = i
-        else:
-            return
 
 
 @kernel(error_model="numpy")
@@ -313,7 +218,7 @@ def next_state(root, group, free, status, point, resid, scores, scratch, state):
         if t == 0:
             continue
         beta = scratch[:t]
-        beta.sort()
+        sort(beta)
         if t > free[g]:
             total = 0.0
             for q in range(t):
@@ -527,7 +432,7 @@ def pick(d, status, u, work, m, index, v, candidates):
     for _ in range(candidates):
         if m == 0:
             break
-        top = np.argmax(estimate[:m])
+        top = largest(estimate, m)
         if estimate[top] < 0.0:
             break
         estimate[top] = -1.0
@@ -652,17 +557,6 @@ def eliminate(gram, b, kept, free, a, r):
         for q in range(p, len(free)):
             a[p, q] = work[count + p, count + q]
     return saving
-
-
-@kernel(error_model="numpy")
-def rank(key, order):
-    """Indices by ascending key; numba's own sort takes seconds to compile."""
-    for i in range(len(key)):
-        at = i
-        while at > 0 and key[order[at - 1]] > key[i]:
-            order[at] = order[at - 1]
-            at -= 1
-        order[at] = i
 
 
 @kernel(error_model="numpy")
@@ -886,7 +780,8 @@ def estimate(base, number, s, price, gap):
         top = -np.inf
         for at in range(base[g], base[g + 1]):
             top = max(top, s[at] - price * number[at])
-        costs[:] = 0.0
+        for x in range(len(costs)):
+            costs[x] = 0.0
         for at in range(base[g], base[g + 1]):
             x = (top - (s[at] - price * number[at])) / gap * steps
             if x < steps + 0.5:
@@ -940,47 +835,12 @@ def pop(heap, size, bound, turn):
 
 
 @kernel(error_model="numpy")
-def invert(u, m, inverse):
-    """The upper triangle of (UᵀU)⁻¹, by products of four rows of U⁻ᵀ; ``u`` keeps the factor."""
-    # Rows that fill the last four are zero.
-    w = np.zeros(((m + 3) // 4 * 4, m))
-    for r in range(m):
-        row = w[r]
-        whole = r // 4 * 4
-        for k in range(0, whole, 4):
-            f0, f1, f2, f3 = u[k, r], u[k + 1, r], u[k + 2, r], u[k + 3, r]
-            w0, w1, w2, w3 = w[k], w[k + 1], w[k + 2], w[k + 3]
-            for j in range(k + 4):
-                row[j] -= f0 * w0[j] + f1 * w1[j] + f2 * w2[j] + f3 * w3[j]
-        for k in range(whole, r):
-            f = u[k, r]
-            other = w[k]
-            for j in range(k + 1):
-                row[j] -= f * other[j]
-        scale = 1.0 / u[r, r]
-        for j in range(r):
-            row[j] *= scale
-        row[r] = scale
-    for p in range(m):
-        for q in range(p, m):
-            inverse[p, q] = 0.0
-    for r in range(0, m, 4):
-        w0, w1, w2, w3 = w[r], w[r + 1], w[r + 2], w[r + 3]
-        end = min(r + 4, m)
-        for p in range(end):
-            f0, f1, f2, f3 = w0[p], w1[p], w2[p], w3[p]
-            row = inverse[p]
-            for q in range(p, end):
-                row[q] += f0 * w0[q] + f1 * w1[q] + f2 * w2[q] + f3 * w3[q]
-
-
-@kernel(error_model="numpy")
 def climb(gram, d, alpha, mu, tuned, inputs, kept, m, a, work, inverse):
     """A sweep of coordinate ascent on a node's diagonal, into ``tuned``; False where its proof fails.
 
     ``inputs``, ``kept``, ``m`` and ``a`` as in `relax`.
     """
-    tuned[:] = d
+    copy(d, tuned)
     free = m - kept
     for p in range(free):
         row, line = a[kept + p], work[p]
@@ -989,7 +849,7 @@ def climb(gram, d, alpha, mu, tuned, inputs, kept, m, a, work, inverse):
         line[p] -= d[inputs[kept + p]]
     if free == 0 or not factorize(work, free, free):
         return False
-    invert(work, free, inverse)
+    invert_factor(work, free, inverse)
     if free > CACHED:
         for p in range(free):
             for q in range(p):
@@ -1173,7 +1033,7 @@ def run(
             if error - margin >= cut:
                 closed[0] = min(closed[0], cut)
             else:
-                found[0] = chosen
+                copy(chosen, found[0])
                 counts[5] = 1
             release(node, row, uses, spare, spare_rows, counts)
             if counts[5]:
@@ -1196,18 +1056,18 @@ def run(
             if mean > 0.0 and climb(
                 gram, d[row[node]], alpha, TREE_MU * mean, tuned, inputs, kept, live, reduced, other, inverse
             ):
-                trial[:] = sg
+                copy(sg, trial)
                 better = relax(
                     gram, norm, b, energy, reach, tuned, group, rm, st, trial, rounds, cut,
                     inputs, kept, live, reduced, residual, u, save, edge, work, v, index, scores, out,
                 )  # fmt: skip
                 if better > now:
                     now = better
-                    sg[:] = trial
+                    copy(trial, sg)
                     old = row[node]
                     counts[2] -= 1
                     row[node] = spare_rows[counts[2]]
-                    d[row[node]] = tuned
+                    copy(tuned, d[row[node]])
                     uses[row[node]] = 1
                     uses[old] -= 1
                     if uses[old] == 0:
@@ -1260,9 +1120,9 @@ def run(
                 branch = fallback
             child = spare[counts[1] - 1]
             counts[1] -= 1
-            status[child] = st
-            state[child] = sg
-            room[child] = rm
+            copy(st, status[child])
+            copy(sg, state[child])
+            copy(rm, room[child])
             bound[child] = value
             row[child] = row[node]
             uses[row[node]] += 1
@@ -1283,7 +1143,7 @@ def run(
             push(heap, counts[0], bound, turn, node)
             counts[0] += 1
         if rounded:
-            found[0] = chosen
+            copy(chosen, found[0])
             counts[5] = 1
             return ROUNDED
     return DONE
