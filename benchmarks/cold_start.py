@@ -1,6 +1,6 @@
 """What the first solve of each kind costs: it compiles kernels, of which the second one finds the results on disk.
 
-    python -m benchmarks.cold_start [--kinds "bits;2:4"] [--time-limit 1]
+    python -m benchmarks.cold_start [--kinds "bits;2:4"] [--time-limit 5]
 
 Each kind of problem starts from an empty cache of its own and is solved in two processes, one after the other. The
 processor's seconds include the start of Python, the imports and the search, of one channel in one thread.
@@ -44,7 +44,9 @@ def main() -> None:
     """Print a line for each kind."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kinds", default=";".join(KINDS), help=f"of {'; '.join(KINDS)}, separated by semicolons")
-    parser.add_argument("--time-limit", type=float, default=1.0, help="seconds of search")
+    parser.add_argument(
+        "--time-limit", type=float, default=5.0, help="seconds of search; in less, not all kernels are called"
+    )
     options = parser.parse_args()
     print(f"{'kind':26} {'first, CPU s':>12} {'wall s':>8} {'second, CPU s':>14} {'wall s':>8}")
     for kind in options.kinds.split(";"):
