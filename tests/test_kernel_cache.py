@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layerbounds.proofs import Control
 
 from layerbounds.kernels import compilation, linear_algebra
 from layerbounds.kernels.folder import PREFIX, kernel_folder, source_hash
+from layerbounds.proofs import Control
 
 PACKAGE = Path(compilation.__file__).parent
 
