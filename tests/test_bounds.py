@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import layerbounds as lb
 from layerbounds.arrays import Float
 from layerbounds.bounds.minorants.diagonal import certified_minorant, interior_start, is_minorant, maximize_minorant
-from layerbounds.bounds.minorants.semidefinite import cholesky
+from layerbounds.kernels.factorization import cholesky
 from layerbounds.search.quantization.preparation import minorant_schedule, schedule
 
 #: Set LAYERBOUNDS_FUZZ for a longer run with other examples.

@@ -24,7 +24,8 @@ from layerbounds.proofs import BlockDual, Control, DualPoint, RawSolve, SearchPr
 from layerbounds.search.pruning.blocks import BlockSearch, search_blocks
 from layerbounds.search.pruning.clusters import search_clusters
 from layerbounds.search.pruning.masks import MaskSearch
-from layerbounds.search.pruning.subset_search import SubsetSearch, search_subset
+from layerbounds.search.pruning.subset_run import search_subset
+from layerbounds.search.pruning.subset_search import SubsetSearch
 
 
 def optimum(problem: lb.PruningProblem) -> Float:

@@ -19,7 +19,8 @@ from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task, make_task
 from layerbounds.proofs import Control
 from layerbounds.search.pruning import compiled_tree
-from layerbounds.search.pruning.subset_search import SubsetSearch, search_subset
+from layerbounds.search.pruning.subset_run import search_subset
+from layerbounds.search.pruning.subset_search import SubsetSearch
 
 FUZZ = "LAYERBOUNDS_FUZZ" in os.environ
 COUNT = int(os.environ.get("LAYERBOUNDS_FUZZ", "30"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from layerbounds.bounds.minorants.semidefinite import are_positive_semidefinite, cholesky, is_positive_semidefinite
+from layerbounds.bounds.minorants.semidefinite import are_positive_semidefinite, is_positive_semidefinite
+from layerbounds.kernels.factorization import cholesky
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 40, 130])

@@ -6,13 +6,14 @@ Arrays in, arrays out; `search.independent_sets` says what a set's computed savi
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from layerbounds.kernels.compilation import kernel
 
 #: Results: too many sets in ``found``, and too many in ``apart``.
 MANY_FOUND, MANY_APART = -1, -2
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def independent_sets(gram, b, begin, last, fixed, threshold, margin, least, found, apart, lowest):
     """Sets whose saving may exceed a threshold, and begun sets with an input that nearly depends on the others.
 

@@ -6,8 +6,7 @@ import numpy as np
 import scipy.linalg
 
 from layerbounds.arrays import Float, Int
-from layerbounds.bounds.minorants.semidefinite import cholesky
-from layerbounds.exceptions import InputError
+from layerbounds.kernels.factorization import cholesky
 
 
 def factorize(gram: Float) -> tuple[Float, Float] | None:
@@ -30,12 +29,6 @@ def factorize(gram: Float) -> tuple[Float, Float] | None:
 def damped(gram: Float, fraction: float) -> Float:
     """The Gram matrix with a fraction of its mean diagonal added to the diagonal."""
     return gram + fraction * float(np.mean(np.diag(gram))) * np.eye(len(gram))
-
-
-def check_damp(damp: float) -> None:
-    """Refuse a damping that is negative or not finite."""
-    if not 0 <= damp < np.inf:
-        raise InputError(f"damp is {damp}; pass a finite fraction of the mean diagonal ≥ 0.")
 
 
 def factors_in_order(gram: Float, order: Int, damp: float) -> tuple[Float, Float]:

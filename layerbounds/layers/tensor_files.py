@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerbounds.arguments import as_path
-from layerbounds.exceptions import FileFormatError, first_line
+from layerbounds.exceptions import FileFormatError, MissingExtraError, first_line
 
 #: Suffixes of what `torch.save` writes.
 PYTORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
@@ -124,10 +124,10 @@ def open_tensors(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
     if source.name.endswith(INDEX_SUFFIX):
         file = _Shards(source)
     elif source.suffix in PYTORCH_SUFFIXES:
-        from layerbounds.capturing.entry import require_torch
-
-        require_torch()
-        from layerbounds.capturing.pickled import PickledTensors
+        try:
+            from layerbounds.layers.pickled import PickledTensors
+        except ImportError as error:
+            raise MissingExtraError(f"{source} needs PyTorch; run: pip install 'layerbounds[torch]'") from error
 
         file = PickledTensors(source)
     else:

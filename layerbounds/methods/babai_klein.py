@@ -10,8 +10,8 @@ import scipy.optimize
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError
 from layerbounds.kernels.methods import klein_rounding
-from layerbounds.kernels.successive import check_damp, factors_in_order, rounding_order
-from layerbounds.methods.base import ChannelView
+from layerbounds.kernels.successive import factors_in_order, rounding_order
+from layerbounds.methods.base import ChannelView, check_damp
 
 
 def sampling_ratio(n: int, samples: int) -> float:

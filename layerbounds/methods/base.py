@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from layerbounds.arrays import Float, Int
+from layerbounds.exceptions import InputError
 from layerbounds.problems.problem import Problem
 
 T = TypeVar("T")
@@ -95,3 +96,9 @@ def choice_of(view: ChannelView, weights: Float) -> Int:
 def chosen_levels(view: ChannelView, choice: Int) -> Float:
     """The weights that a vector of level indices stands for."""
     return np.asarray(view.levels[np.arange(len(choice)), choice])
+
+
+def check_damp(damp: float) -> None:
+    """Refuse a damping that is negative or not finite."""
+    if not 0 <= damp < np.inf:
+        raise InputError(f"damp is {damp}; pass a finite fraction of the mean diagonal ≥ 0.")

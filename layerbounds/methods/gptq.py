@@ -7,8 +7,8 @@ import numpy as np
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError
 from layerbounds.kernels.methods import lazy_rounding
-from layerbounds.kernels.successive import check_damp, factors_in_order, rounding_order
-from layerbounds.methods.base import ChannelView
+from layerbounds.kernels.successive import factors_in_order, rounding_order
+from layerbounds.methods.base import ChannelView, check_damp
 
 
 def gptq(

@@ -8,8 +8,8 @@ import numpy as np
 import scipy.linalg
 
 from layerbounds.arrays import Bool, Float
-from layerbounds.bounds.minorants.semidefinite import cholesky
 from layerbounds.exceptions import UnsupportedProblemError
+from layerbounds.kernels.factorization import cholesky
 from layerbounds.kernels.successive import damped
 from layerbounds.problems.patterns import Structure
 

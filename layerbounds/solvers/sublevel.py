@@ -6,7 +6,7 @@ import numpy as np
 from scipy.linalg import lapack
 
 from layerbounds.arrays import Float
-from layerbounds.bounds.minorants.semidefinite import UNIT, cholesky, symmetric_inverse
+from layerbounds.kernels.factorization import UNIT, cholesky, symmetric_inverse
 
 #: The sublevel set of the incumbent is taken a little larger, so that rounding cannot cut off the optimum.
 MARGIN = 1e-6

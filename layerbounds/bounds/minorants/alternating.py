@@ -15,8 +15,8 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from layerbounds.arrays import Float
-from layerbounds.bounds.minorants.semidefinite import cholesky, symmetric_inverse
 from layerbounds.bounds.quantization.cuts import weighted_square
+from layerbounds.kernels.factorization import cholesky, symmetric_inverse
 
 #: κ, and over-relaxation.
 PENALTY, RELAXATION = 6.0, 1.6

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.linalg import lapack
 
 from layerbounds.arrays import Float
-from layerbounds.bounds.minorants.semidefinite import symmetric_inverse
+from layerbounds.kernels.factorization import symmetric_inverse
 
 #: First μ over Σ a_j d_j/n where the start may be far from a good point, and the factor by which μ falls.
 FAR, COOLING = 30.0, 0.3

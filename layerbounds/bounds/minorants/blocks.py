@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from layerbounds.arrays import Float, Int
-from layerbounds.bounds.minorants.semidefinite import cholesky, inverted, smallest_eigenvalues, symmetric_inverse
 from layerbounds.bounds.pruning.dual import certified_block_minorant, is_block_minorant
+from layerbounds.kernels.factorization import cholesky, inverted, smallest_eigenvalues, symmetric_inverse
 
 #: Least weight of a direction, relative to the mean.
 SIDE = 0.05

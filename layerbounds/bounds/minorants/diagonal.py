@@ -11,13 +11,8 @@ import numpy as np
 
 from layerbounds.arrays import Float
 from layerbounds.bounds.minorants.barrier import FAR, ascend_barrier
-from layerbounds.bounds.minorants.semidefinite import (
-    cholesky,
-    inverse_diagonal,
-    is_positive_semidefinite,
-    semidefinite_shift,
-    shrink_until,
-)
+from layerbounds.bounds.minorants.semidefinite import is_positive_semidefinite, semidefinite_shift, shrink_until
+from layerbounds.kernels.factorization import cholesky, inverse_diagonal
 
 
 def reciprocals(minorants: Float) -> Float:

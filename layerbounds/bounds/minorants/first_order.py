@@ -13,7 +13,7 @@ import numpy as np
 
 from layerbounds.arrays import Float
 from layerbounds.bounds.minorants.diagonal import certified_minorant, interior_start
-from layerbounds.bounds.minorants.semidefinite import cholesky, symmetric_inverse
+from layerbounds.kernels.factorization import cholesky, symmetric_inverse
 
 #: Steps, factor of μ after each, and the first share of a step that is tried.
 STEPS, COOLING, FIRST_LENGTH = 30, 0.75, 0.5

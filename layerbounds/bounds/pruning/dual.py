@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from layerbounds.arrays import Bool, Float, Int
-from layerbounds.bounds.minorants.semidefinite import UNIT, is_positive_semidefinite, shrink_until, smallest_eigenvalues
+from layerbounds.bounds.minorants.semidefinite import is_positive_semidefinite, shrink_until
+from layerbounds.kernels.factorization import UNIT, smallest_eigenvalues
 from layerbounds.problems.patterns import Structure
 
 #: Extended precision, which type checkers have no name for.

@@ -7,7 +7,7 @@ import scipy.linalg
 
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.minorants.diagonal import interior_start
-from layerbounds.bounds.minorants.semidefinite import cholesky, symmetric_inverse
+from layerbounds.kernels.factorization import cholesky, symmetric_inverse
 
 
 def newton_step(gram: Float, d: Float, alpha: Float, mu: float) -> Float:

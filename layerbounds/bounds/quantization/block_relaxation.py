@@ -19,8 +19,8 @@ import numpy as np
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.minorants.blocks import BlockMinorant, improve_blocks, make_minorant, start_blocks
 from layerbounds.bounds.minorants.clusters import make_clusters
-from layerbounds.bounds.minorants.semidefinite import UNIT, cholesky, symmetric_inverse
 from layerbounds.kernels.block_relaxation import fixed_costs, least_costs, proximal_sweep
+from layerbounds.kernels.factorization import UNIT, cholesky, symmetric_inverse
 from layerbounds.kernels.relaxation import cells
 
 #: Inputs of a block: larger ones cost more than they gain.

@@ -19,14 +19,8 @@ from scipy.sparse import csr_array
 
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.minorants.barrier import ascend_barrier
-from layerbounds.bounds.minorants.semidefinite import (
-    UNIT,
-    cholesky,
-    gamma,
-    is_positive_semidefinite,
-    shrink_until,
-    symmetric_inverse,
-)
+from layerbounds.bounds.minorants.semidefinite import is_positive_semidefinite, shrink_until
+from layerbounds.kernels.factorization import UNIT, cholesky, gamma, symmetric_inverse
 
 #: Expected squared distance of a number to the nearest integer, without knowledge of it.
 GENERIC = 1.0 / 12.0

@@ -20,7 +20,7 @@ from scipy.linalg import lapack
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.minorants.alternating import AlternatingDirections, ascend
 from layerbounds.bounds.minorants.diagonal import maximize_minorant
-from layerbounds.bounds.minorants.semidefinite import UNIT
+from layerbounds.kernels.factorization import UNIT
 from layerbounds.kernels.relaxation import cells, descend
 
 _ROUNDS, _PATIENCE, _PROGRESS = 60, 6, 2e-4

@@ -19,7 +19,6 @@ from scipy.sparse import csr_array
 
 from layerbounds.arrays import Float
 from layerbounds.bounds.minorants.alternating import AlternatingDirections, ascend
-from layerbounds.bounds.minorants.semidefinite import UNIT
 from layerbounds.bounds.quantization.cuts import (
     Barrier,
     certified_weights,
@@ -28,6 +27,7 @@ from layerbounds.bounds.quantization.cuts import (
     maximize_weights,
     separate_at,
 )
+from layerbounds.kernels.factorization import UNIT
 
 #: Cycles of alternating directions.
 CYCLES = 8

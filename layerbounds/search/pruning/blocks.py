@@ -11,7 +11,7 @@ import scipy.linalg
 
 from layerbounds.arrays import Bool, Float
 from layerbounds.bounds.minorants.blocks import BlockMinorant, improve_blocks, start_blocks
-from layerbounds.bounds.minorants.semidefinite import UNIT, cholesky
+from layerbounds.kernels.factorization import UNIT, cholesky
 from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import BlockDual, Control, RawSolve, SearchProof

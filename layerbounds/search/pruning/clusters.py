@@ -19,14 +19,15 @@ from layerbounds.bounds.minorants.clusters import (
     prove_clusters,
     start_clusters,
 )
-from layerbounds.bounds.minorants.semidefinite import UNIT, cholesky, symmetric_inverse
 from layerbounds.kernels import cluster_codes, cluster_minorant, cluster_tree, clusters, subset_tree
+from layerbounds.kernels.factorization import UNIT, cholesky, symmetric_inverse
 from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import BlockDual, Control, RawSolve, SearchProof
 from layerbounds.search.frontier import Frontier, Incumbent
 from layerbounds.search.pruning.cluster_codes import Codes, every_code, merge
-from layerbounds.search.pruning.subset_search import EXACT, KICKS, MOST_WORK, Flags, SubsetSearch, run_subset, set_bound
+from layerbounds.search.pruning.subset_run import run_subset
+from layerbounds.search.pruning.subset_search import EXACT, KICKS, MOST_WORK, Flags, SubsetSearch, set_bound
 
 #: Width of the smoothed maximum, relative to the incumbent: times the number of inputs at the end of the root, and at
 #: most. In the tree, times the number of clusters and relative to what separates bound and cut, but at least to a share

@@ -17,7 +17,7 @@ from layerbounds.search.pruning.clusters import search_clusters
 from layerbounds.search.pruning.exact_sets import MOST_WORK, nearly_singular, number_of_choices, search_exactly
 from layerbounds.search.pruning.independent_sets import applies, search_supports
 from layerbounds.search.pruning.masks import search_mask
-from layerbounds.search.pruning.subset_search import search_subset
+from layerbounds.search.pruning.subset_run import search_subset
 
 #: Inputs of a cluster, and of one that is made of whole groups of an N:M pattern.
 CLUSTER, GROUPED = 9, 12

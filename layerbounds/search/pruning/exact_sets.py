@@ -13,8 +13,8 @@ from fractions import Fraction
 import numpy as np
 
 from layerbounds.arrays import Float
-from layerbounds.bounds.minorants.semidefinite import cholesky
 from layerbounds.kernels import exact
+from layerbounds.kernels.factorization import cholesky
 from layerbounds.problems.patterns import Structure
 from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task

@@ -13,8 +13,8 @@ from fractions import Fraction
 import numpy as np
 
 from layerbounds.arrays import Float, Int
-from layerbounds.bounds.minorants.semidefinite import UNIT, gamma
 from layerbounds.kernels import exact
+from layerbounds.kernels.factorization import UNIT, gamma
 from layerbounds.kernels.independent_sets import independent_sets
 from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task

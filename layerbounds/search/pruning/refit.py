@@ -7,7 +7,7 @@ import scipy.linalg
 from scipy.linalg import lapack
 
 from layerbounds.arrays import Float, Int
-from layerbounds.bounds.minorants.semidefinite import UNIT, cholesky
+from layerbounds.kernels.factorization import UNIT, cholesky
 
 #: Inputs whose pivots fall below this many roundings of their energy count as dependent on the others.
 DEPENDENT = 64

@@ -15,13 +15,13 @@ import scipy.linalg
 
 from layerbounds.arrays import Bool, Float, Int
 from layerbounds.bounds.minorants.diagonal import certified_minorant, interior_start, is_minorant
-from layerbounds.bounds.minorants.semidefinite import UNIT, cholesky, gamma, smallest_eigenvalues, symmetric_inverse
 from layerbounds.bounds.pruning.perspective import centre, newton_step, schur_complement
 from layerbounds.kernels import subset, subset_tree
+from layerbounds.kernels.factorization import UNIT, cholesky, gamma, smallest_eigenvalues, symmetric_inverse
 from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task
-from layerbounds.proofs import BlockDual, Control, RawSolve, SearchProof
-from layerbounds.search.frontier import Forkable, Frontier, Incumbent
+from layerbounds.proofs import Control
+from layerbounds.search.frontier import Forkable, Incumbent
 from layerbounds.search.pruning.correlated_inputs import nearest_inputs
 from layerbounds.search.pruning.refit import refit
 
@@ -468,39 +468,3 @@ def set_bound(gram: Float, target: Float, kept: Bool) -> float:
     size = np.abs(deviation)
     rounding = 2.0 * (len(gram) + 4) * float(np.finfo(np.longdouble).eps) * float(size @ (np.abs(wide) @ size))
     return (float(deviation @ (wide @ deviation)) - rounding - charge) * (1.0 - 4.0 * UNIT)
-
-
-def search_subset(task: Task[Support], control: Control) -> RawSolve:
-    """Solve one channel of at least one live input."""
-    search = SubsetSearch(task, control)
-    search.first_incumbents()
-    return run_subset(search, search.root())
-
-
-def run_subset(search: SubsetSearch, root: Node) -> RawSolve:
-    """Branch and bound from a root."""
-    # Imported here, as it builds on this module.
-    from layerbounds.search.pruning.compiled_tree import CompiledTree
-
-    task, control = search.task, search.control
-    frontier: Frontier[Node]
-    if CompiledTree.applies(search, root):
-        frontier = CompiledTree(search, root)
-    else:
-        frontier = Frontier(search, control, search.energy, root, search.root_bound, search.factor**-2, task.constant)
-    termination = frontier.run()
-    lower = frontier.lower
-    # Every bound carries its own rounding; what is left are single additions of values below the energy.
-    proof = SearchProof(lower * search.factor**-2, 32 * UNIT * search.energy * search.factor**-2)
-    dual = None
-    if search.root_dual is not None:
-        z, d = search.root_dual
-        dual = BlockDual(z / search.factor, np.arange(search.size), np.diag(d))
-    return RawSolve(
-        weights=search.incumbent.weights / search.factor,
-        termination=termination,
-        proof=proof if lower > 0 else None,
-        dual=dual,
-        nodes=frontier.nodes,
-        trace=tuple(frontier.trace),
-    )

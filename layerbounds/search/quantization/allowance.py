@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from layerbounds.arrays import Float
-from layerbounds.bounds.minorants.semidefinite import UNIT
+from layerbounds.kernels.factorization import UNIT
 from layerbounds.search.quantization.cut_tests import CutTests
 from layerbounds.search.quantization.grid_units import UnitProblem
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from layerbounds.arrays import Float, Int
-from layerbounds.bounds.minorants.semidefinite import UNIT
+from layerbounds.kernels.factorization import UNIT
 from layerbounds.problems.levels import Levels
 from layerbounds.problems.tasks import Task
 from layerbounds.search.quantization.cut_tests import CutPreparation, prepare_cuts

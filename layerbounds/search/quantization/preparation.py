@@ -12,8 +12,8 @@ import scipy.linalg
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.minorants.diagonal import maximize_minorant
 from layerbounds.bounds.minorants.first_order import ascend_minorant
-from layerbounds.bounds.minorants.semidefinite import UNIT, cholesky, gamma, symmetric_inverse
 from layerbounds.exceptions import InputError
+from layerbounds.kernels.factorization import UNIT, cholesky, gamma, symmetric_inverse
 from layerbounds.search.shared_results import Recent
 
 #: Inverses of leading blocks are kept for the depths that fit into this many bytes.

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import numpy as np
 
 from layerbounds.bounds.minorants.diagonal import maximize_minorant
-from layerbounds.bounds.minorants.semidefinite import cholesky, symmetric_inverse
 from layerbounds.bounds.quantization.block_relaxation import refine_blocks
 from layerbounds.bounds.quantization.relaxation import refine
 from layerbounds.bounds.quantization.split_relaxation import refine_split
+from layerbounds.kernels.factorization import cholesky, symmetric_inverse
 from layerbounds.problems.levels import Levels
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import BlockDual, Control, DualPoint, FormTerms
