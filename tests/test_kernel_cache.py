@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -230,12 +231,10 @@ def test_long_compilation_is_told_once(capsys: pytest.CaptureFixture[str], monke
     clock = compilation.Clock()
     monkeypatch.setattr(compilation, "PATIENCE", 0.0)
 
-    class Event:
-        data = {"dispatcher": linear_algebra.copy}
-
+    event = SimpleNamespace(data={"dispatcher": linear_algebra.copy})
     for _ in range(2):
-        clock.on_start(Event)
-        clock.on_end(Event)
+        clock.on_start(event)
+        clock.on_end(event)
     out, err = capsys.readouterr()
     assert (out, err) == ("", "layerbounds: compiling kernels, once\n")
     seen: list[int | None] = []
