@@ -387,7 +387,7 @@ def test_models_with_extra_state(tmp_path: Path) -> None:
 
     first, second = Counting(2, 2), Counting(2, 2)
     first.count = 5
-    torch.save(first.state_dict(), tmp_path / "w.pt")
+    torch.save({f"module.{key}": value for key, value in first.state_dict().items()}, tmp_path / "w.pt")
     load_weights(second, tmp_path / "w.pt")
     assert second.count == 5 and torch.equal(first.weight, second.weight)
     with pytest.warns(CaptureWarning, match="cannot hold _extra_state"):

@@ -318,6 +318,13 @@ def test_tied_weights_and_folded_layers(tmp_path: Path, rng: np.random.Generator
     head = make_layer("lm_head", rng.normal(size=(4, 3)), kind="linear", tied_to=["transformer.wte"])
     save_file({"wte.weight": head.matrix, "h.0.fc.weight": np.zeros((4, 3))}, path)
     np.testing.assert_array_equal(load_weights(path, head), head.matrix)
+    # Another form of the layer is no reason to take the tied weight.
+    for other in ("lm_head.qweight", "lm_head.weight_packed", "_orig_mod.lm_head.weight_v"):
+        save_file({"transformer.wte.weight": head.matrix, other: np.ones((4, 1), dtype=np.int32)}, path)
+        with pytest.raises(FileFormatError, match=f"has '{other}' and no tensor lm_head.weight"):
+            load_weights(path, head)
+    save_file({"transformer.wte.weight": head.matrix, "lm_head.bias": np.ones(4)}, path)
+    np.testing.assert_array_equal(load_weights(path, head), head.matrix)
     folded = make_layer("conv1", rng.normal(size=(4, 3)), folded_batchnorm="bn1")
     save_file({"conv1.weight": folded.matrix}, path)
     np.testing.assert_array_equal(load_weights(path, folded), folded.matrix)
@@ -410,10 +417,10 @@ def test_layers_are_saved_under_the_names_of_the_mapping(tmp_path: Path) -> None
     for layers in wrong:
         with pytest.raises(InputError, match="pass a mapping of names to"):
             lb.save_layers(path, layers)
-    for name in (None, 3):
-        with pytest.raises(InputError, match="a file name is needed"):
+    for name in (None, 3, "a" * 5000, "a\0b"):
+        with pytest.raises(InputError, match=r"a file name is needed|is no usable file name|does not exist"):
             lb.save_layers(name, [lb.Layer([[3.0]], [[1.0]])])  # type: ignore[arg-type]
-        with pytest.raises(InputError, match="a file name is needed"):
+        with pytest.raises(InputError, match=r"a file name is needed|is no usable file name|does not exist"):
             lb.load_layers(name)  # type: ignore[arg-type]
 
 

@@ -101,6 +101,7 @@ def prepared(model: nn.Module, batch: Any, index: int) -> Any:
         not isinstance(mask, Tensor)
         or mask.shape != tokens.shape
         or bool(mask[:, 0].all())
+        or not bool(((mask == 0) | (mask == 1)).all())
         or batch.get("position_ids") is not None
         or "position_ids" not in inspect.signature(model.forward).parameters
         or _numbers_by_token(model) is not None

@@ -114,23 +114,27 @@ def load_weights(model: nn.Module, path: Path) -> list[str]:
     InputError
         If names or shapes are not those of the model.
     """
-    own = {key: value for key, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
+    wanted = model.state_dict(keep_vars=True)
+    own = {key: value for key, value in wanted.items() if isinstance(value, Tensor)}
     parameters = {id(value) for value in model.parameters()}
     state: dict[str, Any] = {}
     with open_tensors(path) as file:
-        keys, notes = match_state(file.names, list(own))
+        # What modules keep beside tensors (`get_extra_state`) only files of PyTorch can hold.
+        keys, notes = match_state([*file.names, *file.extra], list(wanted))
         if len(set(keys.values())) < len(keys):
             raise InputError(f"{path} has several tensors that the model knows by one name; save the state dict again.")
-        for name, key in keys.items():
-            if key in own:
-                _check_tensor(file, name, own[key])
-        for name, key in keys.items():
-            array = file.read(name)
-            if key in own and id(own[key]) in parameters and array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise InputError(f"{path}: tensor {name!r} holds NaN or infinite values; repair the file first.")
-            state[key] = torch.from_numpy(array)
-        # What modules keep beside tensors (`get_extra_state`) only files of PyTorch can hold.
-        state |= file.extra
+        for name in file.names:
+            if keys[name] in own:
+                _check_tensor(file, name, own[keys[name]])
+        state |= {keys[name]: value for name, value in file.extra.items()}
+        for name in file.names:
+            value = torch.from_numpy(file.read(name))
+            target = own.get(keys[name])
+            if target is not None and target.is_floating_point():
+                if id(target) in parameters and not bool(torch.isfinite(value).all()):
+                    raise InputError(f"{path}: tensor {name!r} holds NaN or infinite values; repair the file first.")
+                value = value.to(target.dtype)
+            state[keys[name]] = value
         notes = [*file.notes, *notes]
     try:
         # Modules may convert what older versions of them have stored, so that they decide what is missing.

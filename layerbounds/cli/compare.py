@@ -122,7 +122,7 @@ def compare_command(
     given = {}
     if weights is not None:
         found = read_layer_weights(weights, chosen, selection)
-        given[weights.resolve().name] = found.values
+        given[weights.name or weights.resolve().name] = found.values
         if found.note:
             print(f"note: {weights}: {found.note}", file=sys.stderr)
     limits = {"time_limit": time_limit, "gap": gap, "node_limit": node_limit, "backend": backend}

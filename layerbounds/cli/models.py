@@ -144,7 +144,7 @@ def read_inputs(
         network = build_model(model)
     if weights is not None:
         notes = load_weights(network, weights)
-        sources |= {"weights": weights.resolve().name, "weights_sha256": file_hash(weights)}
+        sources |= {"weights": weights.name or weights.resolve().name, "weights_sha256": file_hash(weights)}
         if notes:
             sources["weights_notes"] = notes
             print(f"note: {weights}: {'; '.join(notes)}", file=sys.stderr)

@@ -128,11 +128,17 @@ def _stored_name(layer: Layer, file: TensorFile) -> str:
     for name in names:
         if name in stored:
             return stored[name]
+        codes = [key for key in file.names if canonical(key).startswith(f"{name}.") and not key.endswith(".bias")]
+        if codes:
+            raise FileFormatError(
+                f"{file.path} has {codes[0]!r} and no tensor {name}.weight: what another form of the layer stores are "
+                "codes or factors and not weights; store the weights themselves."
+            )
     for name in names:
-        # The checkpoint of a model that is part of another one has shorter names; the longest is the least ambiguous.
-        shorter = [key for key in stored if name.endswith(f".{key}")]
         if any(key.endswith(f".{name}") for key in stored):
             return stored[match_name(name, list(stored), "weight in the file for layer")]
+        # The checkpoint of a model that is part of another one has shorter names; the longest is the least ambiguous.
+        shorter = [key for key in stored if name.endswith(f".{key}")]
         if shorter:
             return stored[max(shorter, key=len)]
     return stored[match_name(layer.name, list(stored), "weight in the file for layer")]
