@@ -11,10 +11,11 @@ import pytest
 
 import layerbounds as lb
 from layerbounds.arrays import Float
-from layerbounds.certify.interval import certify
+from layerbounds.certify.interval import certify, dual_bound
 from layerbounds.exceptions import InputError
 from layerbounds.problems.tasks import make_task
 from layerbounds.proofs import RawSolve, SearchProof, Status
+from layerbounds.search.families import root_dual
 from layerbounds.solvers.native import NativeBackend
 
 N = 6
@@ -80,9 +81,15 @@ def test_levels_and_lattice_are_the_set_by_definition(name: str) -> None:
             np.testing.assert_array_equal(rebuilt, levels)
 
 
-@pytest.mark.parametrize("name", GRIDS)
-@pytest.mark.parametrize("backend", [row.name for row in lb.backends() if row.available])
-def test_certified_optima(layer: lb.Layer, name: str, backend: str) -> None:
+#: Other solvers see every kind of grid in the zoo; here they get those that differ most from fitted ones.
+FOREIGN = ("mixed signs, zero points", "uneven, mixed signs", "groups in any order")
+SOLVERS = [
+    (row.name, name) for row in lb.backends() if row.available for name in (GRIDS if row.name == "native" else FOREIGN)
+]
+
+
+@pytest.mark.parametrize(("backend", "name"), SOLVERS)
+def test_certified_optima(layer: lb.Layer, backend: str, name: str) -> None:
     grid = make(name)
     problem = lb.quantization_problem(layer, grid=grid)
     solution = lb.solve(problem, backend, time_limit=30.0, jobs=1)
@@ -97,7 +104,7 @@ def test_certified_optima(layer: lb.Layer, name: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["mixed signs", "zero points between the codes", "uneven, mixed signs"])
-@pytest.mark.parametrize("method", ["rtn", "gptq", "ldlq", "obq", "coordinate_descent", "beam", "lns", "babai_klein"])
+@pytest.mark.parametrize("method", ["rtn", "gptq", "ldlq", "obq", "coordinate_descent", "beam"])
 def test_heuristics_stay_on_the_grid(layer: lb.Layer, name: str, method: str) -> None:
     problem = lb.quantization_problem(layer, grid=make(name))
     weights = lb.run_heuristic(method, problem)
@@ -106,7 +113,7 @@ def test_heuristics_stay_on_the_grid(layer: lb.Layer, name: str, method: str) ->
     assert all(score.error[c] >= least_error(layer, problem.grid, c) * (1 - 1e-12) for c in range(2))
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(5))
 def test_mirrored_grids_are_the_same_problem(seed: int, random_gram: Callable[..., Float]) -> None:
     """Ill-conditioned and larger: the leaves, the integer forms and the root bounds see mirrored codes, too."""
     rng = np.random.default_rng(seed)
@@ -143,10 +150,7 @@ def test_integer_forms_of_half_codes_are_counted_from_the_first(
     np.testing.assert_array_equal(whole.levels(0), shifted.levels(0))
     for channel in range(3):
         tasks = [make_task(lb.quantization_problem(layer, grid=g), channel, None, None) for g in (whole, shifted)]
-        from layerbounds.certify.interval import dual_bound
-        from layerbounds.search.families import root_dual
-
-        dual = root_dual(tasks[0], None, 5.0)
+        dual = root_dual(tasks[0], None, 0.5)
         assert dual is not None
         assert dual_bound(tasks[1], dual) == pytest.approx(dual_bound(tasks[0], dual), rel=1e-9)
 
