@@ -250,7 +250,7 @@ def test_given_scales_and_zero_points(layer: lb.Layer) -> None:
     assert sets_of(problem.grid)[0] == {-0.5 * (c - 1) for c in range(4)}
     assert sets_of(problem.grid)[5] == {0.4 * (c - 2) for c in range(4)}
     index = [1, 0, 1, 0, 0, 1]
-    mixed = lb.quantization_problem(layer, 2, scale=scale, zero_point=zero, symmetric=False, group=index).grid
+    mixed = lb.quantization_problem(layer, 2, scale=scale, zero_point=zero, symmetric=False, g_idx=index).grid
     assert sets_of(mixed)[0] == {0.4 * (c - 2) for c in range(4)}
     tensor = lb.quantization_problem(layer, 2, scale=0.5, granularity="tensor")
     np.testing.assert_array_equal(tensor.grid.scale, [[0.5], [0.5]])
@@ -272,9 +272,9 @@ def test_given_scales_and_zero_points(layer: lb.Layer) -> None:
         ({"bits": 3, "scale": np.ones((2, 3)), "granularity": 3}, "means 2 scales"),
         ({"bits": 3, "scale": [1, 1], "granularity": 3}, "in groups of 3 need 2"),
         ({"bits": 3, "scale": [1, 1], "granularity": 0}, "granularity is 0"),
-        ({"bits": 3, "scale": [1, 1], "group": [0] * 6, "granularity": "channel"}, "leave out granularity"),
+        ({"bits": 3, "scale": [1, 1], "g_idx": [0] * 6, "granularity": "channel"}, "leave out granularity"),
         ({"bits": 3, "zero_point": [1, 1]}, "belongs to given scales"),
-        ({"bits": 3, "group": [0] * 6}, "belongs to given scales"),
+        ({"bits": 3, "g_idx": [0] * 6}, "belongs to given scales"),
         ({"bits": 3, "grid": "uniform"}, "either bits or grid"),
         ({"bits": 3, "density": 0.5}, "together are not available"),
         ({}, "either bits or grid"),
@@ -284,7 +284,7 @@ def test_given_scales_and_zero_points(layer: lb.Layer) -> None:
         for extra in (
             {"scale": [1, 1]},
             {"zero_point": 1},
-            {"group": [0] * 6},
+            {"g_idx": [0] * 6},
             {"symmetric": True},
             {"granularity": "channel"},
             {"range": "mse"},

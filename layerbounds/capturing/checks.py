@@ -22,13 +22,9 @@ def check_batches(value: Any) -> None:
     """Refuse what is no collection of batches."""
     if isinstance(value, Tensor):
         raise InputError("batches is a tensor; pass a list of batches, such as [tensor], or a DataLoader.")
-    try:
-        # Batches of a mapping would be its keys.
-        usable = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)) and len(value) >= 0  # type: ignore[arg-type]
-    except TypeError:
-        # Iterators and some loaders have no length; an array without dimensions has no members.
-        usable = getattr(value, "ndim", 1) != 0
-    if not usable:
+    # Batches of a mapping would be its keys; data sets of torch have members but need not be iterable.
+    several = isinstance(value, Iterable) or (hasattr(value, "__getitem__") and not isinstance(value, type))
+    if not several or isinstance(value, (str, bytes, Mapping)) or getattr(value, "ndim", 1) == 0:
         raise InputError(f"batches is {shown(value)}; pass a list of batches or a DataLoader.")
 
 

@@ -341,7 +341,7 @@ def given_grid(
     *,
     zero_point: ArrayLike | None = None,
     symmetric: bool | None = None,
-    group: ArrayLike | None = None,
+    g_idx: ArrayLike | None = None,
     out_features: int | None = None,
 ) -> Grid:
     """Uniform grid with given scales, and zero points or none.
@@ -359,7 +359,7 @@ def given_grid(
         The codes are then 0, …, 2^bits − 1 instead of −2^(bits−1), …, 2^(bits−1) − 1.
     symmetric : bool, optional
         Default: whether ``zero_point`` is left out.
-    group : array_like of int, shape (n,), optional
+    g_idx : array_like of int, shape (n,), optional
         Scale group of each input, instead of consecutive blocks.
     out_features : int, optional
         Output channels that the scale of a whole tensor is for.
@@ -384,8 +384,8 @@ def given_grid(
     size: int | None = None
     if granularity is not None:
         size = _group_size(granularity, n)
-        if group is not None:
-            raise InputError("group says itself which inputs share a scale; leave out granularity.")
+        if g_idx is not None:
+            raise InputError("g_idx says itself which inputs share a scale; leave out granularity.")
         if granularity == "tensor":
             if array.size != 1:
                 raise InputError(f"granularity 'tensor' means one scale, but scale has shape {array.shape}.")
@@ -408,7 +408,7 @@ def given_grid(
         in_features=n,
         group_size=size,
         label=f"{width}-bit {kind}",
-        group=group,  # type: ignore[arg-type]
+        group=g_idx,  # type: ignore[arg-type]
     )
 
 

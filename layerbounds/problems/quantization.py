@@ -107,7 +107,7 @@ def quantization_problem(
     grid: Grid | None = None,
     scale: ArrayLike | None = None,
     zero_point: ArrayLike | None = None,
-    group: ArrayLike | None = None,
+    g_idx: ArrayLike | None = None,
     symmetric: bool | None = None,
     granularity: Granularity | None = None,
     range: Range | None = None,
@@ -127,8 +127,8 @@ def quantization_problem(
         left out. One number with ``granularity="tensor"``.
     zero_point : array_like of the shape of ``scale``, optional
         With ``scale``: levels are scale · ({0, …, 2^bits − 1} − zero_point) instead of symmetric ones.
-    group : array_like of int, shape (n,), optional
-        With ``scale``: the scale group of each flattened input (``g_idx`` of GPTQ) instead of consecutive blocks.
+    g_idx : array_like of int, shape (n,), optional
+        With ``scale``: the scale group of each flattened input, as GPTQ stores it, instead of consecutive blocks.
     symmetric : bool, optional
         As in `uniform_grid`; default: True, unless ``zero_point`` is given.
     granularity : {"tensor", "channel"} or int, optional
@@ -150,7 +150,7 @@ def quantization_problem(
     if (bits is None) == (grid is None):
         raise InputError("pass either bits or grid, and not both.")
     if grid is not None:
-        own = {"scale": scale, "zero_point": zero_point, "group": group}
+        own = {"scale": scale, "zero_point": zero_point, "g_idx": g_idx}
         fit = {"symmetric": symmetric, "granularity": granularity, "range": range}
         surplus = [name for name, value in {**own, **fit}.items() if value is not None]
         if surplus:
@@ -158,7 +158,7 @@ def quantization_problem(
         return QuantizationProblem(layer, grid)
     assert bits is not None
     if scale is None:
-        for name, value in (("zero_point", zero_point), ("group", group)):
+        for name, value in (("zero_point", zero_point), ("g_idx", g_idx)):
             if value is not None:
                 raise InputError(f"{name} belongs to given scales; pass scale, too, or leave it out.")
         fitted = fitted_grid(
@@ -178,7 +178,7 @@ def quantization_problem(
         granularity,
         zero_point=zero_point,
         symmetric=symmetric,
-        group=group,
+        g_idx=g_idx,
         out_features=layer.out_features,
     )
     return QuantizationProblem(layer, given)
