@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
 
 import layerbounds as lb
+from layerbounds.bounds.minorants.diagonal import interior_start
+from layerbounds.certify.interval import certify
+from layerbounds.kernels import exact
+from layerbounds.kernels.factorization import cholesky, inverse_diagonal, symmetric_inverse
 from layerbounds.layers.gram import raise_diagonal
-from layerbounds.proofs import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE, Status
+from layerbounds.problems.tasks import Task, make_task
+from layerbounds.proofs import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE, Control, RawSolve, Status
+from layerbounds.search.pruning.independent_sets import search_supports
+from layerbounds.solvers import native
 
 #: Second input as a multiple of the first one.
 MULTIPLES = {"negated": -1.0, "doubled": 2.0, "thousandth": 1.001, "millionth": 1 + 1e-6, "billionth": 1 + 1e-9}
@@ -116,3 +125,138 @@ def test_intervals_close_in_exact_arithmetic(kind: str, refit: bool) -> None:
         layer = make_layer(kind, 6 + number % 3, number)
         problem = lb.pruning_problem(layer, refit=refit, **pattern)
         check(problem, lb.solve(problem, time_limit=20.0, jobs=1), optimum(problem))
+
+
+def control(time_limit: float = 20.0) -> Control:
+    return Control(time_limit, 0.0, None, 0, 1, threading.Event())
+
+
+@pytest.mark.parametrize("pattern", [{"k": 3}, {"k": 7}, {"pattern": "2:4"}, {"pattern": "2:3"}])
+@pytest.mark.parametrize("kind", [*MULTIPLES, "few positions", "cancelling weights"])
+def test_every_support_is_tried(kind: str, pattern: dict[str, Any]) -> None:
+    # Two of three and seven of eight inputs: most supports hold the dependent pair.
+    for seed in range(3):
+        problem = lb.pruning_problem(make_layer(kind, 8, 100 + seed), **pattern)
+        task = make_task(problem, 0, None, None)
+        assert isinstance(task, Task[Support])
+        raw = search_supports(task, control())
+        if raw is not None:
+            certified = certify(task, raw, 0.0)
+            assert Fraction(certified.lower) <= optimum(problem) <= Fraction(certified.upper)
+            if kind not in ("few positions", "cancelling weights"):
+                assert certified.status == Status.OPTIMAL
+
+
+def test_a_positive_bound_with_fewer_positions_than_inputs() -> None:
+    rng = np.random.default_rng(0)
+    layer = lb.Layer.from_activations(rng.normal(size=(1, 32)), rng.normal(size=(24, 32)))
+    solution = lb.solve(lb.pruning_problem(layer, k=8), time_limit=60.0)
+    assert solution.status == [Status.OPTIMAL]
+    assert solution.relative_lower_bound[0] > 0.08
+
+
+@pytest.mark.parametrize("multiple", [*MULTIPLES.values(), 1.0])
+@pytest.mark.parametrize("bits", [1, 3, 8])
+def test_quantization_closes(multiple: float, bits: int) -> None:
+    for n in (2, 4):
+        rng = np.random.default_rng([bits, n])
+        x, w = rng.normal(size=(9, n)), rng.normal(size=(1, n))
+        x[:, 1] = multiple * x[:, 0]
+        problem = lb.quantization_problem(lb.Layer.from_activations(w, x), bits=bits)
+        solution = lb.solve(problem, time_limit=20.0, jobs=1)
+        levels = problem.grid.levels(0)
+        if levels.shape[1] ** n <= 600:
+            gram = problem.layer.channel_gram(0)
+            check(problem, solution, min(exact_error(gram, w[0], np.array(v)) for v in itertools.product(*levels)))
+        assert solution.status == [Status.OPTIMAL]
+
+
+def test_levels_of_tiny_inputs_tie() -> None:
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(12, 5)) * 10.0 ** np.array([0, -30, 12, -9, 25])
+    problem = lb.quantization_problem(lb.Layer.from_activations(rng.normal(size=(1, 5)), x), bits=5)
+    assert lb.solve(problem, time_limit=20.0, jobs=1).status == [Status.OPTIMAL]
+
+
+def test_no_status_names_a_limit_that_nobody_set() -> None:
+    for number, kind in enumerate([*MULTIPLES, *OTHERS]):
+        layer = make_layer(kind, 13, number)
+        for problem in (
+            lb.pruning_problem(layer, k=6),
+            lb.pruning_problem(layer, k=6, pattern="block:3"),
+            lb.pruning_problem(layer, k=6, refit=False),
+            lb.quantization_problem(layer, bits=2),
+        ):
+            solution = lb.solve(problem, time_limit=60.0, jobs=1)
+            assert solution.status[0] in (Status.OPTIMAL, Status.UNRESOLVED)
+            assert solution.lower_bound[0] <= solution.upper_bound[0]
+
+
+def test_what_a_search_leaves_open_is_unresolved() -> None:
+    problem = lb.pruning_problem(make_layer("negated", 6, 0), k=3)
+    task = make_task(problem, 0, None, None)
+    for termination in (Status.OPTIMAL, Status.GAP_REACHED):
+        assert certify(task, RawSolve(None, termination), 0.0).status == Status.UNRESOLVED
+    assert certify(task, RawSolve(None, Status.TIME_LIMIT), 0.0).status == Status.TIME_LIMIT
+
+
+def test_a_broken_factorization_costs_one_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(task: Task[Support], limits: Control) -> RawSolve:
+        raise np.linalg.LinAlgError("Singular matrix")
+
+    monkeypatch.setattr(native, "search_pruning", broken)
+    solution = lb.solve(lb.pruning_problem(make_layer("negated", 6, 0), k=3), jobs=1)
+    assert solution.status == [Status.UNRESOLVED]
+    assert "Singular matrix" in solution.notes[0][0]
+    assert solution.lower_bound[0] == 0.0
+
+
+@pytest.mark.parametrize("method", ["sparsegpt", "obs"])
+def test_methods_without_damping_survive(method: str) -> None:
+    for kind in ("zero weights", "tiny", "mixed scales", "thousandth"):
+        problem = lb.pruning_problem(make_layer(kind, 9, 1), pattern="1:3", refit=False)
+        weights = lb.run_heuristic(method, problem, damp=0.0)
+        assert lb.evaluate(problem, weights).feasible.all()
+
+
+def test_nothing_is_factorized_that_has_no_rows(capfd: pytest.CaptureFixture[str]) -> None:
+    empty = np.zeros((0, 0))
+    factor = cholesky(empty)
+    assert factor is not None
+    assert symmetric_inverse(factor).shape == (0, 0)
+    assert inverse_diagonal(factor).shape == interior_start(empty).shape == (0,)
+    rng = np.random.default_rng(0)
+    layer = lb.Layer.from_activations(rng.normal(size=(1, 40)), rng.normal(size=(80, 40)))
+    for pattern in ({"k": 0}, {"k": 0, "pattern": "block:4"}, {"k": 40}, {"k": 40, "pattern": "block:4"}):
+        for refit in (True, False):
+            solution = lb.solve(lb.pruning_problem(layer, refit=refit, **pattern), jobs=1)
+            assert solution.status == [Status.OPTIMAL]
+    captured = capfd.readouterr()
+    assert "illegal" not in captured.out + captured.err
+
+
+def test_exact_semidefiniteness() -> None:
+    assert exact.is_positive_semidefinite(np.array([[1.0, -1.0], [-1.0, 1.0]]))
+    assert not exact.is_positive_semidefinite(np.array([[1.0, -1.0], [-1.0, np.nextafter(1.0, 0.0)]]))
+    assert not exact.is_positive_semidefinite(np.array([[0.0, 1e-300], [1e-300, 1.0]]))
+    assert exact.is_positive_semidefinite(np.eye(3), 0)
+    assert not exact.is_positive_semidefinite(np.array([[1.0, 0.5], [0.5, 1.0]]), 0)
+    scales = 10.0 ** np.array([150.0, 0.0, -150.0])
+    assert exact.is_positive_semidefinite((np.eye(3) + 0.5) * scales[:, None] * scales)
+
+
+def test_a_raised_diagonal_is_reported_and_the_matrix_stays() -> None:
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(4, 9))
+    gram = x.T @ x / 4
+    gram = 0.5 * (gram + gram.T)
+    layer = lb.Layer(rng.normal(size=(1, 9)), gram)
+    raised = layer.gram_reports[0].raised
+    np.testing.assert_array_equal(layer.gram[0], gram)
+    assert 0.0 < raised < 1e-13
+    assert not exact.is_positive_semidefinite(gram)
+    assert exact.is_positive_semidefinite(raise_diagonal(gram, raised))
+    assert lb.Layer(layer.weight, np.eye(9)).gram_reports[0].raised == 0.0
+    # Exactly singular matrices need nothing.
+    x = rng.integers(-4, 5, size=(4, 9)).astype(np.float64)
+    assert lb.Layer(layer.weight, x.T @ x / 4).gram_reports[0].raised == 0.0

@@ -1,4 +1,4 @@
-"""All sets of inputs that fit a pattern, by Schur complements along a path; nearly dependent ones are set apart.
+"""All sets of inputs that fit a pattern, by Schur complements along a path; nearly dependent inputs are passed over.
 
 Arrays in, arrays out; `search.independent_sets` says what a set's computed saving proves.
 """
@@ -13,9 +13,29 @@ from layerbounds.kernels.compilation import kernel
 MANY_FOUND, MANY_APART = -1, -2
 
 
+@kernel()
+def note(chosen, counts, many, other, row):
+    """Write down the first inputs of a set that count, and one that does not."""
+    at = 0
+    for q in range(many):
+        if counts[q]:
+            row[at] = chosen[q]
+            at += 1
+    row[at] = other
+    for q in range(at + 1, len(row)):
+        row[q] = -1
+
+
+@kernel()
+def keep(chosen, many, row):
+    """Write down the first inputs of a set."""
+    for q in range(len(row)):
+        row[q] = chosen[q] if q < many else -1
+
+
 @kernel(error_model="numpy")
 def independent_sets(gram, b, begin, last, fixed, threshold, margin, least, found, apart, lowest):
-    """Sets whose saving may exceed a threshold, and begun sets with an input that nearly depends on the others.
+    """Sets whose saving may exceed a threshold, and begun sets with an input that nearly depends on them.
 
     Parameters
     ----------
@@ -29,11 +49,12 @@ def independent_sets(gram, b, begin, last, fixed, threshold, margin, least, foun
         A set whose pivots, relative to the diagonal, have the product D is found where its saving exceeds
         threshold − margin/D.
     least
-        Below this D an input is set apart, with all sets that continue the begun one by it.
+        Where an input would make D smaller than this it takes its place in the set, but counts as saving nothing.
     found, apart
-        Results, shape (sets, inputs), −1 after the last input.
+        Results, shape (sets, inputs), −1 after the last input. ``apart`` has the inputs that count, then the one that
+        does not.
     lowest
-        Result: the smallest D of the other sets, begun ones included.
+        Result: the smallest D, of begun sets, too.
 
     Returns
     -------
@@ -45,6 +66,7 @@ def independent_sets(gram, b, begin, last, fixed, threshold, margin, least, foun
     vector, diagonal = np.empty((size, m)), np.empty((size, m))
     saved, product = np.zeros(size), np.ones(size)
     position, chosen = np.zeros(size, np.int64), np.zeros(size, np.int64)
+    counts = np.zeros(size, np.bool_)
     weight = np.empty(m)
     for i in range(m):
         vector[0, i], diagonal[0, i] = b[i], gram[i, i]
@@ -72,14 +94,13 @@ def independent_sets(gram, b, begin, last, fixed, threshold, margin, least, foun
                         continue
                     if many_found == len(found):
                         return MANY_FOUND, many_found, many_apart
-                    found[many_found, :q] = chosen[:q]
-                    found[many_found, q] = j
+                    chosen[q] = j
+                    keep(chosen, size, found[many_found])
                     many_found += 1
                 else:
                     if many_apart == len(apart):
                         return MANY_APART, many_found, many_apart
-                    apart[many_apart, :q] = chosen[:q]
-                    apart[many_apart, q] = j
+                    note(chosen, counts, q, j, apart[many_apart])
                     many_apart += 1
             q -= 1
             continue
@@ -90,10 +111,23 @@ def independent_sets(gram, b, begin, last, fixed, threshold, margin, least, foun
         if not following > least:
             if many_apart == len(apart):
                 return MANY_APART, many_found, many_apart
-            apart[many_apart, : q + 1] = chosen[: q + 1]
-            apart[many_apart, q + 1 :] = -1
+            note(chosen, counts, q, t, apart[many_apart])
             many_apart += 1
+            counts[q] = False
+            q += 1
+            saved[q], product[q] = saved[q - 1], product[q - 1]
+            start = max(t + 1, begin[q])
+            position[q] = fixed[q] if q < len(fixed) else start
+            above, below = vector[q], diagonal[q]
+            for j in range(start, m):
+                above[j], below[j] = v[j], d[j]
+            if q < size - 1:
+                for i in range(start, m):
+                    old, row = matrix[q - 1, i], matrix[q, i]
+                    for j in range(i, m):
+                        row[j] = old[j]
             continue
+        counts[q] = True
         lowest[0] = min(lowest[0], following)
         top = matrix[q, t]
         inverse = 1.0 / pivot
@@ -102,8 +136,7 @@ def independent_sets(gram, b, begin, last, fixed, threshold, margin, least, foun
         if value > threshold - margin / following:
             if many_found == len(found):
                 return MANY_FOUND, many_found, many_apart
-            found[many_found, : q + 1] = chosen[: q + 1]
-            found[many_found, q + 1 :] = -1
+            keep(chosen, q + 1, found[many_found])
             many_found += 1
         q += 1
         saved[q], product[q] = value, following

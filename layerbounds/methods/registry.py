@@ -327,7 +327,7 @@ def run_channel(
             row[live] = heuristic.method(make_view(problem, channel, seed, shared), **options)
         except np.linalg.LinAlgError as error:
             raise UnsupportedProblemError(
-                f"heuristic {heuristic.name!r} cannot factorize the Gram matrix of channel {channel} ({error}); "
-                "raise its damping or choose another one (`layerbounds heuristics`)."
+                f"heuristic {heuristic.name!r} cannot factorize the Gram matrix of channel {channel} ({error}); raise "
+                "its damping or choose another one (`layerbounds heuristics`)."
             ) from error
     return row

@@ -28,8 +28,8 @@ MOST_SETS, MOST_INPUTS = 10**8, 64
 SETS_PER_SECOND = 2e6
 #: A support counts as dependent below this product of its pivots, relative to the diagonal.
 LEAST = 1e-10
-#: Supports that come near the cut, and begun ones with a dependent input, at a time and in all.
-FOUND, APART, MOST_APART = 1024, 4096, 20_000
+#: Supports that come near the cut, and begun ones with a dependent input: at a time, and of the latter in all.
+FOUND, APART, MOST_APART = 1024, 4096, 5_000
 #: Inputs by which the work is divided.
 SPLIT = 2
 #: Powers of two whose reciprocals are tried as a share of the diagonal that lies below the Gram matrix.
@@ -129,7 +129,11 @@ class SupportSearch:
         return [np.array(p, dtype=np.int64) for p in prefixes]
 
     def hidden(self) -> float:
-        """What the supports that were set apart can save beyond those that were tried; infinite where unknown."""
+        """What the inputs that were passed over can save; infinite where that is unknown."""
+        if not self.apart:
+            return 0.0
+        if not exact.is_positive_semidefinite(self.search.task.gram):
+            return math.inf
         circuits = [(self.order[row[:-1]], int(self.order[row[-1]])) for row in self.apart]
         ambiguous = [c for c in circuits if not self._dependent(*c)]
         if not ambiguous:
@@ -156,7 +160,7 @@ class SupportSearch:
             if following is None:
                 return False
             rows, previous = following, pivot
-        return bool(rows[0][0] == 0)
+        return not rows[0][0]
 
     def _share(self) -> float | None:
         """A share of its diagonal that lies below the Gram matrix, by exact arithmetic."""
