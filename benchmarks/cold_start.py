@@ -44,9 +44,7 @@ def main() -> None:
     """Print a line for each kind."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kinds", default=";".join(KINDS), help=f"of {'; '.join(KINDS)}, separated by semicolons")
-    parser.add_argument(
-        "--time-limit", type=float, default=5.0, help="seconds of search; in less, not all kernels are called"
-    )
+    parser.add_argument("--time-limit", type=float, default=5.0, help="seconds of search; less calls fewer kernels")
     options = parser.parse_args()
     print(f"{'kind':26} {'first, CPU s':>12} {'wall s':>8} {'second, CPU s':>14} {'wall s':>8}")
     for kind in options.kinds.split(";"):

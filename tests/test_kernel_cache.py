@@ -231,19 +231,18 @@ def test_long_compilation_is_told_once(capsys: pytest.CaptureFixture[str], monke
     clock = compilation.Clock()
     monkeypatch.setattr(compilation, "PATIENCE", 0.0)
 
-    event = SimpleNamespace(data={"dispatcher": linear_algebra.copy})
+    compilation_of = SimpleNamespace(data={"dispatcher": linear_algebra.copy})
     for _ in range(2):
-        clock.on_start(event)
-        clock.on_end(event)
+        clock.on_start(compilation_of)
+        clock.on_end(compilation_of)
     out, err = capsys.readouterr()
     assert (out, err) == ("", "layerbounds: compiling kernels, once\n")
     seen: list[int | None] = []
     clock.report = seen.append
-    event = SimpleNamespace(data={"dispatcher": linear_algebra.copy})
-    clock.on_start(event)
-    clock.on_start(event)
-    clock.on_end(event)
-    clock.on_end(event)
+    clock.on_start(compilation_of)
+    clock.on_start(compilation_of)
+    clock.on_end(compilation_of)
+    clock.on_end(compilation_of)
     assert seen == [3, 4, None]
     assert capsys.readouterr().err == ""
     assert clock.depth == 0
@@ -263,3 +262,12 @@ def test_a_sorted_selection_and_a_copy(rng: np.random.Generator) -> None:
             linear_algebra.select(target, count, place)
             assert target[place] == ordered[place]
             assert target[:place].max(initial=-1.0) <= target[place] <= target[place:].min()
+
+
+def test_the_solution_of_a_small_system(rng: np.random.Generator) -> None:
+    for count in (1, 2, 5, 16):
+        a, b = rng.normal(size=(count, count)), rng.normal(size=(count, 3))
+        a[0, 0] = 0.0 if count > 1 else 1.0
+        x = b.copy()
+        linear_algebra.solve_system(a.copy(), x)
+        np.testing.assert_allclose(a @ x, b, atol=1e-10)

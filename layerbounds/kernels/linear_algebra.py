@@ -184,6 +184,34 @@ def rank(key, order):
 
 
 @kernel(error_model="numpy")
+def solve_system(a, b):
+    """Solve AX = B by elimination with row exchanges, for any small square matrix; both are overwritten, B by X."""
+    n, width = len(a), b.shape[1]
+    for k in range(n):
+        top = k
+        for i in range(k + 1, n):
+            if abs(a[i, k]) > abs(a[top, k]):
+                top = i
+        if top != k:
+            for j in range(n):
+                a[k, j], a[top, j] = a[top, j], a[k, j]
+            for j in range(width):
+                b[k, j], b[top, j] = b[top, j], b[k, j]
+        for i in range(k + 1, n):
+            f = a[i, k] / a[k, k]
+            for j in range(k + 1, n):
+                a[i, j] -= f * a[k, j]
+            for j in range(width):
+                b[i, j] -= f * b[k, j]
+    for k in range(n - 1, -1, -1):
+        for j in range(width):
+            x = b[k, j]
+            for i in range(k + 1, n):
+                x -= a[k, i] * b[i, j]
+            b[k, j] = x / a[k, k]
+
+
+@kernel(error_model="numpy")
 def copy(source, target):
     """Copy an array of one dimension; an assignment of arrays takes seconds to compile."""
     for i in range(len(source)):

@@ -24,6 +24,7 @@ from layerbounds.kernels.linear_algebra import (
     largest,
     rank,
     select,
+    solve_system,
     sort,
 )
 
@@ -469,6 +470,45 @@ def emphasis(group, free, status, u, d, save, edge, floor, alpha):
 
 
 @kernel(error_model="numpy")
+def update_rest(inverse, k0, k1, delta):
+    """Change the rows of M⁻¹ from ``k1`` on as a change of M's diagonal by −``delta`` between ``k0`` and ``k1`` does.
+
+    M⁻¹ + M⁻¹E K EᵀM⁻¹ with K = (I − ΔP)⁻¹Δ and P = (M⁻¹)_EE.
+    """
+    n, m = len(inverse), k1 - k0
+    system, middle, rows = np.empty((m, m)), np.empty((m, m)), np.empty((m, n - k1))
+    for p in range(m):
+        for q in range(m):
+            system[p, q] = -delta[p] * inverse[k0 + p, k0 + q]
+            middle[p, q] = 0.0
+        system[p, p] += 1.0
+        middle[p, p] = delta[p]
+    solve_system(system, middle)
+    for p in range(m):
+        row = rows[p]
+        for j in range(n - k1):
+            row[j] = 0.0
+        for q in range(m):
+            f, other = middle[p, q], inverse[k0 + q]
+            for j in range(n - k1):
+                row[j] += f * other[k1 + j]
+    for i in range(n - k1):
+        target = inverse[k1 + i]
+        for p in range(0, m, 4):
+            if p + 4 <= m:
+                r0, r1, r2, r3 = rows[p], rows[p + 1], rows[p + 2], rows[p + 3]
+                f0, f1 = inverse[k0 + p, k1 + i], inverse[k0 + p + 1, k1 + i]
+                f2, f3 = inverse[k0 + p + 2, k1 + i], inverse[k0 + p + 3, k1 + i]
+                for j in range(n - k1):
+                    target[k1 + j] += f0 * r0[j] + f1 * r1[j] + f2 * r2[j] + f3 * r3[j]
+            else:
+                for o in range(p, m):
+                    f, other = inverse[k0 + o, k1 + i], rows[o]
+                    for j in range(n - k1):
+                        target[k1 + j] += f * other[j]
+
+
+@kernel(error_model="numpy")
 def ascend(inverse, alpha, mu, d):
     """One sweep of coordinate ascent on Σ α_i log d_i + μ logdet(M), M = H' − D, given M⁻¹, which is overwritten.
 
@@ -509,17 +549,7 @@ def ascend(inverse, alpha, mu, d):
                     row[j] += f0 * r0[j] + f1 * r1[j] + f2 * r2[j] + f3 * r3[j]
         if k1 == n:
             return
-        # M⁻¹ + M⁻¹E K EᵀM⁻¹ with K = (I − ΔP)⁻¹Δ and P = (M⁻¹)_EE.
-        system = np.empty((m, m))
-        right = np.zeros((m, m))
-        for p in range(m):
-            for q in range(m):
-                system[p, q] = -delta[p] * inverse[k0 + p, k0 + q]
-            system[p, p] += 1.0
-            right[p, p] = delta[p]
-        rows = inverse[k0:k1, k1:n].copy()
-        middle = np.linalg.solve(system, right)
-        inverse[k1:n, k1:n] += np.dot(np.ascontiguousarray(rows.T), np.dot(middle, rows))
+        update_rest(inverse, k0, k1, delta)
 
 
 @kernel(error_model="numpy")
@@ -551,7 +581,10 @@ def eliminate(gram, b, kept, free, a, r):
     count = len(kept)
     m = count + len(free)
     work, right = np.empty((m, m)), np.empty(m)
-    saving = reduce(gram, b, np.concatenate((kept, free)), count, m, work, right)
+    index = np.empty(m, np.int64)
+    for p in range(m):
+        index[p] = kept[p] if p < count else free[p - count]
+    saving = reduce(gram, b, index, count, m, work, right)
     for p in range(len(free)):
         r[p] = right[count + p]
         for q in range(p, len(free)):
