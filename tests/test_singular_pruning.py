@@ -16,6 +16,7 @@ from layerbounds.certify.interval import certify
 from layerbounds.kernels import exact
 from layerbounds.kernels.factorization import cholesky, inverse_diagonal, symmetric_inverse
 from layerbounds.layers.gram import raise_diagonal
+from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task, make_task
 from layerbounds.proofs import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE, Control, RawSolve, Status
 from layerbounds.search.pruning.independent_sets import search_supports
