@@ -226,6 +226,39 @@ def test_devices_that_are_none() -> None:
             lb.capture(model, [torch.randn(2, 3)], device="cuda")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model": 5},
+        {"batches": 5},
+        {"batches": "text"},
+        {"batches": {"a": torch.ones(2, 3)}},
+        {"batches": torch.ones(2, 3)},
+        {"layers": 5},
+        {"layers": [5]},
+        {"compressed_model": 5},
+        {"mask": "all"},
+        {"mask": 5, "batches": [{"input": torch.ones(2, 3)}]},
+        {"forward": 5},
+        {"device": 5.0},
+        {"dtype": 5},
+        {"spill_dir": "/absent"},
+        {"memory_limit": []},
+    ],
+    ids=str,
+)
+def test_wrong_types_get_a_sentence(options: dict[str, Any]) -> None:
+    arguments = {"model": nn.Linear(3, 3), "batches": [torch.ones(2, 3)], **options}
+    with pytest.raises(LayerboundsError):
+        lb.capture(**arguments)
+    if not options.keys() & {"dtype", "spill_dir", "memory_limit"}:
+        with pytest.raises(LayerboundsError):
+            lb.compress(bits=4, intervals=False, **arguments)
+    if not options.keys() & {"dtype", "spill_dir", "memory_limit", "compressed_model"}:
+        with pytest.raises(LayerboundsError):
+            quantize_activations(bits=8, scheme="static", **arguments)
+
+
 def test_what_cannot_be_copied_is_said() -> None:
     class Locked(nn.Linear):
         def __deepcopy__(self, memo: Any) -> Any:

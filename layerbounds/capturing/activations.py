@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from layerbounds.capturing.batches import Forward, Mask, batch_mask, evaluating, move, run_batch
-from layerbounds.capturing.checks import read_device
+from layerbounds.capturing.checks import check_batches, check_model, read_device
 from layerbounds.capturing.copying import copied
 from layerbounds.capturing.geometry import LinearGeometry
 from layerbounds.capturing.state import draw_seed, seeded
@@ -135,6 +135,7 @@ def quantize_activations(
         return _install(clone, targets, lambda target: ActivationQuantizer(bits, symmetric, _axis(target)))
     if batches is None:
         raise InputError("static activation ranges come from calibration data; pass batches.")
+    check_batches(batches)
     place = read_device(device)
     ranges = _ranges(clone, targets, batches, mask, forward, place)
     seen = [target for target in targets if target.name in ranges]
@@ -169,6 +170,7 @@ def prune_activations(model: nn.Module, density: float, *, layers: str | Iterabl
 
 
 def _copy(model: nn.Module, layers: str | Iterable[str] | None) -> tuple[nn.Module, list[Target]]:
+    check_model(model, "model")
     clone = copied(unwrap(model))
     return clone, find_targets(clone, layers)[0]
 

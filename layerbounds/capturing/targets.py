@@ -98,7 +98,9 @@ def find_targets(model: nn.Module, selection: str | Iterable[str] | None) -> tup
         elif geometry is not None:
             found[name] = geometry
     if selection is not None:
-        wanted = [selection] if isinstance(selection, str) else list(selection)
+        wanted = [selection] if isinstance(selection, str) or not isinstance(selection, Iterable) else list(selection)
+        if not all(isinstance(name, str) for name in wanted):
+            raise InputError(f"layers is {selection!r}; pass a name, a pattern, or a list of them.")
         every = [name for name in modules if name in found or name in refused]
         chosen = match_names(wanted, every, "layer")
         by_name = {match_name(t, every, "layer") for t in wanted if t in every or not is_pattern(t)}
