@@ -103,6 +103,12 @@ def test_layers_with_one_row_for_each_sequence() -> None:
         np.testing.assert_allclose(layer.gram[0], gram(batch["values"][:4, 0]), **EXACT)
 
 
+def test_one_row_for_each_sequence_in_the_first_batch_alone() -> None:
+    model = Shaped(lambda v: v[:, : 1 + len(v) // 4])
+    with pytest.raises(InputError, match="its sizes are not those of the mask"):
+        lb.capture(model, [batch_of(padded(3, 5)), batch_of(padded(4, 5))])
+
+
 REFUSED = {
     # As many rows of another modality, time steps one by one, chosen tokens, another order of them.
     "patches": lambda v: torch.ones(len(v), 5, 4, dtype=v.dtype),

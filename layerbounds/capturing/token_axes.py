@@ -53,6 +53,8 @@ class Axes:
             values, sizes = mask.T if self.tokens_outside else mask, {self.both: mask.numel()}
         elif self.tokens is None:
             values = mask.any(1)
+            if torch.Size(shape).numel() != len(values):
+                return None
         elif self.sequences is not None and self.sequences > self.tokens:
             values = mask.T
         else:
