@@ -35,7 +35,7 @@ from layerbounds.proofs import (
 CLAIM_RELATIVE, CLAIM_ABSOLUTE = 1e-5, 1e-9
 #: Errors of weights are computed exactly where extended precision leaves this share of them open, up to so many inputs,
 #: and for one of many points up to so few.
-VISIBLE, EXACT_INPUTS, FEW_INPUTS = 1e-8, 256, 16
+VISIBLE, EXACT_INPUTS, FEW_INPUTS = 1e-8, 256, 8
 
 _LONG = np.longdouble
 _UNIT = float(np.finfo(_LONG).eps)

@@ -15,7 +15,7 @@ from layerbounds.proofs import Control, RawSolve, Status
 from layerbounds.search.pruning.blocks import search_blocks
 from layerbounds.search.pruning.clusters import search_clusters
 from layerbounds.search.pruning.exact_sets import MOST_WORK, nearly_singular, number_of_choices, search_exactly
-from layerbounds.search.pruning.independent_sets import applies, search_supports
+from layerbounds.search.pruning.independent_sets import MOST_UNITS, applies, search_supports
 from layerbounds.search.pruning.masks import search_mask
 from layerbounds.search.pruning.subset_run import search_subset
 
@@ -41,16 +41,16 @@ def cluster_plan(structure: Structure) -> tuple[int, int] | None:
 
 def search_pruning(task: Task[Support], control: Control) -> RawSolve:
     """Solve one channel of at least one live input."""
-    choices = number_of_choices(task.allowed.structure, task.allowed.refit)
-    few = choices * max(len(task.target), 2) ** 2 <= MOST_WORK
-    few = few and (control.node_limit is None or choices <= control.node_limit)
-    if nearly_singular(task.gram):
-        if few:
-            return search_exactly(task, control)
-        if applies(task, control):
-            found = search_supports(task, control)
-            if found is not None:
-                return found
+    few = every = False
+    if len(task.allowed.structure.group) <= MOST_UNITS:
+        choices = number_of_choices(task.allowed.structure, task.allowed.refit)
+        few = choices * max(len(task.target), 2) ** 2 <= MOST_WORK
+        few = few and (control.node_limit is None or choices <= control.node_limit)
+        every = applies(task, control)
+    if (few or every) and nearly_singular(task.gram):
+        found = search_exactly(task, control) if few else search_supports(task, control)
+        if found is not None:
+            return found
     raw = _branch_and_bound(task, control)
     if few and raw.termination in (Status.OPTIMAL, Status.GAP_REACHED):
         certified = certify(task, raw, control.gap)

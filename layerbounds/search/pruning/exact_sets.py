@@ -21,7 +21,7 @@ from layerbounds.problems.tasks import Task
 from layerbounds.proofs import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE, Control, RawSolve, SearchProof, Status, TracePoint
 
 #: Choices times squared inputs that are tried exactly: a few seconds at most.
-MOST_WORK = 400_000
+MOST_WORK = 600_000
 #: Below this share of its diagonal a Gram matrix counts as nearly singular.
 SINGULAR = 1e-7
 #: Inputs that add no more than such a share of their energy to the span of the others: the best choice is refitted

@@ -7,6 +7,7 @@ Supports of fewer inputs than directions are well-conditioned all the same; see 
 from __future__ import annotations
 
 import math
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
@@ -22,8 +23,8 @@ from layerbounds.proofs import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE, Control, RawS
 from layerbounds.search.pruning.exact_sets import ExactSets, number_of_choices
 from layerbounds.search.pruning.subset_search import SubsetSearch
 
-#: Supports that are tried at most, and inputs.
-MOST_SETS, MOST_INPUTS = 10**8, 64
+#: Supports that are tried at most, and units of inputs.
+MOST_SETS, MOST_UNITS = 10**8, 64
 #: Supports that one thread tries in a second, at least.
 SETS_PER_SECOND = 2e6
 #: A support counts as dependent below this product of its pivots, relative to the diagonal.
@@ -45,7 +46,7 @@ def applies(task: Task[Support], control: Control) -> bool:
     if (
         not task.allowed.refit
         or len(task.allowed.structure.group) != n
-        or n > MOST_INPUTS
+        or n > MOST_UNITS
         or not task.allowed.structure.capacity.sum()
     ):
         return False
@@ -82,7 +83,8 @@ class SupportSearch:
         self.lowest = 1.0
         self.visited = 0
         self.found: list[Int] = []
-        self.apart: list[Int] = []
+        #: The inputs that count, then the one that does not.
+        self.apart: set[tuple[int, ...]] = set()
 
     @staticmethod
     def _order(gram: Float, group: Int) -> Int:
@@ -94,12 +96,12 @@ class SupportSearch:
 
     def run(self, threshold: float, margin: float) -> bool:
         """Try all supports; False where the time or the room for what is set apart is used up."""
-        prefixes = self._prefixes()
         control = self.search.control
+        given_up = threading.Event()
 
-        def work(fixed: Int) -> bool:
-            if control.remaining() <= 0 or len(self.apart) > MOST_APART:
-                return False
+        def work(fixed: Int) -> tuple[int, float, Int, Int] | None:
+            if given_up.is_set() or control.remaining() <= 0:
+                return None
             found = np.empty((FOUND, len(self.begin)), np.int64)
             apart = np.empty((APART, len(self.begin)), np.int64)
             lowest = np.ones(1)
@@ -107,15 +109,23 @@ class SupportSearch:
                 self.gram, self.b, self.begin, self.last, fixed, threshold, margin, LEAST, found, apart, lowest
             )
             if visited < 0:
-                return False
-            self.lowest = min(self.lowest, float(lowest[0]))
-            self.visited += visited
-            self.found += [row[row >= 0] for row in found[:many]]
-            self.apart += [row[row >= 0] for row in apart[:dependent]]
-            return True
+                given_up.set()
+                return None
+            return visited, float(lowest[0]), found[:many].copy(), apart[:dependent].copy()
 
         with ThreadPoolExecutor(max_workers=max(control.threads, 1)) as pool:
-            return all(pool.map(work, prefixes))
+            # Threads only return what they found: sums and minima are taken here.
+            for part in pool.map(work, self._prefixes()):
+                if part is None:
+                    given_up.set()
+                    continue
+                self.visited += part[0]
+                self.lowest = min(self.lowest, part[1])
+                self.found += [row[row >= 0] for row in part[2]]
+                self.apart.update(tuple(row[row >= 0].tolist()) for row in part[3])
+                if len(self.apart) > MOST_APART:
+                    given_up.set()
+        return not given_up.is_set()
 
     def _prefixes(self) -> list[Int]:
         """Positions of the first inputs of a set, for every one of their choices."""
@@ -134,7 +144,7 @@ class SupportSearch:
             return 0.0
         if not exact.is_positive_semidefinite(self.search.task.gram):
             return math.inf
-        circuits = [(self.order[row[:-1]], int(self.order[row[-1]])) for row in self.apart]
+        circuits = [(self.order[list(row[:-1])], int(self.order[row[-1]])) for row in sorted(self.apart)]
         ambiguous = [c for c in circuits if not self._dependent(*c)]
         if not ambiguous:
             return 0.0
