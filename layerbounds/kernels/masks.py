@@ -164,8 +164,8 @@ def relax_mask(a, beta, energy, d, group, free, status, rounds, stop, allowance,
 
 
 @kernel(error_model="numpy")
-def descend_mask(a, beta, group, capacity, kept):
-    """Best single change or exchange until none improves; returns zᵀAz − 2βᵀz."""
+def descend_mask(a, beta, group, capacity, kept, moves):
+    """So many best single changes or exchanges, at most until none improves; returns zᵀAz − 2βᵀz, and whether it is."""
     n = len(beta)
     used = np.zeros(len(capacity), np.int64)
     h = -beta.copy()
@@ -174,7 +174,8 @@ def descend_mask(a, beta, group, capacity, kept):
             used[group[i]] += 1
             for j in range(n):
                 h[j] += a[i, j]
-    for _ in range(100 * n):
+    done = False
+    for _ in range(moves):
         best = -1e-13 * (a[0, 0] + 1e-300)
         out = -1
         add = -1
@@ -199,6 +200,7 @@ def descend_mask(a, beta, group, capacity, kept):
                     out = -1
                     add = i
         if out < 0 and add < 0:
+            done = True
             break
         if out >= 0:
             kept[out] = False
@@ -214,4 +216,4 @@ def descend_mask(a, beta, group, capacity, kept):
     for i in range(n):
         if kept[i]:
             total += h[i] - beta[i]
-    return total
+    return total, done

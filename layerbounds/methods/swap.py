@@ -38,7 +38,7 @@ def swap(view: PruningView, start: str = "obs", kicks: int = 100) -> Float:
     b = view.gram @ view.target
     if not view.refit:
         a = np.ascontiguousarray(view.gram * np.outer(view.original, view.original))
-        descend_mask(a, view.original * b, group, capacity, chosen)
+        descend_mask(a, view.original * b, group, capacity, chosen, 100 * len(chosen))
         return finish(view, chosen)
     state = view.rng.integers(1, 2**63, size=1, dtype=np.uint64)
     energy = max(float(view.target @ b), 0.0)

@@ -108,6 +108,8 @@ class Frontier(Generic[NodeT]):
     root_bound : float
     unit, constant : float
         Reported values are ``unit · value + constant``.
+    charge : float
+        What certification deducts from a bound.
     """
 
     expander: Expander[NodeT]
@@ -121,6 +123,7 @@ class Frontier(Generic[NodeT]):
     most_threads: ClassVar[int] = 4
     nodes: int = 0
     closed: float = float("inf")
+    charge: float = 0.0
     trace: list[TracePoint] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -150,7 +153,7 @@ class Frontier(Generic[NodeT]):
         """A bound that ends the work on a node: the gap asked for, or half the tolerance of ``optimal``."""
         upper = self.expander.incumbent.value
         # The certificate charges its own rounding: the gap asked for has to hold after that.
-        gap = (self.control.gap - 1e-12) * upper - 1e-14 * self.energy
+        gap = (self.control.gap - 1e-12) * upper - 1e-14 * self.energy - self.charge
         width = max(gap, 0.5 * OPTIMAL_RELATIVE * upper, 0.3 * OPTIMAL_ABSOLUTE * self.energy)
         return upper - width
 

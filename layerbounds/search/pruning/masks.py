@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +18,25 @@ from layerbounds.kernels.factorization import UNIT
 from layerbounds.kernels.masks import descend_mask, relax_mask
 from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task
-from layerbounds.proofs import BlockDual, Control, RawSolve, SearchProof
+from layerbounds.proofs import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE, BlockDual, Control, RawSolve, SearchProof, Status
 from layerbounds.search.frontier import Forkable, Frontier, Incumbent
 
 Flags = npt.NDArray[np.int8]
 
-#: Moves of the relaxation at the root and at other nodes, per unit.
-ROOT_MOVES, MOVES = 200, 12
+#: Moves of the relaxation at the root and at other nodes, and between two looks at the clock, per unit.
+ROOT_MOVES, MOVES, CHUNK = 200, 12, 4
 #: Re-weightings of the root's diagonal.
 ROUNDS = 3
+#: Multiplications of the local search between two looks at the clock.
+DESCENT_WORK = 3e7
+#: Seconds per cubed number of units that a Newton step of the diagonal takes, its proof included.
+NEWTON_CUBIC = 3e-10
+#: The same for the diagonal where Newton's method starts; small roots get it in any case.
+INTERIOR_CUBIC, AT_ONCE = 2.5e-10, 0.05
+#: Share of the time limit for the first incumbents.
+FIRST = 0.3
+#: Masks within the rounding allowance of the best one, and nodes that their collection may cost.
+MANY_LEAVES, COLLECT_NODES = 5000, 20000
 
 
 @dataclass(eq=False)
@@ -35,6 +46,10 @@ class MaskNode:
     status: Flags
     free: Int
     z: Float
+
+    def copy(self) -> Self:
+        """One whose arrays are its own."""
+        return type(self)(self.status.copy(), self.free.copy(), self.z.copy())
 
 
 class MaskSearch(Forkable):
@@ -55,7 +70,9 @@ class MaskSearch(Forkable):
         runs = np.searchsorted(unit, np.arange(units))
         product = gram @ target
         scaled = gram * np.outer(weights, weights)
-        self.a = np.ascontiguousarray(np.add.reduceat(np.add.reduceat(scaled, runs, 0), runs, 1).astype(np.float64))
+        if units < len(unit):
+            scaled = np.add.reduceat(np.add.reduceat(scaled, runs, 0), runs, 1)
+        self.a = np.ascontiguousarray(scaled.astype(np.float64))
         self.a = 0.5 * (self.a + self.a.T)
         self.beta = np.add.reduceat(weights * product, runs).astype(np.float64)
         self.energy = max(float(target @ product), 0.0)
@@ -72,24 +89,33 @@ class MaskSearch(Forkable):
         self.d = np.zeros(units)
         self.root_bound = 0.0
         self.root_dual: Float | None = None
+        #: Masks that were reached with nothing free, while they are collected.
+        self.leaves: list[Bool] | None = None
         self.h, self.saving, self.edge = np.zeros(units), np.zeros(units), np.zeros((len(self.capacity), 2))
 
-    def offer(self, kept: Bool) -> None:
-        """Local search from a mask; keep the result where it is the best one so far."""
-        value = self.energy + float(descend_mask(self.a, self.beta, self.group, self.capacity, kept))
-        self.incumbent.offer(max(value, 0.0), kept.astype(np.float64))
+    def offer(self, kept: Bool, spared: float = 0.0) -> None:
+        """Local search from a mask while more than ``spared`` seconds are left; keep the result where it is better."""
+        moves, done = max(int(DESCENT_WORK / len(kept) ** 2), 1), False
+        for _ in range(max(100 * len(kept) // moves, 1)):
+            value, done = descend_mask(self.a, self.beta, self.group, self.capacity, kept, moves)
+            if done or self.control.remaining() <= spared:
+                break
+        self.incumbent.offer(max(self.energy + float(value), 0.0), kept.astype(np.float64))
 
     def first_incumbents(self) -> None:
-        """Nothing kept, magnitude, energy and the warm start, each with local search."""
+        """The warm start, energy, magnitude and nothing kept, each with local search as long as there is time."""
         task = self.task
         units = len(self.group)
-        self.offer(np.zeros(units, dtype=bool))
-        for score in (np.abs(task.allowed.original), np.abs(task.allowed.original) * np.sqrt(np.diag(task.gram))):
+        starts = [] if task.warm_start is None else [task.allowed.structure.kept_units(task.warm_start[None])[0]]
+        for score in (np.abs(task.allowed.original) * np.sqrt(np.diag(task.gram)), np.abs(task.allowed.original)):
             total = np.bincount(task.allowed.structure.unit, weights=score**2, minlength=units)
             mask = task.allowed.structure.keep_largest(total)
-            self.offer(task.allowed.structure.kept_units(mask[None].astype(np.float64))[0])
-        if task.warm_start is not None:
-            self.offer(task.allowed.structure.kept_units(task.warm_start[None])[0])
+            starts.append(task.allowed.structure.kept_units(mask[None].astype(np.float64))[0])
+        # A node limit has to give the same result on every machine.
+        spared = (1.0 - FIRST) * self.control.time_limit if self.control.node_limit is None else 0.0
+        for number, start in enumerate([*starts, np.zeros(units, dtype=bool)]):
+            if number == 0 or self.control.remaining() > spared:
+                self.offer(start, spared)
 
     def relax(self, node: MaskNode, cut: float, moves: int) -> float:
         """Proven bound of a node."""
@@ -115,17 +141,32 @@ class MaskSearch(Forkable):
         block = np.ascontiguousarray(self.a[np.ix_(free, free)])
         weight = np.ones(len(free))
         best = np.zeros(units)
-        for _ in range(ROUNDS if len(free) else 0):
-            if self.root_bound > 0 and self.control.remaining() <= 0:
+        step, first = NEWTON_CUBIC * len(free) ** 3, INTERIOR_CUBIC * len(free) ** 3
+        for number in range(ROUNDS if len(free) else 0):
+            late = self.control.remaining() <= (step if number else first if first > AT_ONCE else -1.0)
+            if late and number:
                 break
-            start = self.d[free] if np.any(self.d) else None
-            self.d[free] = maximize_minorant(block, weight, start, stop=lambda: self.control.remaining() <= 0)
-            value = self.relax(node, np.inf, ROOT_MOVES)
+            if not late:
+                start = self.d[free] if np.any(self.d) else None
+                self.d[free] = maximize_minorant(block, weight, start, stop=lambda: self.control.remaining() <= step)
+            value, z = self._relax_root(node)
             if value > self.root_bound:
-                self.root_bound, best, self.root_dual = value, self.d.copy(), node.z.copy()
+                self.root_bound, best, self.root_dual = value, self.d.copy(), z
             weight = 0.5 * weight / weight.sum() + 0.5 * (node.z * (1 - node.z) + 1e-3)[free] / len(free)
         self.d = best
         return node
+
+    def _relax_root(self, node: MaskNode) -> tuple[float, Float]:
+        """The best bound of the root as long as there is time, and its point."""
+        best, point = -math.inf, node.z.copy()
+        for _ in range(ROOT_MOVES // CHUNK):
+            before = node.z.copy()
+            value = self.relax(node, np.inf, CHUNK)
+            if value > best:
+                best, point = value, node.z.copy()
+            if np.array_equal(before, node.z) or self.control.remaining() <= 0:
+                break
+        return best, point
 
     def expand(self, node: MaskNode, bound: float, cut: float) -> tuple[float, list[MaskNode]]:
         """Bound, fix, round, branch."""
@@ -160,7 +201,7 @@ class MaskSearch(Forkable):
         branch = int(np.argmax(cost))
         children = []
         for choice in (-1, 1):
-            child = MaskNode(node.status.copy(), node.free.copy(), node.z.copy())
+            child = node.copy()
             child.status[branch] = choice
             if choice == 1:
                 child.free[self.group[branch]] -= 1
@@ -177,8 +218,23 @@ class MaskSearch(Forkable):
         inside[order[np.arange(len(order)) - first < node.free[self.group[order]]]] = True
         return inside
 
+    def collect(self, root: MaskNode, cut: float) -> list[Bool] | None:
+        """All masks below a cut, up to what rounding may hide; None where they or their nodes are too many."""
+        leaves: list[Bool] = []
+        self.leaves = leaves
+        stack = [root]
+        for _ in range(COLLECT_NODES):
+            if not stack:
+                return leaves
+            if self.control.remaining() <= 0 or len(leaves) > MANY_LEAVES:
+                return None
+            stack += self.expand(stack.pop(), 0.0, cut)[1]
+        return None
+
     def _leaf(self, node: MaskNode) -> None:
         kept = node.status == 1
+        if self.leaves is not None:
+            self.leaves.append(kept)
         value = self.energy + float(kept @ self.a @ kept) - 2.0 * float(self.beta @ kept)
         self.incumbent.offer(max(value, 0.0), kept.astype(np.float64))
 
@@ -192,17 +248,39 @@ def search_mask(task: Task[Support], control: Control) -> RawSolve:
     search = MaskSearch(task, control)
     search.first_incumbents()
     root = search.root()
-    frontier: Frontier[MaskNode] = Frontier(search, control, search.energy, root, search.root_bound, 1.0, task.constant)
+    charge = 2.0 * search.allowance
+    frontier: Frontier[MaskNode] = Frontier(
+        search, control, search.energy, root.copy(), search.root_bound, 1.0, task.constant, charge=charge
+    )
     termination = frontier.run()
-    kept = search.incumbent.weights[task.allowed.structure.unit] > 0
+    proof = SearchProof(frontier.lower, charge) if frontier.lower > 0 else None
+    upper = search.incumbent.value
+    weights = _weights(task, search.incumbent.weights > 0)
+    visible = charge > 0.1 * max(OPTIMAL_RELATIVE * (upper + task.constant), OPTIMAL_ABSOLUTE * task.energy)
+    if visible and termination == Status.OPTIMAL:
+        # Exact evaluation of the best masks replaces the allowance.
+        cut = upper + 2.0 * charge
+        leaves = search.collect(root, cut)
+        if leaves:
+            points = np.array([_weights(task, kept) for kept in leaves])
+            proof = SearchProof(cut, charge, points)
+            deviation = np.array([weights, *points], dtype=np.longdouble) - task.target
+            errors = np.sum((deviation @ task.gram.astype(np.longdouble)) * deviation, axis=1)
+            best = int(np.argmin(errors))
+            weights = points[best - 1] if best else weights
     return RawSolve(
-        weights=np.where(kept, task.allowed.original, 0.0),
+        weights=weights,
         termination=termination,
-        proof=SearchProof(frontier.lower, 2.0 * search.allowance) if frontier.lower > 0 else None,
+        proof=proof,
         dual=_dual(task, search),
         nodes=frontier.nodes,
         trace=tuple(frontier.trace),
     )
+
+
+def _weights(task: Task[Support], kept: Bool) -> Float:
+    """The original weights of the kept units."""
+    return np.where(kept[task.allowed.structure.unit], task.allowed.original, 0.0)
 
 
 def _dual(task: Task[Support], search: MaskSearch) -> BlockDual | None:
