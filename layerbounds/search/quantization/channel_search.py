@@ -11,7 +11,6 @@ from layerbounds.bounds.quantization.block_relaxation import ROUNDS, BlockRelaxa
 from layerbounds.bounds.quantization.relaxation import refine
 from layerbounds.bounds.quantization.split_relaxation import SplitRelaxation, refine_split
 from layerbounds.certify.interval import certify
-from layerbounds.problems.evaluation import squared_error
 from layerbounds.problems.levels import Levels, nearest_levels
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import (
@@ -77,6 +76,8 @@ SMALL_FIRST_BUDGET = 2e6
 LONGEST_STEP = 0.05
 #: More points than this within the rounding allowance of the optimum are not collected.
 MANY_LEAVES = 20_000
+#: Nodes for the collection of points where the allowance exceeds the incumbent: only few points are worth it.
+WIDE_NODES = 1 << 19
 
 
 class ChannelSearch:
@@ -351,54 +352,47 @@ class ChannelSearch:
                 self._adopt()
 
     def collect_leaves(self, slack: float) -> tuple[float, Float] | None:
-        """All points up to a little above the incumbent, so that exact evaluation replaces the rounding allowance.
+        """All weights up to a little above the incumbent, so that exact evaluation replaces the rounding allowance.
 
         Ill-conditioned Gram matrices need it: there the allowance alone leaves a visible gap. Gives up where too many
         points tie (duplicated inputs).
         """
-        tree = self.tree
+        tree, task = self.tree, self.task
         cut = self.upper + slack
         tree.restart(cut)
-        leaves: list[Int] = []
-        end = self.nodes + min(ATTEMPTS[0][1], self.nodes_left())
-        done = False
-        while not done and self.nodes < end and self.control.remaining() > 0 and len(leaves) <= MANY_LEAVES:
+        leaves: list[Float] = []
+        most = ATTEMPTS[0][1] if slack < self.upper else WIDE_NODES
+        end = self.nodes + min(most, self.nodes_left())
+        while self.nodes < end and self.control.remaining() > 0:
             done = tree.run(int(min(self.chunk, end - self.nodes)), collect=True)
             leaf = tree.take()
             if leaf is not None:
-                leaves.append(leaf.copy())
-        if not leaves:
-            return None
-        levels = self.unit.levels[np.array(leaves), np.arange(self.unit.size)]
-        weights = np.array([self.unit.weights_of(points) for points in levels])
-        # The tree's own arithmetic does not tell these points apart.
-        deviation = weights.astype(np.longdouble) - self.task.target
-        errors = np.sum((deviation @ self.task.gram.astype(np.longdouble)) * deviation, axis=1)
-        present = self.unit.weights_of(self.unit.levels[self.choice, np.arange(self.unit.size)]) - self.task.target
-        if np.min(errors) < squared_error(self.task.gram, present):
-            self.choice = leaves[int(np.argmin(errors))]
-        return (cut, weights) if done and len(leaves) <= MANY_LEAVES else None
+                weights = self.unit.weights_of(self.unit.levels[leaf, np.arange(self.unit.size)])
+                leaves.append(nearest_levels(task.allowed.values, weights))
+                if len(leaves) > MANY_LEAVES:
+                    return None
+            if done:
+                return cut, np.array(leaves).reshape(-1, self.unit.size)
+        return None
 
     def result(self) -> RawSolve:
         """What was found and what it proves, in the units of the Gram matrix."""
-        unit, n, m = self.unit, self.unit.size, self.unit.multiplier
-        proof = None
-        if self.proven > 0:
-            proof = SearchProof(self.proven * m, self.allowance(self.proven) * m)
+        unit, task, m = self.unit, self.task, self.unit.multiplier
+        weights = unit.weights_of(unit.levels[self.choice, np.arange(unit.size)])
+        proof = SearchProof(self.proven * m, self.allowance(self.proven) * m) if self.proven > 0 else None
+        if self.exhausted or self.proven >= self.upper:
             slack = 4.0 * self.allowance(self.upper) + 2.0 * max(self.upper - self.proven, 0.0)
-            open_to_rounding = max(0.1 * OPTIMAL_RELATIVE * self.upper, OPTIMAL_ABSOLUTE * self.task.energy / m) < slack
-            if self.exhausted and open_to_rounding:
+            if slack > max(0.1 * OPTIMAL_RELATIVE * self.upper, OPTIMAL_ABSOLUTE * task.energy / m):
                 collected = self.collect_leaves(slack)
                 if collected is not None:
                     cut, leaves = collected
                     proof = SearchProof(cut * m, self.allowance(cut) * m, leaves)
-        points = unit.levels[self.choice, np.arange(n)]
-        dual = self._dual_point()
+                    weights = _best_leaf(task, [weights, *leaves])
         return RawSolve(
-            weights=unit.weights_of(points),
+            weights=weights,
             termination=self._termination(),
             proof=proof,
-            dual=dual,
+            dual=self._dual_point(),
             nodes=self.nodes,
             trace=tuple(self.trace),
         )
@@ -440,6 +434,13 @@ class ChannelSearch:
         if self.nodes_left() <= 0:
             return Status.NODE_LIMIT
         return Status.TIME_LIMIT if self.control.remaining() <= 0 else Status.UNRESOLVED
+
+
+def _best_leaf(task: Task[Levels], leaves: list[Float]) -> Float:
+    """The weights of least error, as far as extended precision can tell."""
+    deviation = np.array(leaves, dtype=np.longdouble) - task.target
+    errors = np.sum((deviation @ task.gram.astype(np.longdouble)) * deviation, axis=1)
+    return leaves[int(np.argmin(errors))]
 
 
 def block_rounds(n: int, seconds: float) -> int:
