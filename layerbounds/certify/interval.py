@@ -203,11 +203,16 @@ def objective_interval(gram: Float, target: Float, weights: Float, most: int = E
     deviation = np.atleast_2d(weights.astype(_LONG) - target.astype(_LONG))
     matrix = gram.astype(_LONG)
     size = np.abs(deviation)
-    value, spread = _LONG(0), _LONG(0)
+    value, magnitude = _LONG(0), _LONG(0)
     for row, absolute in zip(deviation, size, strict=True):
         value += row @ (matrix @ row)
-        spread += absolute @ (np.abs(matrix) @ absolute)
-    error = 2 * (len(gram) + len(deviation) + 3) * _UNIT * spread
+        if len(gram) > EXACT_INPUTS:
+            # For large matrices the magnitude is summed in float64, which is many times faster.
+            double = absolute.astype(np.float64)
+            magnitude += 1.01 * (double @ (np.abs(gram) @ double)) + np.finfo(np.float64).tiny * np.any(double)
+        else:
+            magnitude += absolute @ (np.abs(matrix) @ absolute)
+    error = 2 * (len(gram) + len(deviation) + 3) * _UNIT * magnitude
     if value == 0 and error == 0:
         return 0.0, 0.0
     if not error <= VISIBLE * value and len(gram) <= most:

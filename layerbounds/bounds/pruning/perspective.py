@@ -9,6 +9,9 @@ from layerbounds.arrays import Float, Int
 from layerbounds.bounds.minorants.diagonal import interior_start
 from layerbounds.kernels.factorization import cholesky, symmetric_inverse
 
+#: Steps that lead to the centre from anywhere.
+CENTRE_STEPS = 12
+
 
 def newton_step(gram: Float, d: Float, alpha: Float, mu: float) -> Float:
     """One damped Newton step of Σ α_i log d_i + μ logdet(H − D), from a strictly feasible d."""
@@ -45,7 +48,7 @@ def schur_complement(gram: Float, kept: Int, free: Int) -> Float | None:
     return np.asarray(block - half.T @ half)
 
 
-def centre(gram: Float, steps: int = 12) -> Float:
+def centre(gram: Float, steps: int = CENTRE_STEPS) -> Float:
     """Maximiser of Σ log d_i + logdet(H − D): where the improvement for a channel starts. Zeros if H is singular."""
     d = interior_start(gram)
     if not np.all(d > 0):

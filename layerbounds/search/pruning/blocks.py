@@ -17,7 +17,7 @@ from layerbounds.problems.tasks import Task
 from layerbounds.proofs import BlockDual, Control, RawSolve, SearchProof
 from layerbounds.search.frontier import Forkable, Frontier, Incumbent
 from layerbounds.search.pruning.refit import refit
-from layerbounds.search.pruning.subset_search import set_bound
+from layerbounds.search.pruning.subset_search import AT_ONCE, FIRST, ROOT_CUBIC, set_bound
 
 Flags = npt.NDArray[np.int8]
 
@@ -84,15 +84,19 @@ class BlockSearch(Forkable):
         return value
 
     def descend(self, kept: Bool) -> None:
-        """Exchange one kept unit for the one that saves most in its place, while that helps."""
+        """Exchange one kept unit for the one that saves most in its place, while that helps and time allows."""
         kept = kept.copy()
-        while kept.sum() < self.capacity:
+        # A node limit has to give the same result on every machine.
+        spared = (1.0 - FIRST) * self.control.time_limit if self.control.node_limit is None else 0.0
+        while kept.sum() < self.capacity and self.control.remaining() > spared:
             kept[self._best_addition(kept)] = True
         value = self.offer(kept)
         improved = True
-        while improved and self.control.remaining() > 0:
+        while improved:
             improved = False
             for g in np.flatnonzero(kept):
+                if self.control.remaining() <= spared:
+                    return
                 kept[g] = False
                 other = self._best_addition(kept)
                 kept[other] = True
@@ -139,15 +143,21 @@ class BlockSearch(Forkable):
         units = len(self.members)
         node = BlockNode(np.zeros(units, dtype=np.int8), self.capacity, np.full(units, self.capacity / units))
         self._settle(node)
-        minorant = start_blocks(self.gram, self.members)
+        first = ROOT_CUBIC * len(self.b) ** 3
+        late = first > AT_ONCE and self.control.remaining() <= first and self.control.node_limit is None
+        minorant = None if late else start_blocks(self.gram, self.members)
         best = minorant
+        began, spent = self.control.elapsed(), 0.0
         for step in range(ALTERNATIONS + 1 if minorant is not None and np.any(node.status == 0) else 0):
             assert minorant is not None
             self.minorant = minorant
             value = self.relax(node, np.inf, ROOT_ROUNDS)
             if value > self.root_bound:
                 self.root_bound, best, self.root_dual = value, minorant, self.point.copy()
-            if step == ALTERNATIONS or self.control.remaining() <= 0:
+            now = self.control.elapsed()
+            began, spent = now, now - began
+            # Another step would take as long as this one.
+            if step == ALTERNATIONS or self.control.remaining() <= (spent if spent > AT_ONCE else 0.0):
                 break
             z = np.clip(node.z, 1e-3, 1.0)
             spread = [
@@ -173,7 +183,9 @@ class BlockSearch(Forkable):
         block = np.ascontiguousarray(self.gram[np.ix_(index, index)])
         penalty = minorant.matrix[np.ix_(index, index)]
         best = -np.inf
-        for _ in range(rounds):
+        for done in range(rounds):
+            if done and self.control.remaining() <= 0:
+                break
             factor = cholesky(block + penalty * (1.0 / z - 1.0)[self.unit[index]][:, None])
             if factor is None:
                 break

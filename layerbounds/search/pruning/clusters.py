@@ -27,7 +27,15 @@ from layerbounds.proofs import BlockDual, Control, RawSolve, SearchProof
 from layerbounds.search.frontier import Frontier, Incumbent
 from layerbounds.search.pruning.cluster_codes import Codes, every_code, merge
 from layerbounds.search.pruning.subset_run import run_subset
-from layerbounds.search.pruning.subset_search import EXACT, KICKS, MOST_WORK, Flags, SubsetSearch, set_bound
+from layerbounds.search.pruning.subset_search import (
+    AT_ONCE,
+    EXACT,
+    KICKS,
+    MOST_WORK,
+    Flags,
+    SubsetSearch,
+    set_bound,
+)
 
 #: Width of the smoothed maximum, relative to the incumbent: times the number of inputs at the end of the root, and at
 #: most. In the tree, times the number of clusters and relative to what separates bound and cut, but at least to a share
@@ -60,6 +68,8 @@ KICK_EVERY, LARGE = (32, 128), 200
 
 #: Nodes with about so many sets within the gap are enumerated, before and after their minorant is improved.
 EARLY_SETS, MOST_SETS = 2e4, 1e5
+#: Seconds per cubed number of inputs that clusters, their first blocks and a bound take.
+CLUSTER_CUBIC = 5e-9
 #: Clusters are merged as long as all together have no more codes than this.
 MERGED = (8000, 1500)
 
@@ -218,6 +228,7 @@ class ClusterSearch(SubsetSearch):
         tau, best = WIDE * upper, -math.inf
         value = self.relax_clusters(node, tau, ROOT_ROUNDS, upper, gain)
         keep = (node.minorant, node.codes, node.point.copy(), node.price)
+        began = self.control.elapsed()
         for _ in range(steps):
             if value > best:
                 best = value
@@ -236,7 +247,10 @@ class ClusterSearch(SubsetSearch):
                 mu, tau = min(2.0 * mu, MU_FIRST), min(2.0 * tau, WIDE * upper)
                 node.minorant, node.codes, node.point, node.price = keep[0], keep[1], keep[2].copy(), keep[3]
                 self.relax_clusters(node, tau, ROOT_ROUNDS, math.inf, gain)
-            if self.control.remaining() <= 0:
+            now = self.control.elapsed()
+            began, spent = now, now - began
+            # Another step would take as long as this one.
+            if self.control.remaining() <= (spent if spent > AT_ONCE else 0.0):
                 break
             improved = self.ascend(node, mu)
             mu, tau = max(MU_FACTOR * mu, MU_LAST), max(narrowing * tau, ROOT_TAU / self.size * upper)
@@ -483,6 +497,9 @@ def search_clusters(
         single = search.root(0.8 * fair * search.incumbent.value)
         if search.root_bound >= fair * search.incumbent.value:
             return run_subset(search, single)
+    if not search.affords(CLUSTER_CUBIC):
+        # Without time to improve the blocks a diagonal proves more.
+        return run_subset(search, search.root())
     root = search.cluster_root()
     late = control.remaining() <= 0
     if root is None or (late and search.root_bound < LATE * search.incumbent.value):

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import scipy.linalg
 
+from layerbounds.arrays import Float
 from layerbounds.bounds.minorants.clusters import ClusterMinorant
 from layerbounds.certify.interval import certify
+from layerbounds.kernels.factorization import cholesky
 from layerbounds.problems.patterns import Structure
 from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task
@@ -18,6 +21,7 @@ from layerbounds.search.pruning.exact_sets import MOST_WORK, nearly_singular, nu
 from layerbounds.search.pruning.independent_sets import MOST_UNITS, applies, search_supports
 from layerbounds.search.pruning.masks import search_mask
 from layerbounds.search.pruning.subset_run import search_subset
+from layerbounds.search.pruning.subset_search import AT_ONCE, SET_UP_CUBIC
 
 #: Inputs of a cluster, and of one that is made of whole groups of an N:M pattern.
 CLUSTER, GROUPED = 9, 12
@@ -62,9 +66,26 @@ def search_pruning(task: Task[Support], control: Control) -> RawSolve:
 def _branch_and_bound(task: Task[Support], control: Control) -> RawSolve:
     if not task.allowed.refit:
         return search_mask(task, control)
+    if control.node_limit is None and SET_UP_CUBIC * len(task.target) ** 3 > max(control.remaining(), AT_ONCE):
+        return RawSolve(_largest(task), Status.TIME_LIMIT)
     plan = cluster_plan(task.allowed.structure)
     if plan is not None:
         start = task.shared if isinstance(task.shared, ClusterMinorant) else None
         return search_clusters(task, control, *plan, start)
     single = len(task.allowed.structure.group) == len(task.allowed.structure.unit)
     return search_subset(task, control) if single else search_blocks(task, control)
+
+
+def _largest(task: Task[Support]) -> Float:
+    """The units of most energy, refitted: where there is no time to set up a search. Those given are as good."""
+    if task.warm_start is not None:
+        return task.warm_start
+    structure = task.allowed.structure
+    energy = np.bincount(structure.unit, weights=task.target**2 * np.diag(task.gram), minlength=len(structure.group))
+    kept = np.flatnonzero(structure.keep_largest(energy))
+    weights = np.zeros(len(task.target))
+    weights[kept] = task.target[kept]
+    factor = cholesky(np.ascontiguousarray(task.gram[np.ix_(kept, kept)]))
+    if factor is not None:
+        weights[kept] = scipy.linalg.cho_solve((factor, True), task.gram[kept] @ task.target, check_finite=False)
+    return weights

@@ -15,7 +15,7 @@ import scipy.linalg
 
 from layerbounds.arrays import Bool, Float, Int
 from layerbounds.bounds.minorants.diagonal import certified_minorant, interior_start, is_minorant
-from layerbounds.bounds.pruning.perspective import centre, newton_step, schur_complement
+from layerbounds.bounds.pruning.perspective import CENTRE_STEPS, centre, newton_step, schur_complement
 from layerbounds.kernels import subset, subset_tree
 from layerbounds.kernels.factorization import UNIT, cholesky, gamma, smallest_eigenvalues, symmetric_inverse
 from layerbounds.problems.support import Support
@@ -41,6 +41,11 @@ ROUNDS = 8
 ROOT_STEPS, FEW_STEPS = 25, 8
 #: Share of the time limit in which the first incumbents are kicked.
 FIRST = 0.25
+#: Seconds per cubed number of inputs: the set-up of a search, a backward elimination, a local search, and of the root
+#: its first diagonal and each Newton step.
+SET_UP_CUBIC, ELIMINATE_CUBIC, IMPROVE_CUBIC, ROOT_CUBIC, CENTRE_CUBIC = 6e-10, 1.2e-9, 6e-10, 1.5e-9, 3e-10
+#: What takes no longer than this is done in any case.
+AT_ONCE = 0.2
 #: Inputs whose exclusion cost is estimated before branching.
 CANDIDATES = 8
 #: Nodes with at most so many sets are enumerated, unless more of them than this come near the cut.
@@ -165,21 +170,32 @@ class SubsetSearch(Forkable):
         value = max(float(deviation @ (self.gram @ deviation)), 0.0)
         self.incumbent.offer(value, weights)
 
+    def affords(self, cubic: float, share: float = 1.0) -> bool:
+        """Whether a share of the time that is left allows some seconds per cubed number of inputs.
+
+        A node limit has to give the same result on every machine.
+        """
+        seconds = cubic * self.size**3
+        return self.control.node_limit is not None or seconds <= max(share * self.control.remaining(), AT_ONCE)
+
     def polish(self, chosen: Bool, kicks: int) -> None:
-        """Local search from a set."""
-        subset.improve(
-            self.gram, self.b, self.energy, self.group, self.capacity, chosen, kicks, self.nearest, self.random
-        )
+        """Local search from a set, if there is time for it."""
+        if self.affords(IMPROVE_CUBIC, 0.5):
+            subset.improve(
+                self.gram, self.b, self.energy, self.group, self.capacity, chosen, kicks, self.nearest, self.random
+            )
         self.offer(chosen)
 
     def first_incumbents(self, kicks: bool = True) -> None:
         """Backward greedy, magnitude and the warm start, each with local search; kicks for the best of them."""
         n = self.size
-        a, r = np.empty((n, n)), np.empty(n)
-        kept, slack = np.zeros(n, dtype=bool), np.zeros(len(self.capacity), dtype=np.int64)
-        subset.eliminate(self.gram, self.b, self.group, self.capacity, a, r, kept, slack)
-        self.polish(kept.copy(), 0)
-        if self.control.remaining() > 0:
+        eliminated = self.affords(ELIMINATE_CUBIC, FIRST)
+        if eliminated:
+            a, r = np.empty((n, n)), np.empty(n)
+            kept, slack = np.zeros(n, dtype=bool), np.zeros(len(self.capacity), dtype=np.int64)
+            subset.eliminate(self.gram, self.b, self.group, self.capacity, a, r, kept, slack)
+            self.polish(kept.copy(), 0)
+        if not eliminated or self.control.remaining() > 0:
             self.polish(self.task.allowed.structure.keep_largest(np.abs(self.target) * np.sqrt(np.diag(self.gram))), 0)
         if self.task.warm_start is not None:
             self.polish(self.task.warm_start != 0.0, 0)
@@ -262,7 +278,8 @@ class SubsetSearch(Forkable):
         status, free = self.root_status()
         state = np.where(self.target > 0, 1, -1).astype(np.int8)
         node = Node(status, state, free, None, 0)
-        node.d = self.diagonal(node)
+        if self.affords(ROOT_CUBIC):
+            node.d = self.diagonal(node)
         if node.d is not None:
             self.root_bound = max(self.sharpen(node, least), 0.0)
             if np.any(node.status == 0):
@@ -275,12 +292,18 @@ class SubsetSearch(Forkable):
         free, kept = np.flatnonzero(node.status == 0), np.flatnonzero(node.status == 1)
         both = np.concatenate([kept, free])
         block = np.ascontiguousarray(self.gram[np.ix_(both, both)])
-        start = centre(block) if node.age == 0 and len(free) else 0.5 * interior_start(block)
+        start = centre(block, self._centre_steps()) if node.age == 0 and len(free) else 0.5 * interior_start(block)
         if not np.all(start > 0):
             return None
         d = np.ones(self.size)
         d[both] = start
         return d if self.proven(node, d) else None
+
+    def _centre_steps(self) -> int:
+        """Newton steps to the centre that half of the time that is left allows."""
+        if self.control.node_limit is not None:
+            return CENTRE_STEPS
+        return int(min(0.5 * max(self.control.remaining(), AT_ONCE) / (CENTRE_CUBIC * self.size**3), CENTRE_STEPS))
 
     def proven(self, node: Node, d: Float) -> bool:
         """Prove that a diagonal is a minorant on the inputs of a node."""
@@ -295,11 +318,15 @@ class SubsetSearch(Forkable):
         d, best, mu = node.d.copy(), -math.inf, 0.3
         reduced = schur_complement(self.gram, kept, free) if len(free) else None
         state = node.state.copy()
+        began, spent = self.control.elapsed(), 0.0
         for step in range(ROOT_STEPS + 1):
             value = self.relax(node, d, state, math.inf, 30)
             if value > best and (step == 0 or self.proven(node, d)):
                 best, node.d, node.state = value, d.copy(), state.copy()
-            if step == ROOT_STEPS or reduced is None or self.control.remaining() <= 0:
+            now = self.control.elapsed()
+            began, spent = now, now - began
+            # Another step would take as long as this one.
+            if step == ROOT_STEPS or reduced is None or self.control.remaining() <= (spent if spent > AT_ONCE else 0.0):
                 break
             if step == FEW_STEPS and best < least:
                 break
