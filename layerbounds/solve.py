@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from layerbounds.arguments import MOST_THREADS, as_mapping, real_number, shown, whole_number
 from layerbounds.arrays import Float, as_float64
+from layerbounds.cancellation import interruptible
 from layerbounds.certify.interval import CertifiedChannel, certify, certify_foreign
 from layerbounds.exceptions import InputError, LayerboundsError, MissingExtraError, UnsupportedProblemError
 from layerbounds.problems.problem import Problem, as_problem, check_channels
@@ -33,7 +34,10 @@ DUAL_SHARE, DUAL_SECONDS, DUAL_INTERRUPTED = 0.2, 1.0, 0.5
 #: Large matrices need some factorizations: seconds per cubed number of inputs, and the most seconds.
 DUAL_CUBIC, DUAL_MOST = 5e-8, 60.0
 #: Seconds per squared number of inputs that certification takes, and the most of the time limit that is kept for it.
-CERTIFY_SQUARE, CERTIFY_MOST = 2.5e-7, 0.3
+CERTIFY_SQUARE, CERTIFY_MOST = 2.5e-7, 0.6
+
+#: Layers of so many inputs are prepared in a thread, so that Ctrl-C is heard during a call of LAPACK.
+LONG_PREPARATION = 500
 
 #: Called after each finished channel: (channels done, channels in all, channel, its certified result).
 Progress = Callable[[int, int, int, CertifiedChannel], None]
@@ -83,7 +87,8 @@ def solve(
     Returns
     -------
     Solution
-        An interrupted run (Ctrl-C) returns what it has, with ``interrupted`` set.
+        An interrupted run (Ctrl-C) returns what it has, with ``interrupted`` set; during the preparation it raises
+        KeyboardInterrupt.
 
     Raises
     ------
@@ -109,7 +114,11 @@ def solve(
 
     begin = time.perf_counter()
     groups = [layer.group_of(s[0]) for s in sets]
-    shared = {g: solver.prepare(problem, g, threads) for g in sorted(set(groups))}
+
+    def prepare() -> dict[int, Any]:
+        return {g: solver.prepare(problem, g, threads) for g in sorted(set(groups))}
+
+    shared = interruptible(prepare) if layer.in_features >= LONG_PREPARATION else prepare()
     preparation = time.perf_counter() - begin
 
     share = max(threads // len(sets), 1)

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.linalg import lapack
 
 from layerbounds.arrays import Float
+from layerbounds.cancellation import checkpoint
 from layerbounds.kernels.factorization import symmetric_inverse
 
 #: First μ over Σ a_j d_j/n where the start may be far from a good point, and the factor by which μ falls.
@@ -68,6 +69,7 @@ def ascend_barrier(
     if factor is None:
         return None
     for _ in range(max_steps):
+        checkpoint()
         if stop is not None and stop():
             break
         middle = between(symmetric_inverse(factor))

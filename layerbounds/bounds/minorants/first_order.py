@@ -13,6 +13,7 @@ import numpy as np
 
 from layerbounds.arrays import Float
 from layerbounds.bounds.minorants.diagonal import certified_minorant, interior_start
+from layerbounds.cancellation import checkpoint
 from layerbounds.kernels.factorization import cholesky, symmetric_inverse
 
 #: Steps, factor of μ after each, and the first share of a step that is tried.
@@ -51,6 +52,7 @@ def ascend_minorant(gram: Float, objective: Float, steps: int = STEPS, stop: Cal
     inverse = _inverse(matrix, d)
     best, best_value = d, float(a @ d)
     for _ in range(steps):
+        checkpoint()
         if inverse is None or (stop is not None and stop()):
             break
         gap = np.diag(inverse)

@@ -14,6 +14,7 @@ from layerbounds.problems.problem import Problem
 from layerbounds.problems.quantization import QuantizationProblem, quantization_problem
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import Control, Dual, RawSolve
+from layerbounds.search.effort import announce
 from layerbounds.search.families import Family
 from layerbounds.search.quantization.block_choice import block_members
 from layerbounds.search.quantization.channel_search import CLOSE_AT_ONCE, search_channel
@@ -45,7 +46,8 @@ class QuantizationFamily:
         gram = np.ascontiguousarray(layer.gram[group][np.ix_(live, live)])
         exponent = LARGE_ORDER if len(gram) > LARGE else SMALL_ORDER
         # Several BLAS threads pay only for large matrices, and their rounding depends on their number.
-        preparation = prepare(gram, exponent, jobs if len(gram) >= MANY_INPUTS else 1)
+        threads = jobs if len(gram) >= MANY_INPUTS else 1
+        preparation = prepare(gram, exponent, threads, lambda: announce(len(gram), threads))
         # What follows is part of the preparation, not of a channel's time.
         if len(gram) > CLOSE_AT_ONCE:
             block_members(preparation)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import joblib
@@ -12,6 +12,7 @@ import scipy.linalg
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.minorants.diagonal import maximize_minorant
 from layerbounds.bounds.minorants.first_order import ascend_minorant
+from layerbounds.cancellation import checkpoint
 from layerbounds.exceptions import InputError
 from layerbounds.kernels.factorization import UNIT, cholesky, gamma, symmetric_inverse
 from layerbounds.search.shared_results import Recent
@@ -77,7 +78,7 @@ class Preparation:
 _cache: Recent[Preparation] = Recent(_CACHE_SIZE)
 
 
-def prepare(gram: Float, exponent: float, threads: int = 1) -> Preparation:
+def prepare(gram: Float, exponent: float, threads: int = 1, before: Callable[[], None] | None = None) -> Preparation:
     """Prepare a Gram matrix of live inputs, or return the cached preparation of an equal one.
 
     Parameters
@@ -87,18 +88,29 @@ def prepare(gram: Float, exponent: float, threads: int = 1) -> Preparation:
         Order exponent λ, see `elimination_order`.
     threads : int
         BLAS threads: they change the last digits.
+    before : callable, optional
+        Called where there is work to do.
     """
     key = (joblib.hash(gram), exponent, threads)
-    return _cache.get(key, lambda: _prepare(gram, exponent), threads)
+
+    def compute() -> Preparation:
+        if before is not None:
+            before()
+        return _prepare(gram, exponent)
+
+    return _cache.get(key, compute, threads)
 
 
 def _prepare(gram: Float, exponent: float) -> Preparation:
     n = gram.shape[0]
     shift, order, ordered, lower = factorize_ordered(gram, exponent)
+    checkpoint()
     inverse = scipy.linalg.solve_triangular(lower, np.eye(n), lower=True, check_finite=False).T
     shifts = np.tril((inverse / np.diag(inverse)).T, -1)
+    checkpoint()
     covariance = inverse @ inverse.T
     first, covariances = _leading_inverses(inverse)
+    checkpoint()
     pivots, shift_error, spread = _residuals(ordered, shifts, covariance)
     return Preparation(
         order=order,
@@ -130,9 +142,16 @@ def factorize_ordered(gram: Float, exponent: float) -> tuple[Float, Int, Float, 
 
 
 def regularizations(gram: Float) -> Iterator[Float]:
-    """Multiples of the diagonal to add, smallest first: none, then what makes a singular matrix factorizable."""
+    """What to add to the diagonal, smallest first: nothing, then what makes a singular matrix factorizable.
+
+    Multiples of the diagonal; where they are of no use because small inputs carry the rounding of large ones (the
+    centred inputs of a re-fitted bias), with the rounding of the largest entry in addition.
+    """
+    diagonal = np.diag(gram)
     for factor in (0.0, 2.0**12, 2.0**15, 2.0**18, 2.0**22, 2.0**26):
-        yield np.asarray(factor * len(gram) * UNIT * np.diag(gram))
+        yield np.asarray(factor * len(gram) * UNIT * diagonal)
+    for factor in (2.0**4, 2.0**8, 2.0**12, 2.0**20, 2.0**32):
+        yield np.asarray(factor * len(gram) * UNIT * (2.0**12 * diagonal + np.max(diagonal)))
 
 
 def elimination_order(gram: Float, exponent: float) -> Int:
@@ -154,6 +173,7 @@ def elimination_order(gram: Float, exponent: float) -> Int:
     free = np.ones(n, dtype=np.bool_)
     order = np.empty(n, dtype=np.int64)
     for position in range(n - 1, -1, -1):
+        checkpoint()
         score = np.where(free, weight / np.maximum(np.diag(covariance), tiny), -1.0)
         pick = int(np.argmax(score))
         order[position] = pick
@@ -184,6 +204,7 @@ def minorant_schedule(gram: Float, objective: Float, relative_gap: float = 0.2) 
     depths = schedule(n)
     start: Float | None = None
     for position, depth in enumerate(depths):
+        checkpoint()
         block = np.ascontiguousarray(gram[:depth, :depth])
         if depth > NEWTON_SIZE:
             d = ascend_minorant(block, objective[:depth])
@@ -205,6 +226,7 @@ def _leading_inverses(inverse: Float) -> tuple[int, Float]:
         return n + 1, np.zeros((0, n, n))
     result = np.zeros((count, n, n))
     for i in range(count):
+        checkpoint()
         k = n - count + 1 + i
         block = inverse[:k, :k]
         result[i, :k, :k] = block @ block.T
@@ -260,6 +282,7 @@ def _inverse_error(gram: Float, covariance: Float, covariances: Float, first: in
     worst = 0.0
     blocks = [(n, covariance)] + [(first + i, c) for i, c in enumerate(covariances)]
     for k, inverse in blocks:
+        checkpoint()
         block, columns = gram[:k, :k], inverse[:k, :k]
         product, error = plain_product(block, columns)
         residual = np.abs(product - np.eye(k)) + error + 2.0 * UNIT

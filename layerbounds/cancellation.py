@@ -1,0 +1,67 @@
+"""Long preparations that Ctrl-C ends at once, even while a call of LAPACK runs."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+#: Seconds between two looks for Ctrl-C.
+LOOK = 0.1
+
+_cancelled: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar("cancelled", default=None)
+
+
+class Cancelled(BaseException):
+    """Ends work whose result nobody waits for any more."""
+
+
+def checkpoint() -> None:
+    """End the work of this thread where it was cancelled: called between its pieces.
+
+    Raises
+    ------
+    Cancelled
+    """
+    event = _cancelled.get()
+    if event is not None and event.is_set():
+        raise Cancelled
+
+
+def interruptible(work: Callable[[], Result]) -> Result:
+    """Let a thread do some work while this one listens to Ctrl-C.
+
+    The thread ends at its next `checkpoint`; a process that ends does not wait for it.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        Within a moment of Ctrl-C.
+    """
+    event, done = threading.Event(), threading.Event()
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        _cancelled.set(event)
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            done.set()
+
+    threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True).start()
+    try:
+        # A wait without end would not be interrupted on every system.
+        while not done.wait(LOOK):
+            pass
+    except BaseException:
+        event.set()
+        raise
+    if errors:
+        raise errors[0]
+    return results[0]

@@ -1,0 +1,97 @@
+"""How long the preparation of a large Gram matrix will take on this machine."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from layerbounds.kernels.factorization import cholesky, symmetric_inverse
+from layerbounds.search.quantization.preparation import NEWTON_SIZE
+
+#: Preparations of fewer inputs take a minute at most and are not announced.
+ANNOUNCED = 1000
+#: Seconds from which on the user is told.
+PATIENCE = 10.0
+#: Inputs of the matrices that are timed, of a factorization and of a rank-one update.
+SAMPLE, UPDATED = 768, 1500
+#: Factorizations with inverse, products, and rank-one updates of all inputs that a preparation takes: with second
+#: derivatives up to `NEWTON_SIZE` inputs, without them beyond.
+NEWTON_WORK, FIRST_ORDER_WORK = (36.0, 6.0, 2.0), (34.0, 6.0, 2.0)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds per cubed number of inputs of a factorization with inverse, a product, and as many rank-one updates."""
+
+    factor: float
+    product: float
+    update: float
+
+
+def measure(threads: int = 1) -> Speed:
+    """Time small samples of each with one thread: some tenths of a second.
+
+    Parameters
+    ----------
+    threads : int
+        BLAS threads of the preparation. They are not timed, as other work on the machine makes small samples many
+        times slower: each is taken to add half of what the first one does.
+    """
+    x = np.random.default_rng(0).normal(size=(UPDATED, UPDATED))
+    sample = x[:SAMPLE, :SAMPLE]
+    gram = sample @ sample.T + SAMPLE * np.eye(SAMPLE)
+
+    def factorize() -> None:
+        factor = cholesky(gram)
+        assert factor is not None
+        symmetric_inverse(factor)
+
+    def update() -> None:
+        nonlocal x
+        x -= np.outer(x[0], x[1])
+
+    faster = 1.0 + 0.5 * (threads - 1)
+    with threadpool_limits(limits=1):
+        return Speed(
+            _seconds(factorize) / SAMPLE**3 / faster,
+            _seconds(lambda: sample @ sample) / SAMPLE**3 / faster,
+            _seconds(update) / UPDATED**2,
+        )
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    taken = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - begin)
+    return min(taken)
+
+
+def preparation_seconds(n: int, speed: Speed) -> float:
+    """Roughly what the preparation of so many inputs takes."""
+    factors, products, updates = NEWTON_WORK if n <= NEWTON_SIZE else FIRST_ORDER_WORK
+    return float(n) ** 3 * (factors * speed.factor + products * speed.product + updates * speed.update)
+
+
+def announce(n: int, threads: int) -> None:
+    """Say on standard error how long a preparation will take, if that is more than a moment."""
+    if n < ANNOUNCED:
+        return
+    seconds = preparation_seconds(n, measure(threads))
+    if seconds > PATIENCE:
+        print(f"layerbounds: preparing {n} inputs: about {duration(seconds)}", file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Two digits: ``40 s``, ``12 min``, ``1.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.2g} min"
+    return f"{seconds / 3600:.2g} h"
