@@ -1,0 +1,215 @@
+"""Smallest errors of small channels in exact arithmetic: float64 numbers are rational, and so are their sums.
+
+Enumeration in floating point, with a bound on its rounding, leaves the choices near the minimum; these are compared as
+Python integers. Nothing here uses the package: it is what its results are judged by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import combinations, product
+
+import numpy as np
+import numpy.typing as npt
+
+Float = npt.NDArray[np.float64]
+Int = npt.NDArray[np.int64]
+
+#: Bits of a float64 significand.
+_BITS = 53
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The smallest error of a channel, the constant included.
+
+    Attributes
+    ----------
+    value : Fraction
+        An error that weights attain, and at least the constant: the error is a mean of squares, whatever the rounding
+        of a stored matrix says.
+    definite : bool
+        False where the stored matrix is not positive semidefinite on some support, or its null vectors are not those
+        of the right side: then ``value`` belongs to the stationary points, and other weights may do better.
+    """
+
+    value: Fraction
+    definite: bool = True
+
+
+def as_integers(*arrays: Float) -> tuple[list[list[int]], int]:
+    """Flattened arrays as integers times one power of two: (lists, exponent)."""
+    parts = [np.frexp(np.asarray(a, dtype=np.float64).ravel()) for a in arrays]
+    used = [e[m != 0] for m, e in parts]
+    lowest = min((int(e.min()) for e in used if e.size), default=0)
+    lists = [
+        [int(m) << (int(e) - lowest) if m else 0 for m, e in zip(np.ldexp(m, _BITS).tolist(), e.tolist(), strict=True)]
+        for m, e in parts
+    ]
+    return lists, lowest - _BITS
+
+
+def rational(value: int | Fraction, exponent: int) -> Fraction:
+    """``value · 2^exponent``."""
+    return Fraction(value) * (Fraction(2) ** exponent)
+
+
+class Channel:
+    """One output channel: (v − target)ᵀ gram (v − target) + constant.
+
+    Parameters
+    ----------
+    gram : ndarray of shape (n, n)
+    target : ndarray of shape (n,)
+    constant : float
+    """
+
+    def __init__(self, gram: Float, target: Float, constant: float) -> None:
+        self.gram, self.target, self.constant = gram, target, Fraction(constant)
+        self.size = len(target)
+        (flat,), self._gram_exponent = as_integers(gram)
+        self._gram = [flat[i * self.size : (i + 1) * self.size] for i in range(self.size)]
+
+    def form(self, deviation: Sequence[int]) -> int:
+        """The quadratic form of integer deviations."""
+        total = 0
+        for i, d in enumerate(deviation):
+            if d:
+                row = self._gram[i]
+                total += d * (row[i] * d + 2 * sum(row[j] * deviation[j] for j in range(i)))
+        return total
+
+    def error(self, weights: Float) -> Fraction:
+        """Exact error of weights, shape (n,)."""
+        (v, w), exponent = as_integers(weights, self.target)
+        value = self.form([a - b for a, b in zip(v, w, strict=True)])
+        return rational(value, self._gram_exponent + 2 * exponent) + self.constant
+
+    def magnitude(self, weights: Float) -> float:
+        """Sum of the magnitudes of all terms of the error: what rounding is relative to."""
+        size = np.abs(weights - self.target)
+        return float(size @ np.abs(self.gram) @ size) + float(self.constant)
+
+    def best_point(self, table: Float, choices: Int) -> Optimum:
+        """The best of some choices of levels.
+
+        Parameters
+        ----------
+        table : ndarray of shape (n, levels)
+        choices : ndarray of int64, shape (choices, n)
+        """
+        index = np.arange(self.size)
+        for kind in (np.float64, np.longdouble):
+            deviation = table[index, choices].astype(kind) - self.target.astype(kind)
+            gram = self.gram.astype(kind)
+            value = np.sum((deviation @ gram) * deviation, axis=1)
+            size = np.abs(deviation)
+            rounding = (2 * self.size + 8) * np.finfo(kind).eps * np.sum((size @ np.abs(gram)) * size, axis=1)
+            choices = choices[value - rounding <= np.min(value + rounding)]
+        (flat, target), exponent = as_integers(table, self.target)
+        count = table.shape[1]
+        moves = [[v - target[i] for v in flat[i * count : (i + 1) * count]] for i in range(self.size)]
+        rows = np.unique(choices, axis=0).tolist()
+        best = min(self.form([moves[i][c] for i, c in enumerate(row)]) for row in rows)
+        return Optimum(max(rational(best, self._gram_exponent + 2 * exponent), Fraction(0)) + self.constant)
+
+    def best_support(self, supports: Sequence[Sequence[int]]) -> Optimum:
+        """The best of some supports whose weights are refitted."""
+        (target,), exponent = as_integers(self.target)
+        right = [sum(g * t for g, t in zip(row, target, strict=True)) for row in self._gram]
+        energy = sum(b * t for b, t in zip(right, target, strict=True))
+        found = []
+        definite = True
+        for support in supports:
+            reduced = _eliminate(
+                [[self._gram[i][j] for j in support] + [right[i]] for i in support]
+                + [[right[j] for j in support] + [energy]]
+            )
+            definite &= reduced.definite
+            found.append((rational(reduced.corner, self._gram_exponent + 2 * exponent), support, reduced.pivots))
+        found.sort(key=lambda item: item[0])
+        if definite:
+            return Optimum(max(found[0][0], Fraction(0)) + self.constant)
+        # Only what weights of float64 attain counts.
+        best: Fraction | None = None
+        for corner, support, pivots in found:
+            if best is not None and corner + self.constant >= best:
+                break
+            weights = np.zeros(self.size)
+            index = [support[p] for p in pivots]
+            weights[index] = [float(rational(x, exponent)) for x in self._solve(index, right)]
+            value = self.error(weights)
+            best = value if best is None else min(best, value)
+        assert best is not None
+        return Optimum(max(best, self.constant), False)
+
+    def _solve(self, index: list[int], right: list[int]) -> list[Fraction]:
+        """Weights of a support whose matrix is not singular, in the integers' units of the target."""
+        rows = [[Fraction(self._gram[i][j]) for j in index] + [Fraction(right[i])] for i in index]
+        for step in range(len(rows)):
+            swap = next(i for i in range(step, len(rows)) if rows[i][step])
+            rows[step], rows[swap] = rows[swap], rows[step]
+            for i, row in enumerate(rows):
+                if i != step and row[step]:
+                    factor = row[step] / rows[step][step]
+                    rows[i] = [a - factor * b for a, b in zip(row, rows[step], strict=True)]
+        return [row[-1] / row[i] for i, row in enumerate(rows)]
+
+
+@dataclass(frozen=True)
+class _Elimination:
+    """Schur complement of the last entry of a symmetric matrix, and the pivots that were not zero."""
+
+    corner: Fraction
+    pivots: list[int]
+    definite: bool
+
+
+def _eliminate(matrix: list[list[int]]) -> _Elimination:
+    """Eliminate all but the last row of a symmetric integer matrix without fractions (Bareiss)."""
+    last = len(matrix) - 1
+    left, pivots, previous, definite = list(range(last)), [], 1, True
+    while left:
+        # Of a matrix that is positive definite every diagonal entry is positive at every step.
+        sign = 1 if previous > 0 else -1
+        definite &= all(sign * matrix[i][i] >= 0 for i in left)
+        pivot = next((i for i in left if sign * matrix[i][i] > 0), None)
+        if pivot is None:
+            pivot = next((i for i in left if matrix[i][i] != 0), None)
+        if pivot is None:
+            definite &= all(matrix[i][j] == 0 for i in left for j in [*left, last])
+            break
+        left.remove(pivot)
+        pivots.append(pivot)
+        d, row = matrix[pivot][pivot], matrix[pivot]
+        for i in [*left, last]:
+            factor = matrix[i][pivot]
+            for j in [*left, last]:
+                matrix[i][j] = (matrix[i][j] * d - factor * row[j]) // previous
+        previous = d
+    return _Elimination(Fraction(matrix[last][last], previous), pivots, definite)
+
+
+def unit_groups(pattern: str, n: int, k: int) -> list[tuple[list[list[int]], int]]:
+    """The groups of a sparsity pattern: (units, each a list of inputs; how many may be kept)."""
+    if pattern == "unstructured":
+        return [([[i] for i in range(n)], k)]
+    first, _, second = pattern.partition(":")
+    size = int(second)
+    runs = [list(range(start, min(start + size, n))) for start in range(0, n, size)]
+    if first == "block":
+        return [(runs, len(runs) if k >= n else k // size)]
+    return [([[i] for i in run], int(first)) for run in runs]
+
+
+def supports(pattern: str, n: int, k: int, largest: bool) -> Iterator[list[int]]:
+    """Sets of inputs that a pattern allows; only those to which no unit can be added where ``largest`` is set."""
+    per_group = []
+    for units, room in unit_groups(pattern, n, k):
+        most = min(room, len(units))
+        counts = [most] if largest else range(most + 1)
+        per_group.append([c for count in counts for c in combinations(units, count)])
+    for choice in product(*per_group):
+        yield [i for part in choice for unit in part for i in unit]

@@ -1,0 +1,287 @@
+"""Random and degenerate layers and problems of a few inputs, each from a seed and a number."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+import layerbounds as lb
+from layerbounds.arrays import Float
+from layerbounds.layers.bias import Bias
+
+#: Most points of a grid that are enumerated, usually and now and then.
+POINTS, MANY_POINTS = 1 << 11, 1 << 15
+#: Factors of a column that is another one's multiple.
+FACTORS = (-1.0, 1.0, 2.0, 1.001, 1.0 + 1e-6, 1.0 + 1e-9)
+
+Generator = np.random.Generator
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A problem with all its channels, and how to solve it.
+
+    Attributes
+    ----------
+    kind : str
+        Row of the table.
+    traits : tuple of str
+        What is special about the layer.
+    problem : Problem
+    pattern : str
+        Of a pruning problem; "" for quantization.
+    options : dict
+        For `layerbounds.solve`.
+    """
+
+    kind: str
+    traits: tuple[str, ...]
+    problem: lb.QuantizationProblem | lb.PruningProblem
+    pattern: str
+    options: dict[str, object]
+
+    def describe(self) -> str:
+        """One line."""
+        layer = self.problem.layer
+        return f"{self.problem.label}; n = {layer.in_features}; {', '.join(self.traits)}; {self.options}"
+
+
+# --- inputs ----------------------------------------------------------------------------------------------------------
+
+
+def _random(rng: Generator, n: int) -> Float:
+    return rng.normal(size=(3 * n + 2, n))
+
+
+def _correlated(rng: Generator, n: int) -> Float:
+    return rng.normal(size=(4 * n, n)) + rng.uniform(0.5, 5.0) * rng.normal(size=(4 * n, 1))
+
+
+def _positive(rng: Generator, n: int) -> Float:
+    return np.maximum(rng.normal(1.0, 1.0, size=(30, n)), 0.0)
+
+
+def _few_positions(rng: Generator, n: int) -> Float:
+    return rng.normal(size=(int(rng.integers(1, n + 1)), n))
+
+
+def _low_rank(rng: Generator, n: int) -> Float:
+    rank = int(rng.integers(1, n + 1))
+    return rng.normal(size=(20, rank)) @ rng.normal(size=(rank, n))
+
+
+def _rank_one(rng: Generator, n: int) -> Float:
+    return rng.normal(size=(12, 1)) @ rng.normal(size=(1, n))
+
+
+def _dead(rng: Generator, n: int) -> Float:
+    x = _random(rng, n)
+    x[:, rng.random(n) < 0.4] = 0.0
+    return x
+
+
+def _proportional(rng: Generator, n: int) -> Float:
+    x = _correlated(rng, n) if rng.random() < 0.3 else _random(rng, n)
+    for _ in range(int(rng.integers(1, 3))):
+        i, j = rng.integers(n, size=2)
+        x[:, i] = float(rng.choice(FACTORS)) * x[:, j]
+    return x
+
+
+def _integers(rng: Generator, n: int) -> Float:
+    return rng.integers(-2, 3, size=(n + int(rng.integers(0, 6)), n)).astype(np.float64)
+
+
+def _ill_conditioned(rng: Generator, n: int) -> Float:
+    left, right = np.linalg.qr(rng.normal(size=(n + 4, n)))[0], np.linalg.qr(rng.normal(size=(n, n)))[0]
+    return np.asarray((left * np.logspace(0, -rng.uniform(1, 9), n)) @ right)
+
+
+def _orthogonal(rng: Generator, n: int) -> Float:
+    return np.diag(rng.uniform(0.1, 3.0, n))
+
+
+INPUTS: dict[str, Callable[[Generator, int], Float]] = {
+    "random": _random,
+    "correlated": _correlated,
+    "nonnegative": _positive,
+    "few positions": _few_positions,
+    "low rank": _low_rank,
+    "rank 1": _rank_one,
+    "dead inputs": _dead,
+    "proportional": _proportional,
+    "integers": _integers,
+    "ill-conditioned": _ill_conditioned,
+    "diagonal": _orthogonal,
+}
+
+
+def _inputs(rng: Generator, n: int, traits: list[str]) -> Float:
+    kind = str(rng.choice(list(INPUTS), p=_weights([1, 1, 1, 2, 1, 1, 1, 3, 1, 2, 1])))
+    traits.append(kind)
+    x = INPUTS[kind](rng, n)
+    if rng.random() < 0.15:
+        traits.append("unequal inputs")
+        x = x * 10.0 ** rng.uniform(-6.0, 6.0, n)
+    if rng.random() < 0.15:
+        scale = float(rng.choice([1e-12, 1e-6, 1e6, 1e12]))
+        traits.append(f"inputs times {scale:g}")
+        x = x * scale
+    return x
+
+
+def _weights(parts: list[float]) -> Float:
+    return np.asarray(np.array(parts) / np.sum(parts))
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+
+def _weight_matrix(rng: Generator, channels: int, n: int, traits: list[str]) -> Float:
+    weight = rng.normal(size=(channels, n))
+    if rng.random() < 0.1:
+        traits.append("zero weights")
+        weight[rng.random(size=weight.shape) < 0.4] = 0.0
+        weight[0] = 0.0
+    if rng.random() < 0.1:
+        traits.append("integer weights")
+        weight = np.rint(2.0 * weight)
+    if rng.random() < 0.1:
+        scale = float(rng.choice([1e-12, 1e12]))
+        traits.append(f"weights times {scale:g}")
+        weight = weight * scale
+    return weight
+
+
+def _layer(rng: Generator, n: int, channels: int) -> tuple[lb.Layer, list[str]]:
+    traits: list[str] = []
+    if rng.random() < 0.1 and channels % 3 == 0:
+        traits.append("3 groups")
+        weight = _weight_matrix(rng, channels, n, traits)
+        xs = [_inputs(rng, n, traits) for _ in range(3)]
+        means = np.stack([x.mean(axis=0) for x in xs])
+        return lb.Layer(weight, np.stack([x.T @ x / len(x) for x in xs]), input_mean=means), traits
+    weight, x = _weight_matrix(rng, channels, n, traits), _inputs(rng, n, traits)
+    if rng.random() < 0.15:
+        traits.append("constant inputs")
+        x[:, rng.random(n) < 0.4] = rng.normal() * np.max(np.abs(x))
+    compressed = None
+    if rng.random() < 0.2:
+        traits.append("other inputs")
+        compressed = x + 10.0 ** rng.uniform(-6.0, 0.0) * rng.normal(size=x.shape) * np.max(np.abs(x), axis=0)
+        compressed = compressed if rng.random() < 0.7 else compressed * (rng.random(n) < 0.7)
+    return lb.Layer.from_activations(weight, x, compressed_inputs=compressed), traits
+
+
+# --- problems --------------------------------------------------------------------------------------------------------
+
+
+def _quantized(rng: Generator, channels: int) -> Case:
+    name = str(rng.choice(["uniform", "uniform", "codebook", "given scales"]))
+    codes: str | Float = ""
+    if name == "codebook":
+        codes = str(rng.choice(["binary", "ternary", "nf4", "fp4", "mxfp4", "own"]))
+        kind = f"codebook {codes}"
+        if codes == "own":
+            codes = np.sort(rng.normal(size=int(rng.integers(1, 6))))
+        levels = len(codes) if isinstance(codes, np.ndarray) else {"binary": 2, "ternary": 3, "nf4": 16}.get(codes, 15)
+    else:
+        bits = int(rng.integers(1 if name == "uniform" else 2, 5))
+        levels, kind = 2**bits, f"{bits}-bit {name}"
+    n = _size(rng, levels)
+    layer, traits = _layer(rng, n, channels)
+    bias = _bias(rng, traits)
+    granularity = rng.choice(["channel", "channel", "tensor", "group"])
+    size: object = int(rng.integers(1, n + 1)) if granularity == "group" else str(granularity)
+    if name == "codebook":
+        # Seven inputs of a scale of 32 are one group.
+        grid = lb.codebook_grid(layer.weight, codes, None if isinstance(codes, str) and codes == "mxfp4" else size)  # type: ignore[arg-type]
+        problem = lb.quantization_problem(layer, grid=grid, bias=bias)
+    elif name == "given scales":
+        groups = int(rng.integers(1, n + 1)) if granularity == "group" else n
+        count = -(-n // groups)
+        peak = np.max(np.abs(layer.matrix), axis=1, keepdims=True)
+        base = np.where(peak > 0, peak, 1.0) / levels
+        scale = base * 10.0 ** rng.uniform(-1.5, 1.0, size=(channels, count))
+        problem = lb.quantization_problem(layer, bits, scale=scale, granularity=groups, bias=bias)
+    else:
+        how = str(rng.choice(["mse", "mse", "minmax", "gram"]))
+        symmetric = bool(rng.random() < 0.5)
+        kind += "" if symmetric or bits == 1 else ", asymmetric"
+        problem = lb.quantization_problem(
+            layer, bits, symmetric=symmetric, granularity=size, range=how, bias=bias  # type: ignore[arg-type]
+        )  # fmt: skip
+    choice = rng.random()
+    if choice < 0.08:
+        traits.append("target on the grid")
+        problem = _moved_target(problem, rng, 0.0)
+    elif choice < 0.14:
+        traits.append("target halfway between levels")
+        problem = _moved_target(problem, rng, 0.5)
+    elif choice < 0.22:
+        traits.append("box active")
+        problem = dataclasses.replace(problem, grid=dataclasses.replace(problem.grid, scale=0.05 * problem.grid.scale))
+    return Case(kind, tuple(traits), problem, "", {})
+
+
+def _moved_target(problem: lb.QuantizationProblem, rng: Generator, part: float) -> lb.QuantizationProblem:
+    """The same grid, and targets at some of its points or between two."""
+    layer, grid = problem.layer, problem.grid
+    target = np.empty_like(layer.target)
+    for c in range(layer.out_features):
+        levels = grid.levels(c)
+        index = np.arange(len(levels))
+        low = rng.integers(0, max(levels.shape[1] - 1, 1), size=len(levels))
+        high = np.minimum(low + 1, levels.shape[1] - 1)
+        target[c] = (1.0 - part) * levels[index, low] + part * levels[index, high]
+    moved = lb.Layer(
+        layer.weight, layer.gram, target=target, constant=layer.constant, input_mean=layer.input_mean, bias=layer.bias
+    )
+    return lb.QuantizationProblem(moved, grid)
+
+
+def _pruned(rng: Generator, channels: int) -> Case:
+    n = _size(rng, 2)
+    layer, traits = _layer(rng, n, channels)
+    refit = bool(rng.random() < 0.6)
+    name = str(rng.choice(["unstructured", "unstructured", "N:M", "block"]))
+    chosen: dict[str, object] = {"k": int(rng.integers(0, n + 1))}
+    pattern = name
+    if name == "N:M":
+        size = int(rng.integers(2, 6))
+        pattern, chosen = f"{rng.integers(1, size)}:{size}", {}
+    elif name == "block":
+        pattern = f"block:{rng.integers(1, n + 1)}"
+    problem = lb.pruning_problem(layer, pattern=pattern, refit=refit, bias=_bias(rng, traits), **chosen)  # type: ignore[arg-type]
+    return Case(f"{'refit' if refit else 'mask only'}, {name}", tuple(traits), problem, pattern, {})
+
+
+def _bias(rng: Generator, traits: list[str]) -> Bias:
+    if rng.random() < 0.15:
+        traits.append("bias re-fitted")
+        return "refit"
+    return "keep"
+
+
+def _size(rng: Generator, levels: int) -> int:
+    """A number of inputs whose points can be enumerated."""
+    points = MANY_POINTS if rng.random() < 0.04 else POINTS
+    most = max(int(np.log(points) / np.log(max(levels, 2)) + 1e-9), 1)
+    return int(rng.integers(1, min(most, 8 if rng.random() < 0.1 else 6) + 1))
+
+
+def make_case(seed: int, number: int) -> Case:
+    """The case of a number in the run of a seed."""
+    rng = np.random.default_rng([seed, number])
+    channels = int(rng.choice([1, 24, 48]))
+    case = (_quantized if rng.random() < 0.5 else _pruned)(rng, channels)
+    options: dict[str, object] = {"jobs": int(rng.integers(1, 3)), "seed": int(rng.integers(100))}
+    if rng.random() < 0.1:
+        options["gap"] = float(rng.choice([1e-3, 0.1, 0.5]))
+    if rng.random() < 0.1:
+        layer = case.problem.layer
+        options["warm_start"] = layer.matrix + rng.normal(size=layer.matrix.shape) * np.abs(layer.matrix).max()
+    return dataclasses.replace(case, options=options)
