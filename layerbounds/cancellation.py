@@ -54,8 +54,10 @@ def interruptible(work: Callable[[], Result]) -> Result:
         finally:
             done.set()
 
-    threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True).start()
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True)
     try:
+        # Ctrl-C may come before this returns.
+        thread.start()
         # A wait without end would not be interrupted on every system.
         while not done.wait(LOOK):
             pass

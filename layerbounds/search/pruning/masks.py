@@ -6,6 +6,7 @@ The mathematics and the rounding are in docs/pruning-bounds.md.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -148,13 +149,25 @@ class MaskSearch(Forkable):
                 break
             if not late:
                 start = self.d[free] if np.any(self.d) else None
-                self.d[free] = maximize_minorant(block, weight, start, stop=lambda: self.control.remaining() <= step)
+                self.d[free] = maximize_minorant(block, weight, start, stop=self._stopper(step))
             value, z = self._relax_root(node)
             if value > self.root_bound:
                 self.root_bound, best, self.root_dual = value, self.d.copy(), z
             weight = 0.5 * weight / weight.sum() + 0.5 * (node.z * (1 - node.z) + 1e-3)[free] / len(free)
         self.d = best
         return node
+
+    def _stopper(self, step: float) -> Callable[[], bool]:
+        """Asked before each step: whether what is left is less than a step should take, or than the last one took."""
+        before = self.control.elapsed()
+
+        def stop() -> bool:
+            nonlocal before
+            now = self.control.elapsed()
+            spent, before = now - before, now
+            return self.control.remaining() <= max(step, spent if spent > AT_ONCE else 0.0)
+
+        return stop
 
     def _relax_root(self, node: MaskNode) -> tuple[float, Float]:
         """The best bound of the root as long as there is time, and its point."""
