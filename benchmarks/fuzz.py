@@ -24,13 +24,13 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from layerbounds.proofs import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE
 
 import layerbounds as lb
 from benchmarks.exact import Channel, Optimum, supports
 from benchmarks.fuzz_cases import Case, make_case
 from benchmarks.native_speed import machine
 from layerbounds.arrays import Float
+from layerbounds.proofs import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE
 
 #: Seconds of search per channel: a hundred times what the slowest of these small channels should need.
 TIME_LIMIT = 2.0

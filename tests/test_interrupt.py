@@ -14,8 +14,7 @@ import pytest
 import layerbounds as lb
 from layerbounds.cancellation import Cancelled, checkpoint, interruptible
 from layerbounds.cli.main import INTERRUPTED, main
-from layerbounds.search import effort
-from layerbounds.search.quantization import preparation
+from layerbounds.search.quantization import effort, preparation
 
 #: Seconds within which an interrupted call must return, on a busy machine.
 PROMPT = 5.0

@@ -14,11 +14,11 @@ from layerbounds.problems.problem import Problem
 from layerbounds.problems.quantization import QuantizationProblem, quantization_problem
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import Control, Dual, RawSolve
-from layerbounds.search.effort import announce
 from layerbounds.search.families import Family
 from layerbounds.search.quantization.block_choice import block_members
 from layerbounds.search.quantization.channel_search import CLOSE_AT_ONCE, search_channel
 from layerbounds.search.quantization.cut_tests import SMALLEST, prepare_cuts
+from layerbounds.search.quantization.effort import announce
 from layerbounds.search.quantization.grid_units import has_shared_forms
 from layerbounds.search.quantization.preparation import Preparation, prepare
 from layerbounds.search.quantization.root import quantization_dual
