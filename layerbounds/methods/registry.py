@@ -185,8 +185,7 @@ def resolve_options(heuristic: Heuristic, options: Mapping[str, Any]) -> dict[st
         default = heuristic.options[own]
         if not _is_like(value, default):
             raise InputError(
-                f"heuristic {heuristic.name!r}: option {name!r} is {shown(value)}; pass a value like its default, "
-                f"{default!r}."
+                f"heuristic {heuristic.name!r}: {name} is {shown(value)}; pass a value like its default, {default!r}."
             )
         resolved[own] = value
     return resolved
