@@ -185,8 +185,11 @@ def resolve_options(heuristic: Heuristic, options: Mapping[str, Any]) -> dict[st
         default = heuristic.options[own]
         if not _is_like(value, default):
             raise InputError(
-                f"heuristic {heuristic.name!r}: {name} is {shown(value)}; pass a value like its default, {default!r}."
+                f"heuristic {heuristic.name!r}: option {name!r} is {shown(value)}; pass a value like its default, "
+                f"{default!r}."
             )
+        if not isinstance(value, str) and value is not None and not -LARGEST_COUNT <= value <= LARGEST_COUNT:
+            raise InputError(f"heuristic {heuristic.name!r}: {name} is {shown(value)}; pass a finite number.")
         resolved[own] = value
     return resolved
 
@@ -199,7 +202,7 @@ def _is_like(value: Any, default: Any) -> bool:
         return (isinstance(default, str) and isinstance(value, str)) or (default is None and value is None)
     if isinstance(default, int) and not isinstance(value, (int, np.integer)):
         return False
-    return isinstance(value, (int, float, np.integer, np.floating)) and bool(-LARGEST_COUNT <= value <= LARGEST_COUNT)
+    return isinstance(value, (int, float, np.integer, np.floating))
 
 
 def run_heuristic(
