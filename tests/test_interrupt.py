@@ -109,11 +109,12 @@ def test_pieces_of_a_preparation(random_gram, monkeypatch):
 
 def test_long_preparations_are_announced(small_layer, monkeypatch, capsys):
     monkeypatch.setattr(effort, "ANNOUNCED", 1)
-    monkeypatch.setattr(effort, "measure", lambda _: effort.Speed(0.1, 0.1, 0.1))
+    speed = effort.Speed(0.1, 0.1, 0.1)
+    monkeypatch.setattr(effort, "measure", lambda _: speed)
     moved = lb.Layer(small_layer.weight, small_layer.gram[0] * 1.25)
     lb.solve(lb.quantization_problem(moved, 2), channels=[0], jobs=1)
     said = capsys.readouterr().err
-    assert "preparing 6 inputs: about 19 min" in said
+    assert f"preparing 6 inputs: about {effort.duration(effort.preparation_seconds(6, speed))}\n" in said
     # What is remembered is not announced again.
     lb.solve(lb.quantization_problem(moved, 3), channels=[0], jobs=1)
     assert "preparing" not in capsys.readouterr().err
