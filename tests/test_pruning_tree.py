@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 import layerbounds as lb
 from layerbounds.arrays import Float
 from layerbounds.certify.interval import certify
-from layerbounds.kernels import subset_tree
+from layerbounds.kernels import subset_relaxation, subset_sets
 from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task, make_task
 from layerbounds.proofs import Control
@@ -162,11 +162,11 @@ def test_enumeration_finds_the_best_sets(rng: np.random.Generator) -> None:
         for gap in (0.5, 2.0, 1e9):
             child, value = np.empty((163, 2), np.int64), np.empty(163)
             root, order = np.empty(3, np.int64), np.empty(3, np.int64)
-            best = subset_tree.make_tries(base, free, code, number, s, price, gap, child, value, root, order)
+            best = subset_sets.make_tries(base, free, code, number, s, price, gap, child, value, root, order)
             starts = np.array([0, 4, 7])
             ids = np.concatenate([np.arange(starts[g], starts[g] + free[g]) for g in order])
             found = np.empty((500, room), np.int64)
-            count = subset_tree.near_sets(
+            count = subset_sets.near_sets(
                 a[np.ix_(ids, ids)], r[ids], room, child, value, root, order, free, gap, threshold, 10**8, found
             )
             sets = {tuple(sorted(ids[row])) for row in found[:count]}
@@ -181,11 +181,11 @@ def test_enumeration_finds_the_best_sets(rng: np.random.Generator) -> None:
                 if saving < threshold - 1e-9:
                     assert chosen not in sets
             if count > 0:
-                few = subset_tree.near_sets(
+                few = subset_sets.near_sets(
                     a[np.ix_(ids, ids)], r[ids], room, child, value, root, order, free, gap, threshold, 10**8, found[:0]
                 )
                 assert few == -1 or room == 0
-    assert subset_tree.near_sets(a, r, 6, child, value, root, order, free, 1e9, 1e9, 10, found) == -2
+    assert subset_sets.near_sets(a, r, 6, child, value, root, order, free, 1e9, 1e9, 10, found) == -2
 
 
 def test_elimination_is_the_schur_complement(rng: np.random.Generator) -> None:
@@ -193,13 +193,13 @@ def test_elimination_is_the_schur_complement(rng: np.random.Generator) -> None:
     gram, b = x.T @ x, rng.normal(size=9)
     kept, free = np.array([1, 4, 7]), np.array([0, 2, 8])
     a, r = np.empty((3, 3)), np.empty(3)
-    saving = subset_tree.eliminate(gram, b, kept, free, a, r)
+    saving = subset_sets.eliminate(gram, b, kept, free, a, r)
     solve = np.linalg.solve(gram[np.ix_(kept, kept)], np.column_stack([b[kept], gram[np.ix_(kept, free)]]))
     np.testing.assert_allclose(saving, b[kept] @ solve[:, 0])
     np.testing.assert_allclose(r, b[free] - gram[np.ix_(free, kept)] @ solve[:, 0])
     complement = gram[np.ix_(free, free)] - gram[np.ix_(free, kept)] @ solve[:, 1:]
     np.testing.assert_allclose(np.triu(a), np.triu(complement), atol=1e-12)
-    assert np.isnan(subset_tree.eliminate(-gram, b, kept, free, a, r))
+    assert np.isnan(subset_sets.eliminate(-gram, b, kept, free, a, r))
 
 
 def test_dependent_kept_inputs_close_no_node() -> None:
@@ -209,11 +209,11 @@ def test_dependent_kept_inputs_close_no_node() -> None:
     gram[:2, :2] = 1.0
     status = np.array([1, 1, 0, 0, 0, 0], np.int8)
     inputs, reduced, residual = np.zeros(n, np.int64), np.empty((n, n)), np.empty(n)
-    kept, total = subset_tree.alive(status, inputs)
-    base = subset_tree.reduce(gram, np.ones(n), inputs, kept, total, reduced, residual)
+    kept, total = subset_relaxation.alive(status, inputs)
+    base = subset_relaxation.reduce(gram, np.ones(n), inputs, kept, total, reduced, residual)
     assert np.isnan(base)
     found = np.zeros((4, n), dtype=bool)
-    count = subset_tree.close_by_sets(
+    count = subset_sets.close_by_sets(
         inputs, kept, total, reduced, residual, base, status, np.int64(1), np.ones(n), np.array([0.5, 0.6]),
         0.0, 1.0, 10.0, 1e-9, 1e5, found,
     )  # fmt: skip

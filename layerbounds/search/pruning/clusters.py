@@ -19,7 +19,7 @@ from layerbounds.bounds.minorants.clusters import (
     prove_clusters,
     start_clusters,
 )
-from layerbounds.kernels import cluster_codes, cluster_minorant, cluster_tree, clusters, subset_tree
+from layerbounds.kernels import cluster_codes, cluster_minorant, cluster_tree, clusters, subset_sets, subset_tree
 from layerbounds.kernels.factorization import UNIT, cholesky, symmetric_inverse
 from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task
@@ -394,7 +394,7 @@ class ClusterSearch(SubsetSearch):
             return math.inf
         assert self.codes is not None
         return float(
-            subset_tree.estimate(self.codes.base, self.number, self.savings, node.price, (cut - bound) * (1.0 + 1e-12))
+            subset_sets.estimate(self.codes.base, self.number, self.savings, node.price, (cut - bound) * (1.0 + 1e-12))
         )
 
     def enumerate_near(self, node: ClusterNode, cut: float, most: float) -> float | None:
@@ -410,7 +410,7 @@ class ClusterSearch(SubsetSearch):
         root, order = np.empty(groups, np.int64), np.empty(groups, np.int64)
         size = groups + int(np.diff(codes.base) @ self.free_in)
         child, best = np.empty((size, 2), np.int64), np.empty(size)
-        subset_tree.make_tries(
+        subset_sets.make_tries(
             codes.base, self.free_in, codes.code, self.number, self.savings, node.price, gap, child, best, root, order
         )
         free = np.concatenate(
@@ -424,9 +424,9 @@ class ClusterSearch(SubsetSearch):
         )
         width = len(free)
         a, r = np.empty((width, width)), np.empty(width)
-        base = subset_tree.eliminate(self.gram, self.b, kept, free, a, r)
+        base = subset_sets.eliminate(self.gram, self.b, kept, free, a, r)
         found = np.empty((EXACT, room), np.int64)
-        count = subset_tree.near_sets(
+        count = subset_sets.near_sets(
             a, r, room, child, best, root, order, self.free_in, gap, self.low_energy - base - cut - margin, MOST_WORK,
             found,
         )  # fmt: skip

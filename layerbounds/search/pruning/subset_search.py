@@ -16,7 +16,7 @@ import scipy.linalg
 from layerbounds.arrays import Bool, Float, Int
 from layerbounds.bounds.minorants.diagonal import certified_minorant, interior_start, is_minorant
 from layerbounds.bounds.pruning.perspective import CENTRE_STEPS, centre, newton_step, schur_complement
-from layerbounds.kernels import subset, subset_tree
+from layerbounds.kernels import subset, subset_diagonal, subset_relaxation, subset_sets, subset_tree
 from layerbounds.kernels.factorization import UNIT, cholesky, gamma, smallest_eigenvalues, symmetric_inverse
 from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task
@@ -223,12 +223,12 @@ class SubsetSearch(Forkable):
             return None
         width = len(free)
         a, r = np.empty((width, width)), np.empty(width)
-        base = subset_tree.eliminate(self.gram, self.b, kept, free, a, r)
+        base = subset_sets.eliminate(self.gram, self.b, kept, free, a, r)
         # Every input is a cluster of its own whose choices cost nothing.
         found = np.empty((EXACT, room), np.int64)
         child, best, root = np.empty((3 * width, 2), np.int64), np.empty(3 * width), np.empty(width, np.int64)
-        subset_tree.free_tries(np.zeros(width), child, best, root)
-        count = subset_tree.near_sets(
+        subset_sets.free_tries(np.zeros(width), child, best, root)
+        count = subset_sets.near_sets(
             a, r, room, child, best, root, np.arange(width), np.ones(width, np.int64), 0.0,
             self.low_energy - base - cut - margin, MOST_WORK, found,
         )  # fmt: skip
@@ -309,7 +309,7 @@ class SubsetSearch(Forkable):
         """Prove that a diagonal is a minorant on the inputs of a node."""
         free, kept = np.flatnonzero(node.status == 0), np.flatnonzero(node.status == 1)
         index = np.concatenate([kept, free])
-        return bool(subset_tree.prove(self.gram, d, index, len(index), len(kept), self.other))
+        return bool(subset_diagonal.prove(self.gram, d, index, len(index), len(kept), self.other))
 
     def sharpen(self, node: Node, least: float) -> float:
         """Improve the diagonal of the root by alternating relaxations and Newton steps; returns its bound."""
@@ -330,7 +330,7 @@ class SubsetSearch(Forkable):
                 break
             if step == FEW_STEPS and best < least:
                 break
-            mean = subset_tree.emphasis(
+            mean = subset_diagonal.emphasis(
                 self.group, node.free, node.status, self.point, d, self.saving, self.edge, FLOOR, self.alpha
             )
             if mean <= 0:
@@ -341,9 +341,9 @@ class SubsetSearch(Forkable):
 
     def relax(self, node: Node, d: Float, state: Flags, cut: float, rounds: int = ROUNDS) -> float:
         """Proven bound of a node with a given diagonal."""
-        kept, count = subset_tree.alive(node.status, self.inputs)
-        subset_tree.reduce(self.gram, self.b, self.inputs, kept, count, self.reduced, self.residual)
-        value = subset_tree.relax(
+        kept, count = subset_relaxation.alive(node.status, self.inputs)
+        subset_relaxation.reduce(self.gram, self.b, self.inputs, kept, count, self.reduced, self.residual)
+        value = subset_relaxation.relax(
             self.gram, self.norm, self.b, self.low_energy,
             self.reach, d, self.group, node.free, node.status, state, rounds, cut,
             self.inputs, kept, count, self.reduced, self.residual,
@@ -355,7 +355,7 @@ class SubsetSearch(Forkable):
         """Improve the diagonal of a node; ``value`` is the bound with the present one."""
         assert node.d is not None
         for mu in TREE_MU:
-            mean = subset_tree.emphasis(
+            mean = subset_diagonal.emphasis(
                 self.group, node.free, node.status, self.point, node.d, self.saving, self.edge, FLOOR, self.alpha
             )
             if mean <= 0 or not self._ascend(node, mu * mean):
@@ -387,7 +387,7 @@ class SubsetSearch(Forkable):
         # (H/kept − D)⁻¹ is the free block of the inverse.
         inverse = symmetric_inverse(np.asfortranarray(factor[len(kept) :, len(kept) :]))
         d = node.d[free]
-        subset_tree.ascend(np.ascontiguousarray(inverse), self.alpha[free], mu, d)
+        subset_diagonal.ascend(np.ascontiguousarray(inverse), self.alpha[free], mu, d)
         if not np.all(d > 0):
             return False
         self.tuned[:] = node.d
