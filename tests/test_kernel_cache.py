@@ -199,6 +199,11 @@ def test_kernels_depend_on_nothing_outside_their_folder() -> None:
                 assert not module.startswith("layerbounds") or module.startswith("layerbounds.kernels"), path
 
 
+def test_no_file_of_kernels_is_too_long_to_be_read() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 700, path
+
+
 def test_every_kernel_is_kept_in_the_folder() -> None:
     for path in PACKAGE.rglob("*.py"):
         if path.name not in ("compilation.py", "__init__.py"):
