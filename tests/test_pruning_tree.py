@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 import layerbounds as lb
 from layerbounds.arrays import Float
 from layerbounds.certify.interval import certify
-from layerbounds.kernels import subset_relaxation, subset_sets
+from layerbounds.kernels import subset_diagonal, subset_relaxation, subset_sets
 from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task, make_task
 from layerbounds.proofs import Control
@@ -218,3 +218,18 @@ def test_dependent_kept_inputs_close_no_node() -> None:
         0.0, 1.0, 10.0, 1e-9, 1e5, found,
     )  # fmt: skip
     assert count < 0
+
+
+def test_the_rest_of_a_large_inverse_follows_a_change_of_the_diagonal(rng: np.random.Generator) -> None:
+    for n, k0, k1 in ((40, 0, 16), (40, 16, 32), (23, 3, 9)):
+        x = rng.normal(size=(3 * n, n))
+        inverse = np.linalg.inv(x.T @ x / n)
+        delta = rng.uniform(-0.05, 0.05, k1 - k0)
+        # The work space may be larger.
+        space = np.full((n + 2, n + 2), np.nan)
+        space[:n, :n] = inverse
+        subset_diagonal.update_rest(space, n, k0, k1, delta)
+        # M − Δ on the rows from k0 to k1.
+        matrix = np.linalg.inv(inverse)
+        matrix[range(k0, k1), range(k0, k1)] -= delta
+        np.testing.assert_allclose(space[k1:n, k1:n], np.linalg.inv(matrix)[k1:, k1:], atol=1e-11)

@@ -44,12 +44,12 @@ def emphasis(group, free, status, u, d, save, edge, floor, alpha):
 
 
 @kernel(error_model="numpy")
-def update_rest(inverse, k0, k1, delta):
-    """Change the rows of M⁻¹ from ``k1`` on as a change of M's diagonal by −``delta`` between ``k0`` and ``k1`` does.
+def update_rest(inverse, n, k0, k1, delta):
+    """Change the first n rows of M⁻¹ from ``k1`` on as a change of M's diagonal by −``delta`` between ``k0`` and ``k1`` does.
 
     M⁻¹ + M⁻¹E K EᵀM⁻¹ with K = (I − ΔP)⁻¹Δ and P = (M⁻¹)_EE.
     """
-    n, m = len(inverse), k1 - k0
+    m = k1 - k0
     system, middle, rows = np.empty((m, m)), np.empty((m, m)), np.empty((m, n - k1))
     for p in range(m):
         for q in range(m):
@@ -123,7 +123,7 @@ def ascend(inverse, alpha, mu, d):
                     row[j] += f0 * r0[j] + f1 * r1[j] + f2 * r2[j] + f3 * r3[j]
         if k1 == n:
             return
-        update_rest(inverse, k0, k1, delta)
+        update_rest(inverse, n, k0, k1, delta)
 
 
 @kernel(error_model="numpy")
