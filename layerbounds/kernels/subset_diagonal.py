@@ -45,7 +45,7 @@ def emphasis(group, free, status, u, d, save, edge, floor, alpha):
 
 @kernel(error_model="numpy")
 def update_rest(inverse, n, k0, k1, delta):
-    """Change the first n rows of M⁻¹ from ``k1`` on as a change of M's diagonal by −``delta`` between ``k0`` and ``k1`` does.
+    """Carry a change of M's diagonal by −``delta`` between ``k0`` and ``k1`` over to the rows of M⁻¹ from ``k1`` to n.
 
     M⁻¹ + M⁻¹E K EᵀM⁻¹ with K = (I − ΔP)⁻¹Δ and P = (M⁻¹)_EE.
     """
