@@ -19,7 +19,7 @@ from layerbounds.bounds.quantization.block_dual import block_dual_bound, proven_
 from layerbounds.bounds.quantization.block_relaxation import BlockRelaxation, evaluate_blocks, refine_blocks
 from layerbounds.bounds.quantization.relaxation import refine
 from layerbounds.certify.interval import objective_interval
-from layerbounds.kernels.block_relaxation import closest, proximal_sweep, settle
+from layerbounds.kernels.quantization.block_relaxation import closest, proximal_sweep, settle
 from layerbounds.problems.codebooks import codebook
 
 CODES = {

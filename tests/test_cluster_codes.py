@@ -9,7 +9,7 @@ import pytest
 
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.minorants.clusters import ClusterMinorant, join_clusters, start_clusters
-from layerbounds.kernels import cluster_codes as kernels
+from layerbounds.kernels.pruning import cluster_codes as kernels
 from layerbounds.search.pruning.cluster_codes import Codes, every_code, merge
 
 SIZE = 11

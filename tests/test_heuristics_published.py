@@ -12,9 +12,9 @@ import pytest
 import layerbounds as lb
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError, UnsupportedProblemError
-from layerbounds.kernels.adaround import GAMMA, ZETA
-from layerbounds.kernels.adaround import adaround as train
-from layerbounds.kernels.methods import klein_rounding
+from layerbounds.kernels.quantization.adaround import GAMMA, ZETA
+from layerbounds.kernels.quantization.adaround import adaround as train
+from layerbounds.kernels.quantization.methods import klein_rounding
 from layerbounds.methods.babai_klein import sampling_ratio
 from layerbounds.methods.registry import describe_heuristics, find_heuristic, make_view
 from layerbounds.methods.specs import choose_methods, parse_method

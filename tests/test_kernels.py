@@ -7,8 +7,8 @@ import pytest
 
 import layerbounds as lb
 from layerbounds.arrays import Float, Int
-from layerbounds.kernels.enumeration import ascend
-from layerbounds.kernels.rounding import beam, coordinate_descent, nearest, successive_rounding
+from layerbounds.kernels.quantization.enumeration import ascend
+from layerbounds.kernels.quantization.rounding import beam, coordinate_descent, nearest, successive_rounding
 from layerbounds.problems.levels import nearest_levels
 from layerbounds.search.quantization import channel_search as quantization
 from layerbounds.search.quantization.preparation import prepare

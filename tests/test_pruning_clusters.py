@@ -17,7 +17,7 @@ import layerbounds as lb
 from layerbounds.arrays import Float
 from layerbounds.bounds.minorants.clusters import make_clusters, prove_clusters, start_clusters
 from layerbounds.certify.interval import certify
-from layerbounds.kernels import clusters as kernels
+from layerbounds.kernels.pruning import clusters as kernels
 from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task, make_task
 from layerbounds.proofs import Control

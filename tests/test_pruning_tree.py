@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 import layerbounds as lb
 from layerbounds.arrays import Float
 from layerbounds.certify.interval import certify
-from layerbounds.kernels import subset_diagonal, subset_relaxation, subset_sets
+from layerbounds.kernels.pruning import subset_diagonal, subset_relaxation, subset_sets
 from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task, make_task
 from layerbounds.proofs import Control

@@ -6,7 +6,7 @@ import numpy as np
 
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError
-from layerbounds.kernels.adaround import adaround as train
+from layerbounds.kernels.quantization.adaround import adaround as train
 from layerbounds.methods.base import ChannelView
 
 

@@ -9,7 +9,7 @@ import scipy.optimize
 
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError
-from layerbounds.kernels.methods import klein_rounding
+from layerbounds.kernels.quantization.methods import klein_rounding
 from layerbounds.kernels.successive import factors_in_order, rounding_order
 from layerbounds.methods.base import ChannelView, check_damp
 

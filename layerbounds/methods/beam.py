@@ -6,8 +6,8 @@ import numpy as np
 
 from layerbounds.arrays import Float, Int
 from layerbounds.exceptions import InputError
-from layerbounds.kernels.rounding import beam as search
-from layerbounds.kernels.rounding import coordinate_descent as descend
+from layerbounds.kernels.quantization.rounding import beam as search
+from layerbounds.kernels.quantization.rounding import coordinate_descent as descend
 from layerbounds.kernels.successive import factorize
 from layerbounds.methods.base import ChannelView, chosen_levels
 from layerbounds.search.quantization.preparation import factorize_ordered

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError
-from layerbounds.kernels.methods import sweep
-from layerbounds.kernels.rounding import coordinate_descent as descend
+from layerbounds.kernels.quantization.methods import sweep
+from layerbounds.kernels.quantization.rounding import coordinate_descent as descend
 from layerbounds.methods.base import ChannelView, choice_of, chosen_levels
 from layerbounds.methods.gptq import gptq
 from layerbounds.methods.round_to_nearest import round_to_nearest

@@ -6,7 +6,7 @@ import numpy as np
 
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError
-from layerbounds.kernels.methods import lazy_rounding
+from layerbounds.kernels.quantization.methods import lazy_rounding
 from layerbounds.kernels.successive import factors_in_order, rounding_order
 from layerbounds.methods.base import ChannelView, check_damp
 

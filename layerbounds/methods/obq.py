@@ -6,7 +6,7 @@ import numpy as np
 
 from layerbounds.arrays import Float, Int
 from layerbounds.exceptions import InputError
-from layerbounds.kernels.methods import optimal_brain_quantization
+from layerbounds.kernels.quantization.methods import optimal_brain_quantization
 from layerbounds.kernels.successive import rounding_order
 from layerbounds.methods.base import ChannelView, check_damp, chosen_levels
 from layerbounds.methods.pruning import damped_inverse

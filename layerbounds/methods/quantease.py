@@ -6,7 +6,7 @@ import numpy as np
 
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError
-from layerbounds.kernels.methods import sweep
+from layerbounds.kernels.quantization.methods import sweep
 from layerbounds.methods.base import ChannelView, choice_of, chosen_levels
 
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError
-from layerbounds.kernels.masks import descend_mask
-from layerbounds.kernels.subset import improve
+from layerbounds.kernels.pruning.masks import descend_mask
+from layerbounds.kernels.pruning.subset import improve
 from layerbounds.methods.magnitude import magnitude
 from layerbounds.methods.obs import obs
 from layerbounds.methods.pruning import PruningView, finish, single_inputs

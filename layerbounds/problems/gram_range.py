@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from layerbounds.arguments import flag
 from layerbounds.arrays import Float, Int
 from layerbounds.exceptions import InputError
-from layerbounds.kernels.methods import lazy_rounding, search_scales
+from layerbounds.kernels.quantization.methods import lazy_rounding, search_scales
 from layerbounds.kernels.successive import factors_in_order, rounding_order
 from layerbounds.layers.layer import Layer, as_layer
 from layerbounds.problems.grids import Granularity, Grid, Range, codebook_grid, uniform_grid

@@ -8,8 +8,8 @@ import numpy as np
 
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.minorants.semidefinite import are_positive_semidefinite, is_positive_semidefinite
-from layerbounds.kernels.cluster_minorant import link_clusters
 from layerbounds.kernels.factorization import cholesky, gamma, inverted, smallest_eigenvalues, symmetric_inverse
+from layerbounds.kernels.pruning.cluster_minorant import link_clusters
 
 #: Factors tried where a minorant is too close to the boundary of the cone for its proof.
 SHRINKS = (1.0, 0.97, 0.8)

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from layerbounds.arrays import Bool, Float, Int
 from layerbounds.bounds.minorants.semidefinite import semidefinite_shift
 from layerbounds.bounds.pruning.dual import certified_block_minorant
-from layerbounds.kernels.block_relaxation import least_costs
 from layerbounds.kernels.factorization import cholesky, gamma, symmetric_inverse
+from layerbounds.kernels.quantization.block_relaxation import least_costs
 
 #: Larger blocks, those that are not positive definite, and those whose search takes more nodes get a diagonal each.
 MOST_MEMBERS, MOST_NODES, BUDGET = 32, 1 << 20, 1 << 26

@@ -19,9 +19,9 @@ import numpy as np
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.minorants.blocks import BlockMinorant, improve_blocks, make_minorant, start_blocks
 from layerbounds.bounds.minorants.clusters import make_clusters
-from layerbounds.kernels.block_relaxation import fixed_costs, least_costs, proximal_sweep
 from layerbounds.kernels.factorization import UNIT, cholesky, symmetric_inverse
-from layerbounds.kernels.relaxation import cells
+from layerbounds.kernels.quantization.block_relaxation import fixed_costs, least_costs, proximal_sweep
+from layerbounds.kernels.quantization.relaxation import cells
 
 #: Inputs of a block: larger ones cost more than they gain.
 SIZE = 9

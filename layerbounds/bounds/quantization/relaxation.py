@@ -21,7 +21,7 @@ from layerbounds.arrays import Float, Int
 from layerbounds.bounds.minorants.alternating import AlternatingDirections, ascend
 from layerbounds.bounds.minorants.diagonal import maximize_minorant
 from layerbounds.kernels.factorization import UNIT
-from layerbounds.kernels.relaxation import cells, descend
+from layerbounds.kernels.quantization.relaxation import cells, descend
 
 _ROUNDS, _PATIENCE, _PROGRESS = 60, 6, 2e-4
 #: Cycles of alternating directions.

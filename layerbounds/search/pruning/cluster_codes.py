@@ -8,7 +8,7 @@ import numpy as np
 
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.minorants.clusters import ClusterMinorant, join_clusters
-from layerbounds.kernels import cluster_codes
+from layerbounds.kernels.pruning import cluster_codes
 from layerbounds.search.pruning.subset_search import Flags
 
 

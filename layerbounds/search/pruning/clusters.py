@@ -19,8 +19,15 @@ from layerbounds.bounds.minorants.clusters import (
     prove_clusters,
     start_clusters,
 )
-from layerbounds.kernels import cluster_codes, cluster_minorant, cluster_tree, clusters, subset_sets, subset_tree
 from layerbounds.kernels.factorization import UNIT, cholesky, symmetric_inverse
+from layerbounds.kernels.pruning import (
+    cluster_codes,
+    cluster_minorant,
+    cluster_tree,
+    clusters,
+    subset_sets,
+    subset_tree,
+)
 from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import BlockDual, Control, RawSolve, SearchProof

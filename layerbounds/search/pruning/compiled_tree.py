@@ -1,4 +1,4 @@
-"""Branch and bound with the diagonal dual whose nodes are compiled: what `kernels.subset_tree.run` needs around it."""
+"""Branch and bound with the diagonal dual whose nodes are compiled: what `kernels.pruning.subset_tree.run` needs around it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from layerbounds.arrays import Float, Int
-from layerbounds.kernels import subset_tree
+from layerbounds.kernels.pruning import subset_tree
 from layerbounds.proofs import Status
 from layerbounds.search.frontier import Frontier
 from layerbounds.search.pruning.subset_search import EXACT, Flags, Node, SubsetSearch, set_bound

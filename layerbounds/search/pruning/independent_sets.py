@@ -16,7 +16,7 @@ import numpy as np
 from layerbounds.arrays import Float, Int
 from layerbounds.kernels import exact
 from layerbounds.kernels.factorization import UNIT, gamma
-from layerbounds.kernels.independent_sets import independent_sets
+from layerbounds.kernels.pruning.independent_sets import independent_sets
 from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE, Control, RawSolve, SearchProof, Status, TracePoint

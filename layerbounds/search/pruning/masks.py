@@ -16,7 +16,7 @@ import numpy.typing as npt
 from layerbounds.arrays import Bool, Float, Int
 from layerbounds.bounds.minorants.diagonal import maximize_minorant
 from layerbounds.kernels.factorization import UNIT
-from layerbounds.kernels.masks import descend_mask, relax_mask
+from layerbounds.kernels.pruning.masks import descend_mask, relax_mask
 from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE, BlockDual, Control, RawSolve, SearchProof, Status

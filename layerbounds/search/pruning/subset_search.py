@@ -16,8 +16,8 @@ import scipy.linalg
 from layerbounds.arrays import Bool, Float, Int
 from layerbounds.bounds.minorants.diagonal import certified_minorant, interior_start, is_minorant
 from layerbounds.bounds.pruning.perspective import CENTRE_STEPS, centre, newton_step, schur_complement
-from layerbounds.kernels import subset, subset_diagonal, subset_relaxation, subset_sets, subset_tree
 from layerbounds.kernels.factorization import UNIT, cholesky, gamma, smallest_eigenvalues, symmetric_inverse
+from layerbounds.kernels.pruning import subset, subset_diagonal, subset_relaxation, subset_sets, subset_tree
 from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import Control

@@ -17,8 +17,8 @@ from layerbounds.arrays import Float
 from layerbounds.bounds.minorants.alternating import PENALTY, RELAXATION, smooth_inverse
 from layerbounds.bounds.quantization.cuts import fractional_product
 from layerbounds.bounds.quantization.split_relaxation import SplitRelaxation
-from layerbounds.kernels.box_tree import bound, iterate
 from layerbounds.kernels.factorization import UNIT
+from layerbounds.kernels.quantization.box_tree import bound, iterate
 from layerbounds.search.quantization.grid_units import UnitProblem
 
 #: Iterations at the root, at a node, and more of them where a child is no better than its parent.

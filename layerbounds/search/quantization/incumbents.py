@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from layerbounds.arrays import Float, Int
-from layerbounds.kernels.rounding import beam, coordinate_descent, nearest, successive_rounding
+from layerbounds.kernels.quantization.rounding import beam, coordinate_descent, nearest, successive_rounding
 from layerbounds.search.quantization.grid_units import UnitProblem
 
 

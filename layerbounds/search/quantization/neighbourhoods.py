@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from layerbounds.arrays import Float, Int
-from layerbounds.kernels.neighbourhood import search_neighbourhoods
+from layerbounds.kernels.quantization.neighbourhood import search_neighbourhoods
 
 #: Nodes of one exact enumeration over a subset, and calls without success before a kick.
 BUDGET, STALLED = 20_000, 5

@@ -10,8 +10,8 @@ from layerbounds.bounds.quantization.block_relaxation import BlockRelaxation
 from layerbounds.bounds.quantization.box import box_multipliers
 from layerbounds.bounds.quantization.relaxation import Relaxation
 from layerbounds.bounds.quantization.split_relaxation import SplitRelaxation
-from layerbounds.kernels.enumeration import enumerate_levels
 from layerbounds.kernels.factorization import gamma
+from layerbounds.kernels.quantization.enumeration import enumerate_levels
 from layerbounds.search.quantization.cut_tests import CutTests
 from layerbounds.search.quantization.grid_units import UnitProblem
 

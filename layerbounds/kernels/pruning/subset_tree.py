@@ -13,18 +13,9 @@ from layerbounds.kernels.linear_algebra import (
     inverse_diagonal,
     largest,
 )
-from layerbounds.kernels.subset_diagonal import (
-    climb,
-    emphasis,
-)
-from layerbounds.kernels.subset_relaxation import (
-    alive,
-    reduce,
-    relax,
-)
-from layerbounds.kernels.subset_sets import (
-    close_by_sets,
-)
+from layerbounds.kernels.pruning.subset_diagonal import climb, emphasis
+from layerbounds.kernels.pruning.subset_relaxation import alive, reduce, relax
+from layerbounds.kernels.pruning.subset_sets import close_by_sets
 
 UNIT = 2.0**-53
 #: Share of the sets that a node may have to be enumerated before its diagonal is improved.

@@ -13,9 +13,7 @@ from layerbounds.kernels.compilation import kernel
 from layerbounds.kernels.linear_algebra import (
     rank,
 )
-from layerbounds.kernels.subset_relaxation import (
-    reduce,
-)
+from layerbounds.kernels.pruning.subset_relaxation import reduce
 
 #: Levels of the enumeration, from the last one, below which no Schur complement is kept.
 LAZY = 4

@@ -1,0 +1,1 @@
+"""Compiled loops of pruning searches and methods."""
