@@ -20,13 +20,14 @@ from layerbounds.arrays import Float, as_float64
 from layerbounds.cancellation import interruptible
 from layerbounds.certify.interval import CertifiedChannel, certify, certify_foreign
 from layerbounds.exceptions import InputError, LayerboundsError, MissingExtraError, UnsupportedProblemError
+from layerbounds.kernels.compilation import working_time
 from layerbounds.problems.problem import Problem, as_problem, check_channels
 from layerbounds.problems.tasks import Task, make_task
 from layerbounds.proofs import Control, Dual, RawSolve, Status
 from layerbounds.search.families import root_dual
 from layerbounds.solution import Solution
-from layerbounds.solvers.base import Backend, Capability, GroupBackend, read_options
-from layerbounds.solvers.registry import get_backend
+from layerbounds.solvers.base import Backend, GroupBackend, read_options
+from layerbounds.solvers.registry import get_backend, is_own
 
 #: Share of the time limit that the root's dual point may take after a foreign solver has ended, its least seconds, and
 #: its seconds after an interruption.
@@ -109,7 +110,6 @@ def solve(
     settings = read_options(solver, as_mapping(options, "options"))
     threads = jobs if jobs is not None else os.cpu_count() or 1
     starts = _warm_starts(problem, chosen, warm_start)
-    cancel = threading.Event()
     layer = problem.layer
 
     begin = time.perf_counter()
@@ -121,53 +121,13 @@ def solve(
     shared = interruptible(prepare) if layer.in_features >= LONG_PREPARATION else prepare()
     preparation = time.perf_counter() - begin
 
+    cancel = threading.Event()
     share = max(threads // len(sets), 1)
-    trusted = Capability.PROOF in solver.capabilities
-
-    def task_of(index: int) -> Task[Any]:
-        rows = sets[index]
-        start = None if starts is None else np.stack([starts[c] for c in rows])
-        return make_task(
-            problem, rows, shared[groups[index]], start[0] if start is not None and len(rows) == 1 else start
-        )
-
-    def control_of(gap: float, size: int) -> Control:
-        # Certification is part of the channel's time.
-        kept = min(CERTIFY_SQUARE * size**2, CERTIFY_MOST * time_limit) if trusted else 0.0
-        return Control(time_limit - kept, gap, node_limit, seed, share, cancel, options=settings)
-
-    def work(index: int) -> list[Finished]:
-        task = task_of(index)
-        control = control_of(gaps[index], len(task.gram))
-        raw = solver.solve(task, control) if trusted else _solve_foreign(solver, task, control)
-        seconds = control.elapsed()
-        if trusted:
-            return [Finished(index, certify(task, raw, gaps[index]), control.elapsed(), raw.nodes)]
-
-        def derive(weights: Float | None) -> Dual | None:
-            # After Ctrl-C a channel that was worked on still gets a short look; the others must not delay the end.
-            left = DUAL_INTERRUPTED if seconds > DUAL_INTERRUPTED else 0.0
-            cubic = min(DUAL_CUBIC * len(task.gram) ** 3, DUAL_MOST)
-            allowed = left if cancel.is_set() else max(DUAL_SHARE * time_limit, DUAL_SECONDS, cubic)
-            return root_dual(task, weights, allowed)
-
-        return [Finished(index, certify_foreign(task, raw, gaps[index], derive), seconds, raw.nodes)]
-
-    def work_together(group: int) -> list[Finished]:
-        members = [i for i in range(len(sets)) if groups[i] == group]
-        tasks = [task_of(i) for i in members]
-        control = control_of(min(gaps[i] for i in members), len(tasks[0].gram))
-        raws = cast(GroupBackend, solver).solve_group(tasks, control)
-        return [
-            Finished(i, certify(task, raw, gaps[i]), control.elapsed() / len(tasks), raw.nodes)
-            for i, task, raw in zip(members, tasks, raws, strict=True)
-        ]
-
-    if Capability.BATCHED in solver.capabilities:
-        units: list[Callable[[], list[Finished]]] = [partial(work_together, g) for g in shared]
-    else:
-        units = [partial(work, i) for i in range(len(sets))]
-    finished, interrupted = _run(units, min(threads, len(units)) if solver.concurrent else 1, cancel, sets, progress)
+    limits = Control(time_limit, 0.0, node_limit, seed, share, cancel, options=settings)
+    work = _Work(problem, solver, is_own(backend), sets, gaps, groups, shared, starts, limits)
+    finished, interrupted = _run(
+        work.units(), min(threads, len(sets)) if solver.concurrent else 1, cancel, sets, progress
+    )
 
     certified = [finished[i].certified for i in range(len(sets))]
     energy = layer.energy()
@@ -194,7 +154,7 @@ def solve(
         backend=backend,
         interrupted=interrupted or cancel.is_set(),
         notes={s[0]: c.notes for s, c in zip(sets, certified, strict=True) if c.notes},
-        certified_trace=trusted,
+        certified_trace=work.own,
     )
 
 
@@ -206,6 +166,84 @@ class Finished:
     certified: CertifiedChannel
     seconds: float
     nodes: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """The pieces of one call of `solve`, one for each set of rows.
+
+    Attributes
+    ----------
+    own : bool
+        Whether the backend's proofs are those of the package's own searches.
+    groups : list of int
+        Gram group of each set.
+    shared : dict
+        What the backend prepared for each group.
+    limits : Control
+        Of every piece, whose clock starts with it.
+    """
+
+    problem: Problem
+    solver: Backend
+    own: bool
+    sets: list[list[int]]
+    gaps: list[float]
+    groups: list[int]
+    shared: dict[int, Any]
+    starts: dict[int, Float] | None
+    limits: Control
+
+    def units(self) -> list[Callable[[], list[Finished]]]:
+        """What can be done side by side: a set each, or a group each where the backend takes whole groups."""
+        if hasattr(self.solver, "solve_group"):
+            return [partial(self.together, group) for group in self.shared]
+        return [partial(self.alone, index) for index in range(len(self.sets))]
+
+    def alone(self, index: int) -> list[Finished]:
+        """Solve and certify one set."""
+        task = self.task(index)
+        control = self.control(self.gaps[index], len(task.gram))
+        raw = self.solver.solve(task, control) if self.own else _solve_foreign(self.solver, task, control)
+        return [self.certified(index, task, raw, control, 1)]
+
+    def together(self, group: int) -> list[Finished]:
+        """Solve the sets of a group at once, and certify each."""
+        members = [i for i, g in enumerate(self.groups) if g == group]
+        tasks = [self.task(i) for i in members]
+        control = self.control(min(self.gaps[i] for i in members), len(tasks[0].gram))
+        raws = cast(GroupBackend, self.solver).solve_group(tasks, control)
+        triples = zip(members, tasks, raws, strict=True)
+        return [self.certified(i, task, raw, control, len(tasks)) for i, task, raw in triples]
+
+    def task(self, index: int) -> Task[Any]:
+        """A set without its dead inputs."""
+        rows = self.sets[index]
+        start = None
+        if self.starts is not None:
+            start = self.starts[rows[0]] if len(rows) == 1 else np.stack([self.starts[c] for c in rows])
+        return make_task(self.problem, rows, self.shared[self.groups[index]], start)
+
+    def control(self, gap: float, size: int) -> Control:
+        """The limits of a piece that begins now; certification is part of its time."""
+        limit = self.limits.time_limit
+        kept = min(CERTIFY_SQUARE * size**2, CERTIFY_MOST * limit) if self.own else 0.0
+        return replace(self.limits, time_limit=limit - kept, gap=gap, started=working_time())
+
+    def certified(self, index: int, task: Task[Any], raw: RawSolve, control: Control, share: int) -> Finished:
+        """Certify an answer; ``share`` sets share the time."""
+        seconds = control.elapsed()
+        if self.own:
+            return Finished(index, certify(task, raw, self.gaps[index]), control.elapsed() / share, raw.nodes)
+
+        def derive(weights: Float | None) -> Dual | None:
+            # After Ctrl-C a channel that was worked on still gets a short look; the others must not delay the end.
+            left = DUAL_INTERRUPTED if seconds > DUAL_INTERRUPTED else 0.0
+            cubic = min(DUAL_CUBIC * len(task.gram) ** 3, DUAL_MOST)
+            allowed = left if control.cancel.is_set() else max(DUAL_SHARE * control.time_limit, DUAL_SECONDS, cubic)
+            return root_dual(task, weights, allowed)
+
+        return Finished(index, certify_foreign(task, raw, self.gaps[index], derive), seconds / share, raw.nodes)
 
 
 def _run(

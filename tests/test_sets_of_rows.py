@@ -20,7 +20,6 @@ from layerbounds.problems.tasks import Task
 from layerbounds.proofs import Control, Dual, RawSolve, SearchProof, Status
 from layerbounds.search.families import families
 from layerbounds.solvers import registry
-from layerbounds.solvers.base import Capability
 from layerbounds.solvers.native import NativeBackend
 
 
@@ -197,10 +196,6 @@ class Batched(NativeBackend):
     name = "together"
     calls: list[list[int]] = []  # noqa: RUF012
 
-    @property
-    def capabilities(self) -> frozenset[str]:
-        return super().capabilities | {Capability.BATCHED}
-
     def solve_group(self, tasks: Sequence[Task[Any]], control: Control) -> list[RawSolve]:
         assert all(task.gram is tasks[0].gram or np.array_equal(task.gram, tasks[0].gram) for task in tasks)
         self.calls.append([task.channel for task in tasks])
@@ -209,6 +204,7 @@ class Batched(NativeBackend):
 
 def test_a_backend_may_take_a_whole_group(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry._BACKENDS, "together", Batched)
+    monkeypatch.setattr(registry, "_OWN", frozenset({"native", "together"}))
     Batched.calls.clear()
     grams = [x.T @ x / 30 for x in rng.normal(size=(2, 30, 4))]
     problem = lb.quantization_problem(lb.Layer(rng.normal(size=(6, 4)), grams, name="grouped"), 2)

@@ -31,10 +31,6 @@ class Capability(StrEnum):
     OPTIMALITY = "optimality"
     #: Pruning with refit where the Gram matrix leaves the weights unbounded.
     SINGULAR = "singular pruning"
-    #: Its proofs are those of the package's own searches.
-    PROOF = "proofs"
-    #: All tasks of a group at once, by ``solve_group``.
-    BATCHED = "batched"
 
 
 @dataclass(frozen=True)
@@ -101,7 +97,7 @@ class Backend(Protocol):
 
 
 class GroupBackend(Backend, Protocol):
-    """A backend with `Capability.BATCHED`, which treats all tasks of a group at once."""
+    """A backend that may also be handed all tasks of a group at once; `solve` then does so."""
 
     def solve_group(self, tasks: Sequence[Task[Any]], control: Control) -> Sequence[RawSolve]:
         """Solve the tasks, which share their Gram matrix; one answer for each, in their order."""

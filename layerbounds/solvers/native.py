@@ -33,7 +33,6 @@ class NativeBackend:
             Capability.TRACE,
             Capability.OPTIMALITY,
             Capability.SINGULAR,
-            Capability.PROOF,
         }
         return frozenset(honoured).union(*(family.requirements for family in families().values()))
 

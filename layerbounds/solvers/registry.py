@@ -21,6 +21,9 @@ _BACKENDS: dict[str, Callable[[], Backend]] = {
     "gurobi": GurobiBackend,
 }
 
+#: Backends whose proofs are those of the package's own searches: no other may hand one over, whatever it says it can.
+_OWN = frozenset({"native"})
+
 
 @dataclass(frozen=True)
 class BackendInfo:
@@ -46,6 +49,11 @@ class BackendInfo:
 def get_backend(name: str) -> Backend:
     """Return a backend by name."""
     return _BACKENDS[match_name(name, list(_BACKENDS), "backend")]()
+
+
+def is_own(name: str) -> bool:
+    """Whether certification accepts the proofs of a backend."""
+    return match_name(name, list(_BACKENDS), "backend") in _OWN
 
 
 def backends() -> list[BackendInfo]:

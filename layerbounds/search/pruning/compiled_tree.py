@@ -1,4 +1,4 @@
-"""Branch and bound with the diagonal dual whose nodes are compiled: what `kernels.pruning.subset_tree.run` needs around it."""
+"""Branch and bound with the diagonal dual whose nodes are compiled: what the kernel `subset_tree.run` needs around it."""
 
 from __future__ import annotations
 
