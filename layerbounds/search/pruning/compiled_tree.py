@@ -1,4 +1,4 @@
-"""Branch and bound with the diagonal dual whose nodes are compiled: what the kernel `subset_tree.run` needs around it."""
+"""The compiled tree of the diagonal dual: what the kernel `subset_tree.run` needs around it."""
 
 from __future__ import annotations
 
