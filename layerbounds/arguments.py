@@ -116,11 +116,15 @@ def as_path(value: Any, what: str) -> Path:
     Raises
     ------
     InputError
-        If it is something else.
+        If it is something else, or a name that the system does not take.
     """
     text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
     if not isinstance(text, str) or not text or "\0" in text:
         raise InputError(f"{what} is {shown(value)}; pass the path of a file.")
+    try:
+        Path(text).exists()
+    except OSError as error:
+        raise InputError(f"{what} is {shown(value)}, which is no usable file name ({error.strerror}).") from error
     return Path(text)
 
 

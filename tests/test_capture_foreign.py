@@ -192,6 +192,7 @@ def test_foreign_inputs_are_refused(name: str) -> None:
         lb.capture(nn.Sequential(Accepting(3, 3)), [{"input": FOREIGN[name]()}], check=False)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_other_inputs_are_refused() -> None:
     class Accepting(nn.Linear):
         def forward(self, x: Any) -> Tensor:

@@ -256,12 +256,21 @@ def test_grams_do_not_depend_on_the_size_of_the_batches(left: bool) -> None:
         return {name: layer.gram for name, layer in lb.capture(model, batches).items()}
 
     alone = grams(False, single=True)
-    for together in [grams(True, single=False)] + ([] if left else [grams(False, single=False)]):
+    # Without position_ids they are counted from the first token.
+    for together in (grams(True, single=False), grams(False, single=False)):
         for name, value in alone.items():
             np.testing.assert_allclose(together[name], value, rtol=1e-9, atol=1e-12)
-    if left:
-        with pytest.raises(InputError, match="pad at the end, or pass position_ids that count from the first token"):
-            grams(False, single=False)
+
+
+def test_padding_before_tokens_of_a_model_that_takes_no_positions() -> None:
+    class Columns(Attention):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(input_ids, attention_mask)
+
+    mask = padded(5, 5, True)
+    batch = {"input_ids": torch.randint(0, 16, mask.shape), "attention_mask": mask}
+    with pytest.raises(InputError, match="pad at the end, or pass position_ids that count from the first token"):
+        lb.capture(Columns(positions=True), [batch])
 
 
 def test_padding_that_leaks_into_other_tokens_is_said() -> None:

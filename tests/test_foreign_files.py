@@ -418,9 +418,9 @@ def test_layers_are_saved_under_the_names_of_the_mapping(tmp_path: Path) -> None
         with pytest.raises(InputError, match="pass a mapping of names to"):
             lb.save_layers(path, layers)
     for name in (None, 3, "a" * 5000, "a\0b"):
-        with pytest.raises(InputError, match=r"a file name is needed|is no usable file name|does not exist"):
+        with pytest.raises(InputError, match=r"pass the path of a file|is no usable file name|does not exist"):
             lb.save_layers(name, [lb.Layer([[3.0]], [[1.0]])])  # type: ignore[arg-type]
-        with pytest.raises(InputError, match=r"a file name is needed|is no usable file name|does not exist"):
+        with pytest.raises(InputError, match=r"pass the path of a file|is no usable file name|does not exist"):
             lb.load_layers(name)  # type: ignore[arg-type]
 
 

@@ -231,7 +231,7 @@ def test_cyclic_descent_ends_where_no_single_move_helps(layer: lb.Layer) -> None
                     for level in problem.grid.levels(c)[i]:
                         moved = weights[c].copy()
                         moved[i] = level
-                        assert lb.evaluate(problem, moved, [c]).error[0] >= final[c] * (1 - 1e-9)
+                        assert lb.evaluate(problem, moved[None], [c]).error[0] >= final[c] * (1 - 1e-9)
 
 
 def test_adaround_is_adam_on_the_rectified_sigmoid(layer: lb.Layer) -> None:

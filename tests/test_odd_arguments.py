@@ -159,7 +159,7 @@ def model_calls(tmp_path: Path) -> dict[str, tuple[Callable[..., Any], dict[str,
 
 CALLBACKS = ("progress", "plan", "forward", "mask")
 #: What functions return: their constructors take what they are given.
-RESULTS = {"BoundKind", "Comparison", "Evaluation", "LayerboundsError", "Status", "Verdict"}
+RESULTS = {"BoundKind", "Comparison", "Evaluation", "LayerboundsError", "MethodComparison", "Status", "Verdict"}
 
 
 def parameters(function: Callable[..., Any], valid: dict[str, Any]) -> Iterator[str]:

@@ -105,12 +105,12 @@ def test_warm_start_is_used(layer: lb.Layer) -> None:
         ({}, "pass either density or k"),
         ({"density": 0.5, "k": 3}, "pass either density or k"),
         ({"density": 1.5}, "density is 1.5"),
-        ({"k": 13}, "k is 13"),
-        ({"k": 2.5}, "k is 2.5"),
+        ({"k": 13}, "is 13; choose an integer from 0 to 12"),
+        ({"k": 2.5}, "is 2.5; choose an integer from 0 to 12"),
         ({"density": 0.5, "pattern": "2:4"}, "says itself"),
         ({"pattern": "4:4"}, "0 < N < M"),
         ({"k": 3, "pattern": "rows"}, "there is no pattern"),
-        ({"k": 3, "pattern": "block:0"}, "at least one input"),
+        ({"k": 3, "pattern": "block:0"}, "block size of pattern .*is 0"),
     ],
 )
 def test_bad_problems(layer: lb.Layer, options: dict[str, object], message: str) -> None:
@@ -203,7 +203,7 @@ def test_certification_trusts_nothing(layer: lb.Layer) -> None:
     assert large.status != lb.Status.OPTIMAL
     mask = task_of(layer, k=4, refit=False)
     changed = np.zeros(n)
-    changed[0] = np.nextafter(mask.original[0], np.inf)
+    changed[0] = np.nextafter(mask.allowed.original[0], np.inf)
     with pytest.raises(CertificationError, match="changed kept weights"):
         certify(mask, RawSolve(changed, lb.Status.OPTIMAL), 0.0)
 

@@ -19,8 +19,8 @@ from layerbounds.layers.gram import raise_diagonal
 from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task, make_task
 from layerbounds.proofs import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE, Control, RawSolve, Status
+from layerbounds.search.pruning import family
 from layerbounds.search.pruning.independent_sets import search_supports
-from layerbounds.solvers import native
 
 #: Second input as a multiple of the first one.
 MULTIPLES = {"negated": -1.0, "doubled": 2.0, "thousandth": 1.001, "millionth": 1 + 1e-6, "billionth": 1 + 1e-9}
@@ -76,7 +76,7 @@ def least_error(gram: np.ndarray, target: np.ndarray, support: list[int]) -> Fra
 
 def supports(problem: lb.PruningProblem) -> list[list[int]]:
     """Every support that the pattern allows; with refit only the largest ones."""
-    structure = problem.structure()
+    structure = problem.structure
     groups = [np.flatnonzero(structure.group == g).tolist() for g in range(len(structure.capacity))]
     choices = []
     for units, capacity in zip(groups, structure.capacity.tolist(), strict=True):
@@ -139,7 +139,7 @@ def test_every_support_is_tried(kind: str, pattern: dict[str, Any]) -> None:
     for seed in range(3):
         problem = lb.pruning_problem(make_layer(kind, 8, 100 + seed), **pattern)
         task = make_task(problem, 0, None, None)
-        assert isinstance(task, Task[Support])
+        assert isinstance(task.allowed, Support)
         raw = search_supports(task, control())
         if raw is not None:
             certified = certify(task, raw, 0.0)
@@ -205,7 +205,7 @@ def test_a_broken_factorization_costs_one_channel(monkeypatch: pytest.MonkeyPatc
     def broken(task: Task[Support], limits: Control) -> RawSolve:
         raise np.linalg.LinAlgError("Singular matrix")
 
-    monkeypatch.setattr(native, "search_pruning", broken)
+    monkeypatch.setattr(family, "search_pruning", broken)
     solution = lb.solve(lb.pruning_problem(make_layer("negated", 6, 0), k=3), jobs=1)
     assert solution.status == [Status.UNRESOLVED]
     assert "Singular matrix" in solution.notes[0][0]

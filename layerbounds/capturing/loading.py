@@ -357,13 +357,15 @@ def read_array(path: Path, key: str | None) -> NDArray[Any]:
         tensors, _ = read_tensors(path, lambda names: [_choose(list(names), key, path)])
         return next(iter(tensors.values()))
     try:
-        content = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            if key is not None:
-                raise InputError(f"{path} holds one array without a name; leave out --key.")
-            return content
-        with content:
-            return np.asarray(content[_choose(list(content), key, path)])
+        if path.suffix == ".npy":
+            return _unnamed(np.load(path, mmap_mode="r", allow_pickle=False), key, path)
+        # A damaged archive would leave a file open that NumPy has opened itself.
+        with path.open("rb") as file:
+            content = np.load(file, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                return _unnamed(content, key, path)
+            with content:
+                return np.asarray(content[_choose(list(content), key, path)])
     except InputError:
         raise
     except Exception as error:
@@ -371,6 +373,12 @@ def read_array(path: Path, key: str | None) -> NDArray[Any]:
         raise FileFormatError(
             f"{path} cannot be read as an array ({first_line(error)}); pass a .npy, .npz or safetensors file."
         ) from error
+
+
+def _unnamed(array: NDArray[Any], key: str | None, path: Path) -> NDArray[Any]:
+    if key is not None:
+        raise InputError(f"{path} holds one array without a name; leave out --key.")
+    return array
 
 
 def _choose(names: list[str], key: str | None, path: Path) -> str:

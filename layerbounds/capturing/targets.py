@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from layerbounds.arguments import shown
 from layerbounds.capturing.geometry import Geometry, describe_module
 from layerbounds.exceptions import InputError
 from layerbounds.names import is_pattern, match_name, match_names
@@ -100,7 +101,7 @@ def find_targets(model: nn.Module, selection: str | Iterable[str] | None) -> tup
     if selection is not None:
         wanted = [selection] if isinstance(selection, str) or not isinstance(selection, Iterable) else list(selection)
         if not all(isinstance(name, str) for name in wanted):
-            raise InputError(f"layers is {selection!r}; pass a name, a pattern, or a list of them.")
+            raise InputError(f"layers is {shown(selection)}; pass a name, a pattern, or a list of them.")
         every = [name for name in modules if name in found or name in refused]
         chosen = match_names(wanted, every, "layer")
         by_name = {match_name(t, every, "layer") for t in wanted if t in every or not is_pattern(t)}

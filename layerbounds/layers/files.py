@@ -61,11 +61,12 @@ def save_layers(path: str | os.PathLike[str], layers: Mapping[str, Layer] | Iter
 
 def _named(layers: Any) -> dict[str, Layer]:
     wrong = "a {}; pass a mapping of names to layerbounds.Layer, or a list of them."
-    if not isinstance(layers, Iterable) or isinstance(layers, (str, bytes)):
-        raise InputError(f"layers is {wrong.format(type(layers).__name__)}")
+    try:
+        pairs = layers.items() if isinstance(layers, Mapping) else [(getattr(x, "name", None), x) for x in layers]
+    except TypeError as error:
+        raise InputError(f"layers is {wrong.format(type(layers).__name__)}") from error
     named: dict[str, Layer] = {}
-    items = layers.items() if isinstance(layers, Mapping) else ((getattr(x, "name", None), x) for x in layers)
-    for name, layer in items:
+    for name, layer in pairs:
         if not isinstance(layer, Layer) or not isinstance(name, str):
             raise InputError(f"layers holds {wrong.format(type(layer if isinstance(name, str) else name).__name__)}")
         if name in named:
