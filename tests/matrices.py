@@ -1,8 +1,9 @@
-"""Matrices and stops that several test files of bounds share."""
+"""Matrices, stops and comparisons that several test files share."""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from layerbounds.arrays import Float
 
@@ -17,3 +18,12 @@ def correlated(rng: np.random.Generator, n: int, rank: int | None = None, streng
     mixing = rng.normal(size=(n, n)) + strength * rng.normal(size=(n, 1)) @ np.ones((1, n))
     inputs = rng.normal(size=(rank or 4 * n, n)) @ mixing
     return np.asarray(inputs.T @ inputs / len(inputs))
+
+
+def assert_close(actual: ArrayLike, expected: ArrayLike, tolerance: float = 1e-12) -> None:
+    """Equal up to the rounding of sums, whatever the BLAS kernel and the number of threads.
+
+    The tolerance is relative to the largest entry: small ones may be what is left of large terms.
+    """
+    scale = float(np.max(np.abs(np.asarray(expected)), initial=0.0))
+    np.testing.assert_allclose(actual, expected, rtol=0.0, atol=tolerance * scale)

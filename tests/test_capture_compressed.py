@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matrices import assert_close
 
 import layerbounds as lb
 from layerbounds.exceptions import InputError
@@ -187,7 +188,7 @@ def test_refitted_bias_through_solve_and_files(rng: np.random.Generator, tmp_pat
     lb.save_layers(tmp_path / "l.safetensors", [centred])
     loaded = lb.load_layers(tmp_path / "l.safetensors")["fc"]
     assert loaded.bias == "refit"
-    np.testing.assert_array_equal(bias_change(loaded, refit.weights), bias_change(centred, refit.weights))
+    assert_close(bias_change(loaded, refit.weights), bias_change(centred, refit.weights))
     with pytest.raises(InputError, match="bias is 'free'; choose 'keep' or 'refit'"):
         lb.pruning_problem(layer, density=0.5, bias="free")
     with pytest.raises(InputError, match="has no input_mean, which a re-fitted bias needs"):
@@ -272,7 +273,7 @@ def test_models_with_quantized_activations(images: list[Tensor], scheme: str) ->
         other(batch)
     x = torch.cat(seen).detach().numpy()
     assert len(np.unique(x)) <= 16 if scheme == "static" else all(len(np.unique(row)) <= 16 for row in x)
-    np.testing.assert_allclose(layers["6"].gram[0], x.T @ x / len(x), rtol=1e-12)
+    assert_close(layers["6"].gram[0], x.T @ x / len(x))
     difference = outputs(other, "6", images) - outputs(dense, "6", images)
     error = lb.evaluate(lb.pruning_problem(layers["6"], density=1.0), layers["6"].weight).error
     np.testing.assert_allclose(error, np.mean(difference**2, axis=0), rtol=1e-8)

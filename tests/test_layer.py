@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from matrices import assert_close
 
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError
@@ -186,7 +187,7 @@ def test_arrays_handed_over_are_not_changed(random_gram: MakeGram) -> None:
 def test_from_activations(rng: np.random.Generator) -> None:
     x, weight = rng.normal(size=(30, 12)), rng.normal(size=(2, 3, 2, 2))
     layer = Layer.from_activations(weight, x, "conv")
-    np.testing.assert_allclose(layer.gram[0], x.T @ x / 30, rtol=1e-12)
+    assert_close(layer.gram[0], x.T @ x / 30)
     assert layer.samples == 30
     assert layer.input_mean is not None
     np.testing.assert_allclose(layer.input_mean[0], x.mean(axis=0))
