@@ -12,8 +12,9 @@ from layerbounds.layers.files import load_layers, save_layers
 from layerbounds.layers.layer import Layer
 from layerbounds.methods.registry import heuristics, run_heuristic
 from layerbounds.problems.evaluation import Evaluation, evaluate
+from layerbounds.problems.fitting import codebook_grid, uniform_grid
 from layerbounds.problems.gram_range import gram_grid
-from layerbounds.problems.grids import Grid, codebook_grid, uniform_grid
+from layerbounds.problems.grids import Grid
 from layerbounds.problems.pruning import PruningProblem, pruning_problem
 from layerbounds.problems.quantization import QuantizationProblem, quantization_problem
 from layerbounds.proofs import BoundKind, Status

@@ -13,7 +13,8 @@ import layerbounds as lb
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError, UnknownNameError
 from layerbounds.problems.codebooks import codebook
-from layerbounds.problems.grids import MSE_STEPS, Granularity, codebook_grid, given_grid, uniform_grid
+from layerbounds.problems.fitting import MSE_STEPS, codebook_grid, uniform_grid
+from layerbounds.problems.grids import Granularity, given_grid
 from layerbounds.problems.levels import nearest_levels
 from layerbounds.problems.quantization import quantization_problem
 

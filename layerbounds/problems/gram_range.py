@@ -20,7 +20,8 @@ from layerbounds.exceptions import InputError
 from layerbounds.kernels.quantization.methods import lazy_rounding, search_scales
 from layerbounds.kernels.successive import factors_in_order, rounding_order
 from layerbounds.layers.layer import Layer, as_layer
-from layerbounds.problems.grids import Granularity, Grid, Range, codebook_grid, uniform_grid
+from layerbounds.problems.fitting import codebook_grid, uniform_grid
+from layerbounds.problems.grids import Granularity, Grid, Range
 
 #: Factors of the scale of least weight error that are tried: 1 first, so that it wins ties.
 FACTORS = np.concatenate(([1.0], 2.0 ** (np.delete(np.arange(-40, 41), 40) / 40.0)))

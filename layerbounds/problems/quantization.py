@@ -14,8 +14,9 @@ from layerbounds.arrays import Float, Int
 from layerbounds.exceptions import InputError
 from layerbounds.layers.bias import Bias, apply_bias
 from layerbounds.layers.layer import Layer, as_layer
+from layerbounds.problems.fitting import codebook_grid, uniform_grid
 from layerbounds.problems.gram_range import fitted_grid
-from layerbounds.problems.grids import Granularity, Grid, Range, codebook_grid, given_grid, uniform_grid
+from layerbounds.problems.grids import Granularity, Grid, Range, given_grid
 from layerbounds.problems.levels import Levels, nearest_levels
 from layerbounds.problems.problem import Problem
 

@@ -24,7 +24,7 @@ from layerbounds.arrays import as_float64
 from layerbounds.exceptions import FileFormatError, InputError
 from layerbounds.layers.files import atomic_path
 from layerbounds.layers.tensor_files import WIDE_FLOATS, open_tensors
-from layerbounds.problems.grids import uniform_grid
+from layerbounds.problems.fitting import uniform_grid
 from layerbounds.theory.families import empirical
 from layerbounds.theory.pruning import pruning_error
 from layerbounds.theory.quantization import decibels

@@ -8,7 +8,7 @@ import numpy as np
 
 from layerbounds.arrays import Float
 from layerbounds.layers.layer import Layer
-from layerbounds.problems.grids import codebook_grid
+from layerbounds.problems.fitting import codebook_grid
 from layerbounds.problems.levels import Levels
 from layerbounds.problems.problem import Problem
 from layerbounds.problems.quantization import QuantizationProblem, quantization_problem
