@@ -202,6 +202,7 @@ def _groups(group: ArrayLike | None, size: int | None, n: int, count: int) -> tu
 
 
 def granularity_size(granularity: Granularity, n: int) -> int:
+    """How many of n consecutive inputs share a scale."""
     if isinstance(granularity, str) and granularity in ("tensor", "channel"):
         return n
     whole = isinstance(granularity, (int, np.integer)) and not isinstance(granularity, bool)
@@ -213,6 +214,7 @@ def granularity_size(granularity: Granularity, n: int) -> int:
 
 
 def check_range(range: str) -> None:
+    """Refuse what is no range of a weight tensor."""
     if isinstance(range, str) and range == "gram":
         raise InputError(
             "range 'gram' is fitted to the output error of a layer; pass it to quantization_problem or call gram_grid."
