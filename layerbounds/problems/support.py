@@ -61,7 +61,7 @@ class Support(AllowedSet):
         if np.any(self.structure.excess(weights[None])):
             raise NotAllowedError("weights that break the pattern")
         if not self.refit and np.any((weights != 0.0) & (weights != self.original)):
-            raise NotAllowedError("changed weights where kept ones must stay as they are")
+            raise NotAllowedError("changed kept weights, which stay as they are in a mask-only problem")
         return weights
 
     def restrict(self, live: Bool) -> Support:
