@@ -214,7 +214,7 @@ def test_dependent_kept_inputs_close_no_node() -> None:
     assert np.isnan(base)
     found = np.zeros((4, n), dtype=bool)
     count = subset_sets.close_by_sets(
-        inputs, kept, total, reduced, residual, base, status, np.int64(1), np.ones(n), np.array([0.5, 0.6]),
+        (inputs, kept, total, reduced, residual), base, status, np.int64(1), np.ones(n), np.array([0.5, 0.6]),
         0.0, 1.0, 10.0, 1e-9, 1e5, found,
     )  # fmt: skip
     assert count < 0

@@ -107,6 +107,61 @@ def free_tries(savings, child, value, root):
 
 
 @kernel(error_model="numpy")
+def single_sets(a, r, threshold, found):
+    """Single inputs whose saving exceeds a threshold; how many, −1 if there is no room for them."""
+    count = 0
+    for j in range(len(r)):
+        if r[j] * r[j] > threshold * a[j, j]:
+            if count == len(found):
+                return -1
+            found[count, 0] = j
+            count += 1
+    return count
+
+
+@kernel(error_model="numpy")
+def complement_row(source, rows, pivots, begin, end, t, top):
+    """Row t of the Schur complement, right of its diagonal, after the pivots of the levels from ``begin`` to ``end``.
+
+    ``source`` is the row before them.
+    """
+    m = len(top)
+    for j in range(t + 1, m):
+        top[j] = source[j]
+    for p in range(begin, end):
+        other = rows[p]
+        ratio = other[t] / pivots[p]
+        for j in range(t + 1, m):
+            top[j] -= ratio * other[j]
+
+
+@kernel(error_model="numpy")
+def last_inputs(t, f, inverse, need, v, dg, top, chosen, found, count):
+    """Write down the sets that a last input after t completes and whose saving suffices; −1 if there is no room.
+
+    The saving of the last input is v²/d after the input t is in; its own cost is not looked at.
+    """
+    m = len(v)
+    peak = -np.inf
+    for j in range(t + 1, m):
+        x = v[j] - top[j] * f
+        peak = max(peak, x * x - need * (dg[j] - top[j] * top[j] * inverse))
+    if peak <= 0.0:
+        return count
+    for j in range(t + 1, m):
+        x = v[j] - top[j] * f
+        if not x * x - need * (dg[j] - top[j] * top[j] * inverse) <= 0.0:
+            if count == len(found):
+                return -1
+            last = found.shape[1] - 1
+            for p in range(last):
+                found[count, p] = chosen[p]
+            found[count, last] = j
+            count += 1
+    return count
+
+
+@kernel(error_model="numpy")
 def near_sets(a, r, room, child, best, root, order, free, gap, threshold, most, found):
     """Sets of exactly ``room`` free inputs within a gap whose saving exceeds a threshold.
 
@@ -131,11 +186,12 @@ def near_sets(a, r, room, child, best, root, order, free, gap, threshold, most, 
         How many there are; −1 if there is no room for them in ``found``; −2 where the work is too much.
     """
     m = len(r)
-    count = 0
     if room == 0:
         return 1 if threshold < 0.0 else 0
     if room > m:
         return 0
+    if room == 1:
+        return single_sets(a, r, threshold, found)
     cluster = np.empty(m, np.int64)
     depth = np.empty(m, np.int64)
     t = 0
@@ -144,14 +200,6 @@ def near_sets(a, r, room, child, best, root, order, free, gap, threshold, most, 
             cluster[t] = order[x]
             depth[t] = d
             t += 1
-    if room == 1:
-        for j in range(m):
-            if r[j] * r[j] > threshold * a[j, j]:
-                if count == len(found):
-                    return -1
-                found[count, 0] = j
-                count += 1
-        return count
     levels = room - 1
     # The Schur complement is kept up to this level; below, its rows are computed where they are needed.
     eager = max(levels - LAZY, 0)
@@ -171,6 +219,7 @@ def near_sets(a, r, room, child, best, root, order, free, gap, threshold, most, 
         for j in range(i, m):
             matrix[0, i, j] = a[i, j]
     begun[0] = root[cluster[0]]
+    count = 0
     work = 0
     q = 0
     while q >= 0:
@@ -199,34 +248,14 @@ def near_sets(a, r, room, child, best, root, order, free, gap, threshold, most, 
         f = vector[q, t] / pivot
         value = saved[q] + vector[q, t] * f
         top = rows[q]
-        source = matrix[min(q, eager), t]
-        for j in range(t + 1, m):
-            top[j] = source[j]
-        for p in range(eager, q):
-            other = rows[p]
-            ratio = other[t] / pivots[p]
-            for j in range(t + 1, m):
-                top[j] -= ratio * other[j]
+        complement_row(matrix[min(q, eager), t], rows, pivots, eager, q, t, top)
         work += (m - t) * (2 + max(q - eager, 0))
         v, dg = vector[q], diagonal[q]
         inverse = 1.0 / pivot
         if q == levels - 1:
-            # The saving of the last input is v²/d after the input t is in; its own cost is not looked at.
-            need = threshold - value
-            peak = -np.inf
-            for j in range(t + 1, m):
-                x = v[j] - top[j] * f
-                peak = max(peak, x * x - need * (dg[j] - top[j] * top[j] * inverse))
-            if not peak <= 0.0:
-                for j in range(t + 1, m):
-                    x = v[j] - top[j] * f
-                    if not x * x - need * (dg[j] - top[j] * top[j] * inverse) <= 0.0:
-                        if count == len(found):
-                            return -1
-                        for p in range(q + 1):
-                            found[count, p] = chosen[p]
-                        found[count, q + 1] = j
-                        count += 1
+            count = last_inputs(t, f, inverse, threshold - value, v, dg, top, chosen, found, count)
+            if count < 0:
+                return -1
             continue
         pivots[q] = pivot
         q += 1
@@ -306,15 +335,15 @@ def near_count(save, index, m, room, price, gap, most):
 
 
 @kernel(error_model="numpy")
-def close_by_sets(
-    inputs, kept, total, reduced, residual, base, status, room, save, edge, value, cut, energy, margin, most, found
-):  # fmt: skip
+def close_by_sets(left, base, status, room, save, edge, value, cut, energy, margin, most, found):
     """Enumerate the sets of a node of one group whose bound stays below the cut.
 
-    ``inputs``, ``kept`` and ``total`` as in `relax`; ``reduced``, ``residual`` and ``base`` are what `reduce` left and
-    returned; ``value`` is the bound that belongs to the savings ``save``. Returns the number of sets in ``found`` (rows
-    of flags) that have to be evaluated exactly, or a negative number where the node cannot be closed so.
+    ``left`` is the inputs that are not dropped, the kept ones first, how many are kept and how many there are, and what
+    `reduce` left of them; ``base`` is what it returned; ``value`` is the bound that belongs to the savings ``save``.
+    Returns the number of sets in ``found`` (rows of flags) that have to be evaluated exactly, or a negative number
+    where the node cannot be closed so.
     """
+    inputs, kept, total, reduced, residual = left
     n = len(status)
     index = inputs[kept:total]
     m = total - kept

@@ -165,6 +165,100 @@ def release(node, row, uses, spare, spare_rows, counts):
 
 
 @kernel(error_model="numpy")
+def relax_node(layer, d, group, free, status, state, cut, left, results):
+    """See `relax`: ``layer``, ``left`` and ``results`` are its arguments from ``gram``, ``inputs`` and ``u`` on."""
+    gram, norm, b, energy, reach = layer
+    inputs, kept, live, reduced, residual = left
+    u, save, edge, work, v, index, scores, out = results
+    # A constant as an argument would be a type of its own, for which numba compiles once more.
+    return relax(
+        gram, norm, b, energy, reach, d, group, free, status, state, np.int64(ROUNDS), cut,
+        inputs, kept, live, reduced, residual, u, save, edge, work, v, index, scores, out,
+    )  # fmt: skip
+
+
+@kernel(error_model="numpy")
+def improve(layer, d, group, free, status, state, now, cut, left, results, tuning):
+    """Improve a node's diagonal; its bound, and whether that is the one of the new diagonal, ``tuning[0]``."""
+    tuned, trial, alpha, other, inverse = tuning
+    inputs, kept, live, reduced, _ = left
+    mean = emphasis(group, free, status, results[0], d, results[1], results[2], FLOOR, alpha)
+    if not mean > 0.0 or not climb(
+        layer[0], d, alpha, TREE_MU * mean, tuned, inputs, kept, live, reduced, other, inverse
+    ):
+        return now, False
+    copy(state, trial)
+    better = relax_node(layer, tuned, group, free, status, trial, cut, left, results)
+    if better > now:
+        copy(trial, state)
+        return better, True
+    # The work arrays belong to the last relaxation: back to the better one.
+    return relax_node(layer, d, group, free, status, state, cut, left, results), False
+
+
+@kernel(error_model="numpy")
+def own_row(node, row, uses, spare_rows, counts):
+    """Take a row for a minorant of the node's own, and give its share of the present one back; returns the row."""
+    old = row[node]
+    counts[2] -= 1
+    row[node] = spare_rows[counts[2]]
+    uses[row[node]] = 1
+    uses[old] -= 1
+    if uses[old] == 0:
+        spare_rows[counts[2]] = old
+        counts[2] += 1
+    return row[node]
+
+
+@kernel(error_model="numpy")
+def round_set(status, save, edge, group, chosen):
+    """The kept inputs, and the free ones whose saving is among those that their group has room for."""
+    for i in range(len(status)):
+        chosen[i] = status[i] == 1 or (status[i] == 0 and save[i] >= edge[group[i], 1])
+
+
+@kernel(error_model="numpy")
+def undecided(status, save):
+    """How many inputs are free, and the one of largest saving among them; −1 where none is."""
+    free = 0
+    first = -1
+    for i in range(len(status)):
+        if status[i] == 0:
+            free += 1
+            if first < 0 or save[i] > save[first]:
+                first = i
+    return free, first
+
+
+@kernel(error_model="numpy")
+def queue(node, bound, turn, heap, counts):
+    """Put a node among the open ones."""
+    turn[node] = counts[3]
+    counts[3] += 1
+    push(heap, counts[0], bound, turn, node)
+    counts[0] += 1
+
+
+@kernel(error_model="numpy")
+def split(node, branch, group, status, state, room, bound, row, uses, spare, counts):
+    """Drop an input at a node; returns a new one that keeps it."""
+    child = spare[counts[1] - 1]
+    counts[1] -= 1
+    copy(status[node], status[child])
+    copy(state[node], state[child])
+    copy(room[node], room[child])
+    bound[child] = bound[node]
+    row[child] = row[node]
+    uses[row[node]] += 1
+    status[node, branch] = -1
+    settle(group, room[node], status[node])
+    status[child, branch] = 1
+    room[child, group[branch]] -= 1
+    settle(group, room[child], status[child])
+    return child
+
+
+@kernel(error_model="numpy")
 def run(
     gram, norm, b, energy, reach, group, upper, cut, margin, most, budget, last,
     status, state, room, bound, turn, row, spare, d, uses, spare_rows, heap, counts, closed, found,
@@ -199,16 +293,16 @@ def run(
     """
     n = len(b)
     groups = room.shape[1]
-    # A constant as an argument would be a type of its own, for which numba compiles once more.
-    rounds = np.int64(ROUNDS)
     u, save, v, scores = np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n)
     edge = np.zeros((groups, 2))
     work, other, inverse, reduced = np.empty((n, n)), np.empty((n, n)), np.empty((n, n)), np.empty((n, n))
     index, inputs = np.zeros(n, np.int64), np.zeros(n, np.int64)
     residual = np.zeros(n)
     out = np.zeros(1)
-    alpha, tuned = np.zeros(n), np.zeros(n)
-    trial = np.empty(n, np.int8)
+    alpha, tuned, trial = np.zeros(n), np.zeros(n), np.empty(n, np.int8)
+    layer = (gram, norm, b, energy, reach)
+    results = (u, save, edge, work, v, index, scores, out)
+    tuning = (tuned, trial, alpha, other, inverse)
     chosen = np.empty(n, np.bool_)
     while counts[0] > 0 and bound[heap[0]] < cut:
         if budget <= 0 or counts[4] >= last:
@@ -223,8 +317,7 @@ def run(
         st, sg, rm = status[node], state[node], room[node]
         kept, live = alive(st, inputs)
         if kept == live:
-            for i in range(n):
-                chosen[i] = st[i] == 1
+            round_set(st, save, edge, group, chosen)
             error = error_of(gram, b, chosen, energy)
             if error - margin >= cut:
                 closed[0] = min(closed[0], cut)
@@ -236,50 +329,18 @@ def run(
                 return FOUND
             continue
         base = reduce(gram, b, inputs, kept, live, reduced, residual)
-        now = relax(
-            gram, norm, b, energy, reach, d[row[node]], group, rm, st, sg, rounds, cut,
-            inputs, kept, live, reduced, residual, u, save, edge, work, v, index, scores, out,
-        )  # fmt: skip
+        left = (inputs, kept, live, reduced, residual)
+        now = relax_node(layer, d[row[node]], group, rm, st, sg, cut, left, results)
         count = -1
         if now < cut and groups == 1:
-            count = close_by_sets(
-                inputs, kept, live, reduced, residual, base, st, rm[0], save, edge[0], now, cut, energy, margin,
-                EARLY * most, found,
-            )  # fmt: skip
+            count = close_by_sets(left, base, st, rm[0], save, edge[0], now, cut, energy, margin, EARLY * most, found)
         if now < cut and count < 0:
             budget -= 1
-            mean = emphasis(group, rm, st, u, d[row[node]], save, edge, FLOOR, alpha)
-            if mean > 0.0 and climb(
-                gram, d[row[node]], alpha, TREE_MU * mean, tuned, inputs, kept, live, reduced, other, inverse
-            ):
-                copy(sg, trial)
-                better = relax(
-                    gram, norm, b, energy, reach, tuned, group, rm, st, trial, rounds, cut,
-                    inputs, kept, live, reduced, residual, u, save, edge, work, v, index, scores, out,
-                )  # fmt: skip
-                if better > now:
-                    now = better
-                    copy(trial, sg)
-                    old = row[node]
-                    counts[2] -= 1
-                    row[node] = spare_rows[counts[2]]
-                    copy(tuned, d[row[node]])
-                    uses[row[node]] = 1
-                    uses[old] -= 1
-                    if uses[old] == 0:
-                        spare_rows[counts[2]] = old
-                        counts[2] += 1
-                else:
-                    # The work arrays belong to the last relaxation: back to the better one.
-                    now = relax(
-                        gram, norm, b, energy, reach, d[row[node]], group, rm, st, sg, rounds, cut,
-                        inputs, kept, live, reduced, residual, u, save, edge, work, v, index, scores, out,
-                    )  # fmt: skip
+            now, better = improve(layer, d[row[node]], group, rm, st, sg, now, cut, left, results, tuning)
+            if better:
+                copy(tuned, d[own_row(node, row, uses, spare_rows, counts)])
             if now < cut and groups == 1:
-                count = close_by_sets(
-                    inputs, kept, live, reduced, residual, base, st, rm[0], save, edge[0], now, cut, energy, margin,
-                    most, found,
-                )  # fmt: skip
+                count = close_by_sets(left, base, st, rm[0], save, edge[0], now, cut, energy, margin, most, found)
         if count >= 0:
             budget -= 4
             closed[0] = min(closed[0], cut)
@@ -294,8 +355,7 @@ def run(
             release(node, row, uses, spare, spare_rows, counts)
             continue
         if counts[4] % TRIALS == 1:
-            for i in range(n):
-                chosen[i] = st[i] == 1 or (st[i] == 0 and save[i] >= edge[group[i], 1])
+            round_set(st, save, edge, group, chosen)
         active = int(out[0])
         rounded = counts[4] % TRIALS == 1 and error_of(gram, b, chosen, energy) < upper * (1.0 - 1e-9)
         branch = pick(d[row[node]], st, u, work, active, index, v, CANDIDATES)
@@ -303,41 +363,16 @@ def run(
             # What was cut off is only known to reach the cut.
             closed[0] = min(closed[0], cut)
             settle(group, rm, st)
-        free = 0
-        fallback = -1
-        for i in range(n):
-            if st[i] == 0:
-                free += 1
-                if fallback < 0 or save[i] > save[fallback]:
-                    fallback = i
         bound[node] = value
+        free, first = undecided(st, save)
         if free > 0:
             if branch < 0 or st[branch] != 0:
-                branch = fallback
-            child = spare[counts[1] - 1]
-            counts[1] -= 1
-            copy(st, status[child])
-            copy(sg, state[child])
-            copy(rm, room[child])
-            bound[child] = value
-            row[child] = row[node]
-            uses[row[node]] += 1
-            st[branch] = -1
-            settle(group, rm, st)
-            status[child, branch] = 1
-            room[child, group[branch]] -= 1
-            settle(group, room[child], status[child])
-            turn[node] = counts[3]
-            turn[child] = counts[3] + 1
-            counts[3] += 2
-            push(heap, counts[0], bound, turn, node)
-            push(heap, counts[0] + 1, bound, turn, child)
-            counts[0] += 2
+                branch = first
+            child = split(node, branch, group, status, state, room, bound, row, uses, spare, counts)
+            queue(node, bound, turn, heap, counts)
+            queue(child, bound, turn, heap, counts)
         else:
-            turn[node] = counts[3]
-            counts[3] += 1
-            push(heap, counts[0], bound, turn, node)
-            counts[0] += 1
+            queue(node, bound, turn, heap, counts)
         if rounded:
             copy(chosen, found[0])
             counts[5] = 1

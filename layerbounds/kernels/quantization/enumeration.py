@@ -15,6 +15,60 @@ costs O(k): psi grows by p_k (v − z_k)² + 2 h_k v and z moves along a precomp
 Hildreth's dual coordinate ascent (Quarterly of Applied Math. 4, 1957) at nodes that the bound did not prune.
 
 The state lives in arrays, so that a call can stop after some nodes and the next call goes on from there.
+
+Arrays
+------
+pivots : (n,) float64
+    Squared pivots p_k.
+shifts : (n, n) float64
+    ``shifts[k, :k]``: move of the centre of the first k variables for a unit move of variable k.
+weights, inverses : (n + 1, n) float64
+    ``weights[k, :k]``: diagonal minorant of the Gram matrix of the first k variables, and its inverse.
+covariances : (depths, n, n) float64
+    Entry k − ``first``: inverse Gram matrix of the first k variables, where ``steps[k] > 0``.
+steps : (n + 1,) int64
+    Hildreth steps at a node with k free variables.
+levels : (levels, n) float64
+    Sorted tables, padded with the last level.
+count : (n,) int64
+low, high : (n,) float64
+    Smallest and largest level.
+z, tilts : (n + 1, n) float64; psi, base, floor : (n + 1,) float64; moves : (n + 1,) int64
+    Row k belongs to the node with k free variables; row n is given. ``base`` is the node's bound less the term
+    of variable k − 1, ``floor`` a lower bound on Σ 2 h v of the free variables, ``moves`` the
+    Hildreth steps on the path. State.
+row : (n + 1,) int64
+    Which row of ``tilts`` the node uses: its own or that of the last node above with steps. State.
+sparse : (m,) int64
+    Increasing indices of the root's tilted variables, if there are few; else any array longer than 8.
+chosen, lower, upper : (n,) int64
+    State.
+position : (1,) int64
+    The variable to be fixed next; n before the first call, n + 1 when the search is exhausted. State.
+cut : (1,) float64
+    Subtrees whose bound reaches it are pruned; lowered when a leaf below it is found. State.
+best : (n,) int64
+    Level indices of the best leaf found; best[0] = -1 while there is none. State.
+nodes : (1,) int64
+    Running count. State.
+extreme : (2,) float64; reach : (n,) float64
+    Largest Σ 2|h_i| max|level_i| of a node, largest number of moves on a path, and largest move of each variable
+    from its centre, for the rounding allowance.
+seen : (n + 1,) int64, or (0,); distance : (n + 1, n) float64
+    Where given: per depth the number of nodes whose bound was near the cut, and the sums of their squared
+    distances to the nearest level, from which better weights are learned.
+active : (n + 1,) int64
+    How many integer forms v_jᵀq (split cuts) are tested at each depth: leading columns of ``forms``.
+forms : (n, cuts) float64
+    Their coefficients.
+form_moves : (n, cuts) float64
+    ``shifts @ forms``.
+form_units, form_inverses : (n + 1, n) float64; form_weights : (n + 1, cuts) float64
+    Joint minorant diag(form_units) + V diag(form_weights) Vᵀ of every depth, and 1/form_units.
+form_values : (n + 1, cuts) float64
+    v_jᵀz over the free variables. State.
+form_seen : (n + 1,) int64; form_distance : (n + 1, cuts) float64
+    With ``seen``: the nodes tested, and the sums of their squared distances of v_jᵀz to the integers.
 """
 
 from __future__ import annotations
@@ -183,6 +237,94 @@ def _open_level(k, centre, levels, count, lower, upper):
 
 
 @kernel()
+def _nearest_left(k, centre, levels, count, lower, upper):
+    """The level of variable k that is nearest to its centre among those not tried yet; −1 where none is left."""
+    below, above = lower[k], upper[k]
+    if below >= 0 and (above >= count[k] or centre - levels[below, k] <= levels[above, k] - centre):
+        lower[k] = below - 1
+        return below
+    if above < count[k]:
+        upper[k] = above + 1
+        return above
+    return -1
+
+
+@kernel()
+def _leave_side(k, pick, slope, count, lower, upper):
+    """Give up the levels beyond a pruned one: on the far side of its parabola's vertex they are no better."""
+    if slope >= 0.0 and pick == upper[k] - 1:
+        upper[k] = count[k]
+    if slope <= 0.0 and pick == lower[k] + 1:
+        lower[k] = -1
+
+
+@kernel()
+def _fix(k, delta, own, uniform, z, shifts, tilts, sparse, levels, low, high, weights, inverses):
+    """Move the centre of the first k variables by ``delta``; the separable bound there with tilts of row ``own``."""
+    n = shifts.shape[0]
+    child = z[k]
+    if not uniform:
+        return _fix_table(k, delta, z[k + 1], child, shifts[k], tilts[own], levels, weights[k])
+    if own < n or sparse.shape[0] > 8:
+        return _fix_tilted(k, delta, z[k + 1], child, shifts[k], tilts[own], low, high, weights[k], inverses[k])
+    rest = _fix_plain(k, delta, z[k + 1], child, shifts[k], low, high, weights[k])
+    for i in sparse:
+        if i >= k:
+            break
+        rest += _term(i, child[i], tilts[n, i], weights[k, i], inverses[k, i], True, levels, low[i], high[i])
+        rest -= _term(i, child[i], 0.0, weights[k, i], inverses[k, i], True, levels, low[i], high[i])
+    return rest
+
+
+@kernel()
+def _note_levels(k, point, levels, seen, distance):
+    """Note how far the first k variables are from their nearest levels."""
+    seen[k] += 1
+    for i in range(k):
+        r = np.inf
+        for j in range(levels.shape[0]):
+            r = min(r, abs(levels[j, i] - point[i]))
+        distance[k, i] += r * r
+
+
+@kernel()
+def _note_forms(k, m, values, seen, distance):
+    """Note how far the first m forms are from the integers."""
+    seen[k] += 1
+    for j in range(m):
+        r = values[k, j] - np.rint(values[k, j])
+        distance[k, j] += r * r
+
+
+@kernel()
+def _improve(
+    k, steps, own, partial, bound, cut, uniform, child, tilts, weight, inverse, covariance, levels, low, high, spare
+):  # fmt: skip
+    """Hildreth steps at a node: its bound, psi and the steps taken, 0 where the bound of row ``own`` is better."""
+    tilts[k, :k] = tilts[own, :k]
+    spare[:k] = child[:k]
+    trial, taken = ascend(k, steps, 1e-3 * cut, partial, spare, tilts[k], weight, covariance, low, high)
+    if taken > 0:
+        better = trial + _rest(k, spare, tilts[k], weight, inverse, uniform, levels, low, high)
+        # The steps ascend the dual of the box alone: together with the grid they may lose.
+        if better > bound:
+            child[:k] = spare[:k]
+            return better, trial, taken
+    return bound, partial, 0
+
+
+@kernel()
+def _box_terms(k, tilt, low, high):
+    """The least Σ 2 h v of the first k variables, and the largest Σ 2|h v|."""
+    least = 0.0
+    size = 0.0
+    for i in range(k):
+        least += 2.0 * min(tilt[i] * low[i], tilt[i] * high[i])
+        size += 2.0 * abs(tilt[i]) * max(abs(low[i]), abs(high[i]))
+    return least, size
+
+
+@kernel()
 def enumerate_levels(
     max_nodes, collect, uniform, pivots, shifts, weights, inverses, covariances, first, steps, levels, count, low, high,
     z, tilts, row, sparse, psi, base, floor, moves, chosen, lower, upper, position, cut, best,
@@ -198,58 +340,8 @@ def enumerate_levels(
         Return at every leaf below the cut, and leave the cut as it is.
     uniform : bool
         Whether the levels of variable i are the integers from low[i] to high[i].
-    pivots : (n,) float64
-        Squared pivots p_k.
-    shifts : (n, n) float64
-        ``shifts[k, :k]``: move of the centre of the first k variables for a unit move of variable k.
-    weights, inverses : (n + 1, n) float64
-        ``weights[k, :k]``: diagonal minorant of the Gram matrix of the first k variables, and its inverse.
-    covariances : (depths, n, n) float64
-        Entry k − first: inverse Gram matrix of the first k variables, where ``steps[k] > 0``.
-    first : int
-    steps : (n + 1,) int64
-        Hildreth steps at a node with k free variables.
-    levels : (levels, n) float64
-        Sorted tables, padded with the last level.
-    count : (n,) int64
-    low, high : (n,) float64
-        Smallest and largest level.
-    z, tilts : (n + 1, n) float64; psi, base, floor : (n + 1,) float64; moves : (n + 1,) int64
-        Row k belongs to the node with k free variables; row n is given. ``base`` is the node's bound less the term
-        of variable k − 1, ``floor`` a lower bound on Σ 2 h v of the free variables, ``moves`` the
-        Hildreth steps on the path. State.
-    row : (n + 1,) int64
-        Which row of ``tilts`` the node uses: its own or that of the last node above with steps. State.
-    sparse : (m,) int64
-        Increasing indices of the root's tilted variables, if there are few; else any array longer than 8.
-    chosen, lower, upper : (n,) int64
-        State.
-    position : (1,) int64
-        The variable to be fixed next; n before the first call, n + 1 when the search is exhausted. State.
-    cut : (1,) float64
-        Subtrees whose bound reaches it are pruned; lowered when a leaf below it is found. State.
-    best : (n,) int64
-        Level indices of the best leaf found; best[0] = -1 while there is none. State.
-    nodes : (1,) int64
-        Running count. State.
-    extreme : (2,) float64; reach : (n,) float64
-        Largest Σ 2|h_i| max|level_i| of a node, largest number of moves on a path, and largest move of each variable
-        from its centre, for the rounding allowance.
-    seen : (n + 1,) int64, or (0,); distance : (n + 1, n) float64
-        Where given: per depth the number of nodes whose bound was near the cut, and the sums of their squared
-        distances to the nearest level, from which better weights are learned.
-    active : (n + 1,) int64
-        How many integer forms v_jᵀq (split cuts) are tested at each depth: leading columns of ``forms``.
-    forms : (n, cuts) float64
-        Their coefficients.
-    form_moves : (n, cuts) float64
-        ``shifts @ forms``.
-    form_units, form_inverses : (n + 1, n) float64; form_weights : (n + 1, cuts) float64
-        Joint minorant diag(form_units) + V diag(form_weights) Vᵀ of every depth, and 1/form_units.
-    form_values : (n + 1, cuts) float64
-        v_jᵀz over the free variables. State.
-    form_seen : (n + 1,) int64; form_distance : (n + 1, cuts) float64
-        With ``seen``: the nodes tested, and the sums of their squared distances of v_jᵀz to the integers.
+    pivots and all others
+        The arrays that the module describes.
 
     Returns
     -------
@@ -269,16 +361,7 @@ def enumerate_levels(
     spare = np.empty(n)
     while nodes[0] < limit:
         x, t = z[k + 1, k], tilts[row[k + 1], k]
-        centre = x - t / pivots[k]
-        below, above = lower[k], upper[k]
-        if below >= 0 and (above >= count[k] or centre - levels[below, k] <= levels[above, k] - centre):
-            pick = below
-            lower[k] = below - 1
-        elif above < count[k]:
-            pick = above
-            upper[k] = above + 1
-        else:
-            pick = -1
+        pick = _nearest_left(k, x - t / pivots[k], levels, count, lower, upper)
         exhausted = pick < 0
         value = 0.0
         delta = 0.0
@@ -311,34 +394,14 @@ def enumerate_levels(
             continue
         slope = weights[k + 1, k]
         if base[k + 1] + 2.0 * t * value + slope * (delta * delta) >= cut[0]:
-            # A parabola in the value: on the far side of its vertex the remaining levels are no better.
-            if slope * delta + t >= 0.0 and pick == upper[k] - 1:
-                upper[k] = count[k]
-            if slope * delta + t <= 0.0 and pick == lower[k] + 1:
-                lower[k] = -1
+            _leave_side(k, pick, slope * delta + t, count, lower, upper)
             continue
         chosen[k] = pick
         child = z[k]
         own = row[k + 1]
-        if not uniform:
-            rest = _fix_table(k, delta, z[k + 1], child, shifts[k], tilts[own], levels, weights[k])
-        elif own == n and sparse.shape[0] <= 8:
-            rest = _fix_plain(k, delta, z[k + 1], child, shifts[k], low, high, weights[k])
-            for i in sparse:
-                if i >= k:
-                    break
-                rest += _term(i, child[i], tilts[n, i], weights[k, i], inverses[k, i], True, levels, low[i], high[i])
-                rest -= _term(i, child[i], 0.0, weights[k, i], inverses[k, i], True, levels, low[i], high[i])
-        else:
-            rest = _fix_tilted(k, delta, z[k + 1], child, shifts[k], tilts[own], low, high, weights[k], inverses[k])
-        bound = partial + rest
+        bound = partial + _fix(k, delta, own, uniform, z, shifts, tilts, sparse, levels, low, high, weights, inverses)
         if learn and bound < 1.5 * cut[0]:
-            seen[k] += 1
-            for i in range(k):
-                r = np.inf
-                for j in range(levels.shape[0]):
-                    r = min(r, abs(levels[j, i] - child[i]))
-                distance[k, i] += r * r
+            _note_levels(k, child, levels, seen, distance)
         if bound >= cut[0]:
             continue
         m = active[k]
@@ -347,41 +410,25 @@ def enumerate_levels(
                 m, delta, z[k + 1, k], form_values[k + 1], form_values[k], form_moves[k], forms[k], form_weights[k]
             )
             if learn:
-                form_seen[k] += 1
-                for j in range(m):
-                    r = form_values[k, j] - np.rint(form_values[k, j])
-                    form_distance[k, j] += r * r
+                _note_forms(k, m, form_values, form_seen, form_distance)
             split += _unit_terms(k, child, tilts[own], low, high, form_units[k], form_inverses[k])
             if split >= cut[0]:
                 continue
         taken = 0
         if steps[k] > 0:
-            tilts[k, :k] = tilts[own, :k]
-            spare[:k] = child[:k]
-            trial, taken = ascend(
-                k, steps[k], 1e-3 * cut[0], partial, spare, tilts[k], weights[k], covariances[k - first], low, high
-            )
+            bound, partial, taken = _improve(
+                k, steps[k], own, partial, bound, cut[0], uniform, child, tilts, weights[k], inverses[k],
+                covariances[k - first], levels, low, high, spare,
+            )  # fmt: skip
             if taken > 0:
-                better = trial + _rest(k, spare, tilts[k], weights[k], inverses[k], uniform, levels, low, high)
-                # The steps ascend the dual of the box alone: together with the grid they may lose.
-                if better > bound:
-                    bound = better
-                    partial = trial
-                    child[:k] = spare[:k]
-                    for j in range(m):
-                        form_values[k, j] = _dot(k, forms[:k, j], child)
-                    own = k
-                    rest_floor = 0.0
-                    size = 0.0
-                    for i in range(k):
-                        rest_floor += 2.0 * min(tilts[k, i] * low[i], tilts[k, i] * high[i])
-                        size += 2.0 * abs(tilts[k, i]) * max(abs(low[i]), abs(high[i]))
-                    extreme[0] = max(extreme[0], size)
-                    extreme[1] = max(extreme[1], float(moves[k + 1] + taken))
-                    if bound >= cut[0]:
-                        continue
-                else:
-                    taken = 0
+                own = k
+                for j in range(m):
+                    form_values[k, j] = _dot(k, forms[:k, j], child)
+                rest_floor, size = _box_terms(k, tilts[k], low, high)
+                extreme[0] = max(extreme[0], size)
+                extreme[1] = max(extreme[1], float(moves[k + 1] + taken))
+                if bound >= cut[0]:
+                    continue
         reach[k] = max(reach[k], abs(delta))
         psi[k] = partial
         moves[k] = moves[k + 1] + taken

@@ -23,8 +23,8 @@ from layerbounds.kernels.factorization import UNIT, cholesky, symmetric_inverse
 from layerbounds.kernels.pruning import (
     cluster_codes,
     cluster_minorant,
+    cluster_relaxation,
     cluster_tree,
-    clusters,
     subset_sets,
     subset_tree,
 )
@@ -178,7 +178,7 @@ class ClusterSearch(SubsetSearch):
         if self.shared:
             cluster_codes.count_inputs(codes.code, self.number)
         self.result[2] = node.price
-        value = clusters.relax(
+        value = cluster_relaxation.relax(
             self.gram, self.norm, self.b, self.low_energy, self.reach, m.block, m.loss, m.smallest, m.first, m.member,
             self.shared, node.free[0], node.status, tau, WIDE * self.incumbent.value, expected, rounds, stop, gain,
             codes.base, codes.code, self.number, node.point, self.place, self.kept_in, self.free_in, self.savings,
