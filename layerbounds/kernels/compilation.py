@@ -169,7 +169,7 @@ def is_kernel(dispatcher: Any) -> bool:
     return isinstance(vars(dispatcher).get("_cache"), KernelCache)
 
 
-def kernel(*, error_model: str = "python", fastmath: bool | frozenset[str] = False) -> Any:
+def kernel(*, error_model: str = "python", fastmath: bool | frozenset[str] = False, inline: bool = False) -> Any:
     """Decorator of a function that numba compiles when it is first called.
 
     Parameters
@@ -179,13 +179,18 @@ def kernel(*, error_model: str = "python", fastmath: bool | frozenset[str] = Fal
         faster: for functions in which that cannot prune anything, as comparisons with NaN are false.
     fastmath : bool or set of str
         See numba.
+    inline : bool
+        LLVM puts the function into its callers whatever its size: for parts of inner loops where that was measured to
+        be faster.
     """
     flags = set(fastmath) if isinstance(fastmath, frozenset) else fastmath
     compile_lazily: Any = njit
 
     def decorate(function: Any) -> Any:
         # Nothing calls kernels from C.
-        compiled = compile_lazily(nogil=True, error_model=error_model, fastmath=flags, no_cfunc_wrapper=True)(function)
+        compiled = compile_lazily(
+            nogil=True, error_model=error_model, fastmath=flags, forceinline=inline, no_cfunc_wrapper=True
+        )(function)
         # Without numba's compiler, as in a debugger, it is the function itself.
         if isinstance(compiled, Dispatcher):
             vars(compiled)["_cache"] = KernelCache(function)
