@@ -212,6 +212,19 @@ def solve_system(a, b):
 
 
 @kernel(error_model="numpy")
+def multiply(a, b, c):
+    """C = AB for small matrices."""
+    for i in range(len(a)):
+        line = c[i]
+        for j in range(len(line)):
+            line[j] = 0.0
+        for k in range(len(b)):
+            f, row = a[i, k], b[k]
+            for j in range(len(line)):
+                line[j] += f * row[j]
+
+
+@kernel(error_model="numpy")
 def copy(source, target):
     """Copy an array of one dimension; an assignment of arrays takes seconds to compile."""
     for i in range(len(source)):
