@@ -180,8 +180,8 @@ def kernel(*, error_model: str = "python", fastmath: bool | frozenset[str] = Fal
     fastmath : bool or set of str
         See numba.
     inline : bool
-        LLVM puts the function into its callers whatever its size: for parts of inner loops where that was measured to
-        be faster.
+        The function becomes a part of its callers, and is not compiled for itself: for parts of a long function, which
+        LLVM would otherwise optimise once more for every level of calls, and call with a hundred words of arguments.
     """
     flags = set(fastmath) if isinstance(fastmath, frozenset) else fastmath
     compile_lazily: Any = njit
@@ -189,7 +189,11 @@ def kernel(*, error_model: str = "python", fastmath: bool | frozenset[str] = Fal
     def decorate(function: Any) -> Any:
         # Nothing calls kernels from C.
         compiled = compile_lazily(
-            nogil=True, error_model=error_model, fastmath=flags, forceinline=inline, no_cfunc_wrapper=True
+            nogil=True,
+            error_model=error_model,
+            fastmath=flags,
+            inline="always" if inline else "never",
+            no_cfunc_wrapper=True,
         )(function)
         # Without numba's compiler, as in a debugger, it is the function itself.
         if isinstance(compiled, Dispatcher):

@@ -8,7 +8,7 @@ from layerbounds.kernels.compilation import kernel
 from layerbounds.kernels.linear_algebra import copy, factorize, invert_by_sweeps, multiply, solve_system
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", inline=True)
 def best_block(gradient, old, most, barrier, least, change):
     """What the optimal block has more than the ``old`` one; False where the largest feasible one is not definite.
 

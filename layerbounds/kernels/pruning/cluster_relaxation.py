@@ -128,7 +128,7 @@ def mix(minorant, order, codes, c, s, lse, tau, price, mixture, space):
     return variance
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", inline=True)
 def occurring(gram, minorant, order, u, mean, share, position, deviation, shift):
     """Number the inputs that occur in the mixture, in ``position``, −1 for the others; returns how many there are.
 
@@ -158,7 +158,7 @@ def occurring(gram, minorant, order, u, mean, share, position, deviation, shift)
     return m
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", inline=True)
 def newton_system(gram, minorant, order, width, mixture, position, deviation, work, right, price_right):
     """The matrix A⁻¹ + H − B of a Newton step (upper triangle), and A⁻¹ times the deviation and times the tilt.
 
@@ -210,7 +210,7 @@ def newton_system(gram, minorant, order, width, mixture, position, deviation, wo
     return True
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", inline=True)
 def follow_price(m, order, factor, tilt, share, deviation, price_right, moved, resid):
     """Correct a Newton step for the price, which moves with the point: a matrix of rank one is taken off.
 
@@ -232,7 +232,7 @@ def follow_price(m, order, factor, tilt, share, deviation, price_right, moved, r
             resid[p] += f * moved[p]
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", inline=True)
 def newton_step(gram, minorant, order, u, width, variance, priced, mixture, work, step):
     """The move (A⁻¹ + H − B)⁻¹A⁻¹(v − u) of the inputs that occur, the others to zero; False where it breaks down.
 

@@ -161,35 +161,32 @@ def find_price(lse, free, tau, room, price):
 
 
 @kernel(error_model="numpy")
-def evaluate(problem, minorant, order, codes, u, c, s, top, space, out):
+def evaluate(
+    gram, norm, b, energy, reach, block, loss, smallest, first, member, place, kept, free, base, code, number, u, c,
+    s, top, matrix, vector, depth_of, resid, out,
+):  # fmt: skip
     """Savings of all codes at a point u.
 
     Parameters
     ----------
-    problem
+    gram, norm, b, energy, reach
         H, the roots of its diagonal, Hw, a lower bound of wᵀHw, and the Σ √h_jj |u_j| that accounts for the error of b.
-    minorant
-        Its blocks, the relative error of a saving, lower bounds of the blocks' smallest eigenvalues, and the clusters.
-    order
-        ``place`` and the numbers of kept and of free inputs of each cluster.
-    codes
-        Where each cluster's codes begin, the codes, and how many inputs each one takes off a number that all clusters
-        share; 0 where there is none.
+    block, loss, smallest
+        The minorant, the relative error of a saving, and lower bounds of the blocks' smallest eigenvalues.
+    kept, free
+        The numbers of kept and of free inputs of each cluster.
+    base, code, number
+        The codes, and how many inputs each one takes off a number that all clusters share; 0 where there is none.
     c, s
         Results: Hw − (H − B)u in the order of ``place``, and the savings.
     top
         Result: the largest saving of each cluster by number of kept inputs.
-    space
+    matrix, vector, depth_of, resid
         Work space.
     out
         ``out[5]`` becomes wᵀHw − uᵀ(H − B)u and ``out[6]`` what rounding may hide, but for 2γ times the
         sum of the savings.
     """
-    gram, norm, b, energy, reach = problem
-    block, loss, smallest, first, member = minorant
-    place, kept, free = order
-    base, code, number = codes
-    matrix, vector, depth_of, resid = space
     n = len(b)
     gamma = 4.0 * (n + 16) * UNIT
     size = reach
@@ -297,9 +294,19 @@ def bounds(free, base, number, s, top, budget, room, tau, n, lse, best, followin
 def assess(problem, minorant, order, codes, sharing, u, tau, price, c, s, top, lse, space, out):
     """Savings at a point, and their bounds: `evaluate` and `bounds`, whose search of the price starts at ``price``.
 
-    ``sharing`` is whether all clusters share one number of kept inputs, how many may still be kept, and work space.
+    ``problem``, ``minorant``, ``order`` and ``codes`` are the arguments of `evaluate` up to ``number``, ``space`` its
+    work space; ``sharing`` is whether all clusters share one number of kept inputs, how many may still be kept, and
+    work space.
     """
-    evaluate(problem, minorant, order, codes, u, c, s, top, space, out)
-    out[2] = price
+    gram, norm, b, energy, reach = problem
+    block, loss, smallest, first, member = minorant
+    place, kept, free = order
+    base, code, number = codes
+    matrix, vector, depth_of, resid = space
     budget, room, best, following = sharing
-    bounds(order[2], codes[0], codes[2], s, top, budget, room, tau, len(u), lse, best, following, out)
+    evaluate(
+        gram, norm, b, energy, reach, block, loss, smallest, first, member, place, kept, free, base, code, number, u, c,
+        s, top, matrix, vector, depth_of, resid, out,
+    )  # fmt: skip
+    out[2] = price
+    bounds(free, base, number, s, top, budget, room, tau, len(u), lse, best, following, out)

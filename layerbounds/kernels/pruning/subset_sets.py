@@ -106,7 +106,7 @@ def free_tries(savings, child, value, root):
         value[3 * p + 2] = savings[p]
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", inline=True)
 def single_sets(a, r, threshold, found):
     """Single inputs whose saving exceeds a threshold; how many, −1 if there is no room for them."""
     count = 0
@@ -119,7 +119,7 @@ def single_sets(a, r, threshold, found):
     return count
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", inline=True)
 def complement_row(source, rows, pivots, begin, end, t, top):
     """Row t of the Schur complement, right of its diagonal, after the pivots of the levels from ``begin`` to ``end``.
 
@@ -135,7 +135,7 @@ def complement_row(source, rows, pivots, begin, end, t, top):
             top[j] -= ratio * other[j]
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", inline=True)
 def last_inputs(t, f, inverse, need, v, dg, top, chosen, found, count):
     """Write down the sets that a last input after t completes and whose saving suffices; −1 if there is no room.
 

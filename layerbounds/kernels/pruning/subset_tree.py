@@ -164,7 +164,7 @@ def release(node, row, uses, spare, spare_rows, counts):
         counts[2] += 1
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", inline=True)
 def relax_node(layer, d, group, free, status, state, cut, left, results):
     """See `relax`: ``layer``, ``left`` and ``results`` are its arguments from ``gram``, ``inputs`` and ``u`` on."""
     gram, norm, b, energy, reach = layer
@@ -177,7 +177,7 @@ def relax_node(layer, d, group, free, status, state, cut, left, results):
     )  # fmt: skip
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", inline=True)
 def improve(layer, d, group, free, status, state, now, cut, left, results, tuning):
     """Improve a node's diagonal; its bound, and whether that is the one of the new diagonal, ``tuning[0]``."""
     tuned, trial, alpha, other, inverse = tuning
