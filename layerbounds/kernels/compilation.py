@@ -169,7 +169,13 @@ def is_kernel(dispatcher: Any) -> bool:
     return isinstance(vars(dispatcher).get("_cache"), KernelCache)
 
 
-def kernel(*, error_model: str = "python", fastmath: bool | frozenset[str] = False, inline: bool = False) -> Any:
+def kernel(
+    *,
+    error_model: str = "python",
+    fastmath: bool | frozenset[str] = False,
+    inline: bool = False,
+    force_inline: bool = False,
+) -> Any:
     """Decorator of a function that numba compiles when it is first called.
 
     Parameters
@@ -181,7 +187,10 @@ def kernel(*, error_model: str = "python", fastmath: bool | frozenset[str] = Fal
         See numba.
     inline : bool
         The function becomes a part of its callers, and is not compiled for itself: for parts of a long function, which
-        LLVM would otherwise optimise once more for every level of calls, and call with a hundred words of arguments.
+        LLVM would otherwise optimise once more for every level of calls.
+    force_inline : bool
+        It is compiled for itself, with its own ``fastmath``, and LLVM puts it into its callers whatever its size: for
+        parts of inner loops, where a call passes a hundred words of arguments.
     """
     flags = set(fastmath) if isinstance(fastmath, frozenset) else fastmath
     compile_lazily: Any = njit
@@ -193,6 +202,7 @@ def kernel(*, error_model: str = "python", fastmath: bool | frozenset[str] = Fal
             error_model=error_model,
             fastmath=flags,
             inline="always" if inline else "never",
+            forceinline=force_inline,
             no_cfunc_wrapper=True,
         )(function)
         # Without numba's compiler, as in a debugger, it is the function itself.

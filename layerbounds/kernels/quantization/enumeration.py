@@ -78,10 +78,12 @@ import numpy as np
 from layerbounds.kernels.compilation import REORDER, kernel
 
 
+# Rows of matrices are taken within the functions that read them: a slice that crosses branches counts references.
 # Reassociation only reorders sums whose rounding docs/numerics.md charges in any order.
-@kernel(fastmath=REORDER)
-def _fix_plain(k, delta, parent, child, shift, low, high, weight):
+@kernel(fastmath=REORDER, force_inline=True)
+def _fix_plain(k, delta, z, shifts, low, high, weights):
     """Move the centre; separable bound on the integers low…high without tilts."""
+    parent, child, shift, weight = z[k + 1], z[k], shifts[k], weights[k]
     total = 0.0
     for i in range(k):
         x = parent[i] + shift[i] * delta
@@ -91,9 +93,10 @@ def _fix_plain(k, delta, parent, child, shift, low, high, weight):
     return total
 
 
-@kernel(fastmath=REORDER)
-def _fix_tilted(k, delta, parent, child, shift, tilt, low, high, weight, inverse):
+@kernel(fastmath=REORDER, force_inline=True)
+def _fix_tilted(k, delta, own, z, shifts, tilts, low, high, weights, inverses):
     """Move the centre; separable bound on the integers low…high with tilts."""
+    parent, child, shift, tilt, weight, inverse = z[k + 1], z[k], shifts[k], tilts[own], weights[k], inverses[k]
     total = 0.0
     for i in range(k):
         x = parent[i] + shift[i] * delta
@@ -105,8 +108,9 @@ def _fix_tilted(k, delta, parent, child, shift, tilt, low, high, weight, inverse
 
 
 @kernel(fastmath=REORDER)
-def _fix_table(k, delta, parent, child, shift, tilt, levels, weight):
+def _fix_table(k, delta, own, z, shifts, tilts, levels, weights):
     """Move the centre; separable bound on level tables of shape (levels, n)."""
+    parent, child, shift, tilt, weight = z[k + 1], z[k], shifts[k], tilts[own], weights[k]
     for i in range(k):
         child[i] = parent[i] + shift[i] * delta
     total = 0.0
@@ -120,9 +124,10 @@ def _fix_table(k, delta, parent, child, shift, tilt, levels, weight):
     return total
 
 
-@kernel(fastmath=REORDER)
-def _fix_forms(m, delta, fixed, parent, child, move, row, weight):
+@kernel(fastmath=REORDER, force_inline=True)
+def _fix_forms(k, m, delta, fixed, values, moves, forms, weights):
     """Values of the integer forms at the moved centre; their part of the separable bound."""
+    parent, child, move, row, weight = values[k + 1], values[k], moves[k], forms[k], weights[k]
     total = 0.0
     for j in range(m):
         y = parent[j] + move[j] * delta - row[j] * fixed
@@ -132,12 +137,13 @@ def _fix_forms(m, delta, fixed, parent, child, move, row, weight):
     return total
 
 
-@kernel(fastmath=REORDER)
-def _unit_terms(k, z, tilt, low, high, weight, inverse):
+@kernel(fastmath=REORDER, force_inline=True)
+def _unit_terms(k, own, z, tilts, low, high, weights, inverses):
     """Separable bound on the integers low…high with tilts."""
+    centre, tilt, weight, inverse = z[k], tilts[own], weights[k], inverses[k]
     total = 0.0
     for i in range(k):
-        x = z[i]
+        x = centre[i]
         v = min(max(np.rint(x - tilt[i] * inverse[i]), low[i]), high[i])
         r = v - x
         total += 2.0 * tilt[i] * v + weight[i] * (r * r)
@@ -150,7 +156,7 @@ def _advance(k, amount, direction, z):
         z[i] += amount * direction[i]
 
 
-@kernel()
+@kernel(force_inline=True)
 def _term(i, x, tilt, weight, inverse, uniform, levels, low, high):
     """Min over the levels of 2 h v + d (v − x)² for one variable."""
     if uniform:
@@ -219,14 +225,14 @@ def ascend(k, steps, gain, psi, z, tilt, weight, covariance, low, high):
 
 
 @kernel()
-def _dot(k, left, right):
+def _form_value(k, j, forms, z):
     total = 0.0
     for i in range(k):
-        total += left[i] * right[i]
+        total += forms[i, j] * z[k, i]
     return total
 
 
-@kernel()
+@kernel(force_inline=True)
 def _open_level(k, centre, levels, count, lower, upper):
     """Set the two pointers of variable k around its centre: the next level below, the next level above."""
     j = 0
@@ -236,7 +242,7 @@ def _open_level(k, centre, levels, count, lower, upper):
     upper[k] = j
 
 
-@kernel(inline=True)
+@kernel(force_inline=True)
 def _nearest_left(k, centre, levels, count, lower, upper):
     """The level of variable k that is nearest to its centre among those not tried yet; −1 where none is left."""
     below, above = lower[k], upper[k]
@@ -249,7 +255,7 @@ def _nearest_left(k, centre, levels, count, lower, upper):
     return -1
 
 
-@kernel(inline=True)
+@kernel(force_inline=True)
 def _leave_side(k, pick, slope, count, lower, upper):
     """Give up the levels beyond a pruned one: on the far side of its parabola's vertex they are no better."""
     if slope >= 0.0 and pick == upper[k] - 1:
@@ -258,36 +264,35 @@ def _leave_side(k, pick, slope, count, lower, upper):
         lower[k] = -1
 
 
-@kernel(inline=True)
+@kernel(force_inline=True)
 def _fix(k, delta, own, uniform, z, shifts, tilts, sparse, levels, low, high, weights, inverses):
     """Move the centre of the first k variables by ``delta``; the separable bound there with tilts of row ``own``."""
     n = shifts.shape[0]
-    child = z[k]
     if not uniform:
-        return _fix_table(k, delta, z[k + 1], child, shifts[k], tilts[own], levels, weights[k])
+        return _fix_table(k, delta, own, z, shifts, tilts, levels, weights)
     if own < n or sparse.shape[0] > 8:
-        return _fix_tilted(k, delta, z[k + 1], child, shifts[k], tilts[own], low, high, weights[k], inverses[k])
-    rest = _fix_plain(k, delta, z[k + 1], child, shifts[k], low, high, weights[k])
+        return _fix_tilted(k, delta, own, z, shifts, tilts, low, high, weights, inverses)
+    rest = _fix_plain(k, delta, z, shifts, low, high, weights)
     for i in sparse:
         if i >= k:
             break
-        rest += _term(i, child[i], tilts[n, i], weights[k, i], inverses[k, i], True, levels, low[i], high[i])
-        rest -= _term(i, child[i], 0.0, weights[k, i], inverses[k, i], True, levels, low[i], high[i])
+        rest += _term(i, z[k, i], tilts[n, i], weights[k, i], inverses[k, i], True, levels, low[i], high[i])
+        rest -= _term(i, z[k, i], 0.0, weights[k, i], inverses[k, i], True, levels, low[i], high[i])
     return rest
 
 
-@kernel(inline=True)
-def _note_levels(k, point, levels, seen, distance):
+@kernel()
+def _note_levels(k, z, levels, seen, distance):
     """Note how far the first k variables are from their nearest levels."""
     seen[k] += 1
     for i in range(k):
         r = np.inf
         for j in range(levels.shape[0]):
-            r = min(r, abs(levels[j, i] - point[i]))
+            r = min(r, abs(levels[j, i] - z[k, i]))
         distance[k, i] += r * r
 
 
-@kernel(inline=True)
+@kernel()
 def _note_forms(k, m, values, seen, distance):
     """Note how far the first m forms are from the integers."""
     seen[k] += 1
@@ -296,17 +301,18 @@ def _note_forms(k, m, values, seen, distance):
         distance[k, j] += r * r
 
 
-@kernel(inline=True)
+@kernel()
 def _improve(
-    k, steps, own, partial, bound, cut, uniform, child, tilts, weight, inverse, covariance, levels, low, high, spare
+    k, steps, own, partial, bound, cut, uniform, z, tilts, weights, inverses, covariance, levels, low, high, spare
 ):  # fmt: skip
     """Hildreth steps at a node: its bound, psi and the steps taken, 0 where the bound of row ``own`` is better."""
+    child, tilt, weight, inverse = z[k], tilts[k], weights[k], inverses[k]
     for i in range(k):
-        tilts[k, i] = tilts[own, i]
+        tilt[i] = tilts[own, i]
         spare[i] = child[i]
-    trial, taken = ascend(k, steps, 1e-3 * cut, partial, spare, tilts[k], weight, covariance, low, high)
+    trial, taken = ascend(k, steps, 1e-3 * cut, partial, spare, tilt, weight, covariance, low, high)
     if taken > 0:
-        better = trial + _rest(k, spare, tilts[k], weight, inverse, uniform, levels, low, high)
+        better = trial + _rest(k, spare, tilt, weight, inverse, uniform, levels, low, high)
         # The steps ascend the dual of the box alone: together with the grid they may lose.
         if better > bound:
             for i in range(k):
@@ -315,14 +321,14 @@ def _improve(
     return bound, partial, 0
 
 
-@kernel(inline=True)
-def _box_terms(k, tilt, low, high):
+@kernel()
+def _box_terms(k, tilts, low, high):
     """The least Σ 2 h v of the first k variables, and the largest Σ 2|h v|."""
     least = 0.0
     size = 0.0
     for i in range(k):
-        least += 2.0 * min(tilt[i] * low[i], tilt[i] * high[i])
-        size += 2.0 * abs(tilt[i]) * max(abs(low[i]), abs(high[i]))
+        least += 2.0 * min(tilts[k, i] * low[i], tilts[k, i] * high[i])
+        size += 2.0 * abs(tilts[k, i]) * max(abs(low[i]), abs(high[i]))
     return least, size
 
 
@@ -399,34 +405,31 @@ def enumerate_levels(
             _leave_side(k, pick, slope * delta + t, count, lower, upper)
             continue
         chosen[k] = pick
-        child = z[k]
         own = row[k + 1]
         bound = partial + _fix(k, delta, own, uniform, z, shifts, tilts, sparse, levels, low, high, weights, inverses)
         if learn and bound < 1.5 * cut[0]:
-            _note_levels(k, child, levels, seen, distance)
+            _note_levels(k, z, levels, seen, distance)
         if bound >= cut[0]:
             continue
         m = active[k]
         if m > 0:
-            split = partial + _fix_forms(
-                m, delta, z[k + 1, k], form_values[k + 1], form_values[k], form_moves[k], forms[k], form_weights[k]
-            )
+            split = partial + _fix_forms(k, m, delta, z[k + 1, k], form_values, form_moves, forms, form_weights)
             if learn:
                 _note_forms(k, m, form_values, form_seen, form_distance)
-            split += _unit_terms(k, child, tilts[own], low, high, form_units[k], form_inverses[k])
+            split += _unit_terms(k, own, z, tilts, low, high, form_units, form_inverses)
             if split >= cut[0]:
                 continue
         taken = 0
         if steps[k] > 0:
             bound, partial, taken = _improve(
-                k, steps[k], own, partial, bound, cut[0], uniform, child, tilts, weights[k], inverses[k],
+                k, steps[k], own, partial, bound, cut[0], uniform, z, tilts, weights, inverses,
                 covariances[k - first], levels, low, high, spare,
             )  # fmt: skip
             if taken > 0:
                 own = k
                 for j in range(m):
-                    form_values[k, j] = _dot(k, forms[:k, j], child)
-                rest_floor, size = _box_terms(k, tilts[k], low, high)
+                    form_values[k, j] = _form_value(k, j, forms, z)
+                rest_floor, size = _box_terms(k, tilts, low, high)
                 extreme[0] = max(extreme[0], size)
                 extreme[1] = max(extreme[1], float(moves[k + 1] + taken))
                 if bound >= cut[0]:
@@ -438,8 +441,8 @@ def enumerate_levels(
         row[k] = own
         k -= 1
         base[k + 1] = bound - _term(
-            k, child[k], tilts[own, k], weights[k + 1, k], inverses[k + 1, k], uniform, levels, low[k], high[k]
+            k, z[k + 1, k], tilts[own, k], weights[k + 1, k], inverses[k + 1, k], uniform, levels, low[k], high[k]
         )
-        _open_level(k, child[k] - tilts[own, k] / pivots[k], levels, count, lower, upper)
+        _open_level(k, z[k + 1, k] - tilts[own, k] / pivots[k], levels, count, lower, upper)
     position[0] = n + 1 if done else k
     return done
