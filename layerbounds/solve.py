@@ -35,7 +35,7 @@ DUAL_SHARE, DUAL_SECONDS, DUAL_INTERRUPTED = 0.2, 1.0, 0.5
 #: Large matrices need some factorizations: seconds per cubed number of inputs, and the most seconds.
 DUAL_CUBIC, DUAL_MOST = 5e-8, 60.0
 #: Seconds per squared number of inputs that certification takes, and the most of the time limit that is kept for it.
-CERTIFY_SQUARE, CERTIFY_MOST = 2.5e-7, 0.6
+CERTIFY_SQUARE, CERTIFY_MOST = 1.2e-7, 0.5
 
 #: Layers of so many inputs are prepared in a thread, so that Ctrl-C is heard during a call of LAPACK.
 LONG_PREPARATION = 500

@@ -22,11 +22,16 @@ from layerbounds.search.pruning.independent_sets import MOST_UNITS, applies, sea
 from layerbounds.search.pruning.masks import search_mask
 from layerbounds.search.pruning.subset_run import search_subset
 from layerbounds.search.pruning.subset_search import AT_ONCE, SET_UP_CUBIC
+from layerbounds.search.pruning.wide import WidePreparation, search_wide
 
 #: Inputs of a cluster, and of one that is made of whole groups of an N:M pattern.
 CLUSTER, GROUPED = 9, 12
 #: N:M patterns of more live inputs than this are better treated with the block dual.
 LARGE = 100
+#: Layers of more live inputs are prepared for relaxations and exchanges without a tree.
+WIDE = 800
+#: Factorizations in the time that is left from which on a tree follows, and the share of the time limit before it.
+TREE_WORK, WIDE_SHARE = 600.0, 0.3
 
 
 def cluster_plan(structure: Structure) -> tuple[int, int] | None:
@@ -66,8 +71,24 @@ def search_pruning(task: Task[Support], control: Control) -> RawSolve:
 def _branch_and_bound(task: Task[Support], control: Control) -> RawSolve:
     if not task.allowed.refit:
         return search_mask(task, control)
+    wide = task.shared if isinstance(task.shared, WidePreparation) and control.node_limit is None else None
+    if wide is not None:
+        worthwhile = TREE_WORK * wide.seconds < control.remaining()
+        first = (
+            search_wide(task, replace(control, time_limit=WIDE_SHARE * control.time_limit), wide)
+            if worthwhile
+            else None
+        )
+        if first is None or first.termination != Status.TIME_LIMIT:
+            return first or search_wide(task, control, wide)
+        raw = _tree(replace(task, warm_start=first.weights), control)
+        return raw if raw.dual is not None else replace(raw, dual=first.dual)
     if control.node_limit is None and SET_UP_CUBIC * len(task.target) ** 3 > max(control.remaining(), AT_ONCE):
         return RawSolve(_largest(task), Status.TIME_LIMIT)
+    return _tree(task, control)
+
+
+def _tree(task: Task[Support], control: Control) -> RawSolve:
     plan = cluster_plan(task.allowed.structure)
     if plan is not None:
         start = task.shared if isinstance(task.shared, ClusterMinorant) else None

@@ -15,8 +15,9 @@ from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import Control, Dual, RawSolve
 from layerbounds.search.families import Family
-from layerbounds.search.pruning.dispatch import search_pruning
+from layerbounds.search.pruning.dispatch import WIDE, search_pruning
 from layerbounds.search.pruning.preparation import prepare_pruning
+from layerbounds.search.pruning.wide import WidePreparation, prepare_wide, search_wide
 
 
 class PruningFamily:
@@ -25,7 +26,7 @@ class PruningFamily:
     allowed = Support
     requirements = frozenset({"pruning with refit", "pruning masks"})
 
-    def prepare(self, problem: PruningProblem, group: int, jobs: int) -> ClusterMinorant | None:
+    def prepare(self, problem: PruningProblem, group: int, jobs: int) -> ClusterMinorant | WidePreparation | None:
         """A minorant from which the searches of a group's channels start, where that pays."""
         return prepare_pruning(problem, group)
 
@@ -35,6 +36,10 @@ class PruningFamily:
 
     def root_dual(self, task: Task[Support], weights: Float | None, seconds: float) -> Dual | None:
         """The dual point of a search without nodes; allowed weights spare it a local search."""
+        if len(task.target) > WIDE and task.allowed.refit:
+            control = Control(seconds, 0.0, None, 0, 1, threading.Event())
+            start = prepare_wide(task.gram, task.allowed.structure.unit)
+            return None if start is None else search_wide(replace(task, warm_start=weights), control, start).dual
         control = Control(seconds, 0.0, 0, 0, 1, threading.Event())
         return search_pruning(replace(task, warm_start=weights), control).dual
 

@@ -1,4 +1,4 @@
-"""What the block dual needs of a layer's Gram matrix, computed once for all its channels."""
+"""What searches need of a layer's Gram matrix, computed once for all its channels."""
 
 from __future__ import annotations
 
@@ -13,21 +13,27 @@ from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task, make_task
 from layerbounds.proofs import Control
 from layerbounds.search.pruning.clusters import ClusterSearch
-from layerbounds.search.pruning.dispatch import cluster_plan
+from layerbounds.search.pruning.dispatch import WIDE, cluster_plan
+from layerbounds.search.pruning.wide import CENTRE_MOVES, WidePreparation, prepare_wide
+from layerbounds.search.quantization.effort import announce
 from layerbounds.search.shared_results import Recent
 
-#: Numbers of live inputs for which a minorant is prepared: smaller ones are quick, larger ones take minutes.
+#: Numbers of live inputs for which a minorant of clusters is prepared: smaller ones are quick, larger ones too slow.
 SHARED = (160, 800)
 _CACHE_SIZE = 8
 
-_cache: Recent[ClusterMinorant | None] = Recent(_CACHE_SIZE)
+#: Factorizations with inverse, products and updates that the preparation of a larger one takes, for its announcement.
+WIDE_WORK = (CENTRE_MOVES + 3.0, 0.0, 0.0)
+
+_cache: Recent[ClusterMinorant | WidePreparation | None] = Recent(_CACHE_SIZE)
 
 
-def prepare_pruning(problem: PruningProblem, group: int) -> ClusterMinorant | None:
+def prepare_pruning(problem: PruningProblem, group: int) -> ClusterMinorant | WidePreparation | None:
     """A block-diagonal minorant from which the searches of a group's channels start.
 
-    It is improved for the group's first channel: its clusters depend on the Gram matrix alone, and most of what its
-    blocks gain is the same for all channels. None where the block dual is not used, or quickly found by each channel.
+    Up to `WIDE` inputs it is one of clusters, improved for the group's first channel: its clusters depend on the Gram
+    matrix alone, and most of what its blocks gain is the same for all channels. None where the block dual is not used,
+    or quickly found by each channel. Larger layers get the units of the pattern as blocks, with refit and without.
 
     Parameters
     ----------
@@ -36,19 +42,27 @@ def prepare_pruning(problem: PruningProblem, group: int) -> ClusterMinorant | No
     """
     layer = problem.layer
     live = layer.live(group)
-    if not problem.refit or not SHARED[0] < int(live.sum()) <= SHARED[1]:
+    n = int(live.sum())
+    if n <= WIDE and not (problem.refit and SHARED[0] < n <= SHARED[1]):
         return None
     energy = layer.energy()
     channels = [c for c in range(layer.out_features) if layer.group_of(c) == group and energy[c] > 0]
     if not channels:
         return None
     task: Task[Support] = make_task(problem, channels[0], None, None)
+    if n > WIDE:
+        return _cache.get(joblib.hash((task.gram, task.allowed.structure.unit)), lambda: _announced(task))
     plan = cluster_plan(task.allowed.structure)
     if plan is None:
         return None
     key = joblib.hash((task.gram, task.target, task.allowed.structure.group, task.allowed.structure.capacity))
     # Small factorizations with several BLAS threads are many times slower than with one.
     return _cache.get(key, lambda: _improved(task, plan))
+
+
+def _announced(task: Task[Support]) -> WidePreparation | None:
+    announce(len(task.gram), 1, WIDE_WORK)
+    return prepare_wide(task.gram, task.allowed.structure.unit)
 
 
 def _improved(task: Task[Support], plan: tuple[int, int]) -> ClusterMinorant | None:

@@ -19,8 +19,9 @@ ANNOUNCED = 1000
 PATIENCE = 10.0
 #: Inputs of the matrices that are timed, of a factorization and of a rank-one update.
 SAMPLE, UPDATED = 768, 1500
-#: Factorizations with inverse, products, and rank-one updates of all inputs that a preparation takes: with second
-#: derivatives up to `NEWTON_SIZE` inputs, without them beyond.
+#: Factorizations with inverse, products, and rank-one updates of all inputs.
+Work = tuple[float, float, float]
+#: Those that a preparation takes: with second derivatives up to `NEWTON_SIZE` inputs, without them beyond.
 NEWTON_WORK, FIRST_ORDER_WORK = (36.0, 6.0, 2.0), (34.0, 6.0, 2.0)
 
 
@@ -73,17 +74,26 @@ def _seconds(work: Callable[[], object]) -> float:
     return min(taken)
 
 
-def preparation_seconds(n: int, speed: Speed) -> float:
-    """Roughly what the preparation of so many inputs takes."""
-    factors, products, updates = NEWTON_WORK if n <= NEWTON_SIZE else FIRST_ORDER_WORK
+def preparation_seconds(n: int, speed: Speed, work: Work | None = None) -> float:
+    """Roughly what the preparation of so many inputs takes, by default that of quantization."""
+    factors, products, updates = work or (NEWTON_WORK if n <= NEWTON_SIZE else FIRST_ORDER_WORK)
     return float(n) ** 3 * (factors * speed.factor + products * speed.product + updates * speed.update)
 
 
-def announce(n: int, threads: int) -> None:
-    """Say on standard error how long a preparation will take, if that is more than a moment."""
+def announce(n: int, threads: int, work: Work | None = None) -> None:
+    """Say on standard error how long a preparation will take, if that is more than a moment.
+
+    Parameters
+    ----------
+    n : int
+    threads : int
+        BLAS threads.
+    work : tuple, optional
+        What it takes; default: what the preparation of quantization does.
+    """
     if n < ANNOUNCED:
         return
-    seconds = preparation_seconds(n, measure(threads))
+    seconds = preparation_seconds(n, measure(threads), work)
     if seconds > PATIENCE:
         print(f"layerbounds: preparing {n} inputs: about {duration(seconds)}", file=sys.stderr, flush=True)
 
