@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from layerbounds.arrays import Bool, Float, Int
-from layerbounds.bounds.minorants.diagonal import maximize_minorant
+from layerbounds.bounds.minorants.diagonal import certified_minorant, maximize_minorant
 from layerbounds.kernels.factorization import UNIT
 from layerbounds.kernels.pruning.masks import descend_mask, relax_mask
 from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE, BlockDual, Control, RawSolve, SearchProof, Status
 from layerbounds.search.frontier import Forkable, Frontier, Incumbent
+from layerbounds.search.pruning.wide import WidePreparation
 
 Flags = npt.NDArray[np.int8]
 
@@ -34,6 +35,8 @@ DESCENT_WORK = 3e7
 NEWTON_CUBIC = 3e-10
 #: The same for the diagonal where Newton's method starts; small roots get it in any case.
 INTERIOR_CUBIC, AT_ONCE = 2.5e-10, 0.05
+#: Factorizations in a Newton step and what goes with it, where the time of one is known.
+NEWTON_WORK = 10.0
 #: Share of the time limit for the first incumbents.
 FIRST = 0.3
 #: Masks within the rounding allowance of the best one, and nodes that their collection may cost.
@@ -143,11 +146,19 @@ class MaskSearch(Forkable):
         weight = np.ones(len(free))
         best = np.zeros(units)
         step, first = NEWTON_CUBIC * len(free) ** 3, INTERIOR_CUBIC * len(free) ** 3
+        shared = self.task.shared if isinstance(self.task.shared, WidePreparation) else None
+        if shared is not None and len(free):
+            # D ⪯ H gives A a minorant: blocks of units weigh what the weights of each make of them.
+            inside = shared.centre.gather(self.task.allowed.original)
+            start = np.einsum("gi,gij,gj->g", inside, shared.centre.blocks, inside)
+            self.d[free] = certified_minorant(block, start[free])
+            step = NEWTON_WORK * shared.seconds
         for number in range(ROUNDS if len(free) else 0):
+            given = shared is not None and number == 0
             late = self.control.remaining() <= (step if number else first if first > AT_ONCE else -1.0)
             if late and number:
                 break
-            if not late:
+            if not late and not given:
                 start = self.d[free] if np.any(self.d) else None
                 self.d[free] = maximize_minorant(block, weight, start, stop=self._stopper(step))
             value, z = self._relax_root(node)
