@@ -19,6 +19,8 @@ from layerbounds.kernels.factorization import cholesky
 FIRST_SHARE, MOST_SHARE, GROWTH, LEAST_SHARE = 0.5, 0.6, 1.3, 1e-3
 #: Each eigenvalue of a block may change by this factor in a step, but in the first ones of all.
 CHANGE = 3.0
+#: What a retreat from the boundary leaves of the blocks, and the share of the way after it.
+RETREAT, RETREAT_SHARE = 0.97, 0.05
 
 
 class Centre:
@@ -114,6 +116,15 @@ class Centre:
                 return True
             self.share *= 0.5
         return False
+
+    def retreat(self) -> bool:
+        """Away from the boundary of the cone, where steps have become too short; False where rounding forbids it."""
+        blocks = np.where(self._pair, RETREAT * self.blocks, self._padding)
+        inverse = self._inverse(blocks)
+        if inverse is None:
+            return False
+        self.blocks, self.inverse, self.share = blocks, inverse, RETREAT_SHARE
+        return True
 
     def _inverse(self, blocks: Float | None) -> Float | None:
         """The blocks of (H − B)⁻¹; None where that is not positive definite."""

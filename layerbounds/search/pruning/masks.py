@@ -37,6 +37,8 @@ NEWTON_CUBIC = 3e-10
 INTERIOR_CUBIC, AT_ONCE = 2.5e-10, 0.05
 #: Factorizations in a Newton step and what goes with it, where the time of one is known.
 NEWTON_WORK = 10.0
+#: How near to the best mask the relaxation of a large one starts.
+NEAR = 0.6
 #: Share of the time limit for the first incumbents.
 FIRST = 0.3
 #: Masks within the rounding allowance of the best one, and nodes that their collection may cost.
@@ -153,6 +155,9 @@ class MaskSearch(Forkable):
             start = np.einsum("gi,gij,gj->g", inside, shared.centre.blocks, inside)
             self.d[free] = certified_minorant(block, start[free])
             step = NEWTON_WORK * shared.seconds
+            # The relaxation of a large mask takes long from nothing.
+            share = (self.capacity / np.bincount(self.group, minlength=len(self.capacity)))[self.group]
+            node.z = np.where(status == 0, NEAR * self.incumbent.weights + (1.0 - NEAR) * np.minimum(share, 1.0), 0.0)
         for number in range(ROUNDS if len(free) else 0):
             given = shared is not None and number == 0
             late = self.control.remaining() <= (step if number else first if first > AT_ONCE else -1.0)

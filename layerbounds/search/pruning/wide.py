@@ -37,8 +37,8 @@ PARTS, REGROWN = 6, 0.2
 EXCHANGE_WORK = 2e7
 #: Steps towards the centre from which all channels start.
 CENTRE_MOVES = 5
-#: Gain of the bound, relative to it, below which its improvement ends.
-PROGRESS = 1e-5
+#: Gain of the bound, relative to it, below which an improvement counts as none, and after how many of those it ends.
+PROGRESS, STALLED = 1e-5, 12
 #: Seconds that the first round may take in any case.
 AT_ONCE = 0.2
 #: Costs in factorizations of the whole matrix: a round, an improvement, an inverse with its product.
@@ -137,7 +137,8 @@ class WideSearch:
                 self.offer(self.structure.keep_largest(self.saving))
             stalled = stalled + 1 if self.lower <= before * (1.0 + PROGRESS) else 0
             yield MOVE
-            if stalled > 8 or not self.centre.move(np.maximum(self.weight, FLOOR) / self.mu):
+            moved = stalled <= STALLED and self.centre.move(np.maximum(self.weight, FLOOR) / self.mu)
+            if stalled > STALLED or not (moved or self.centre.retreat()):
                 return
             self.mu = max(MU_FACTOR * self.mu, MU_LAST)
 
