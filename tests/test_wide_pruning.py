@@ -47,7 +47,8 @@ def test_the_centre_is_below_the_gram_matrix(rng: np.random.Generator, size: int
     centre = Centre(gram, np.arange(n) // size)
     before = np.linalg.slogdet(centre.matrix())[1] + np.linalg.slogdet(gram - centre.matrix())[1]
     for _ in range(40):
-        assert centre.move()
+        if not centre.move():
+            break
         assert np.linalg.eigvalsh(gram - centre.matrix())[0] > 0
     after = np.linalg.slogdet(centre.matrix())[1] + np.linalg.slogdet(gram - centre.matrix())[1]
     assert after > before
@@ -55,7 +56,7 @@ def test_the_centre_is_below_the_gram_matrix(rng: np.random.Generator, size: int
     inverse = np.linalg.inv(gram - centre.matrix())
     for rows in centre.rows:
         s = rows[rows >= 0]
-        np.testing.assert_allclose(centre.matrix()[np.ix_(s, s)] @ inverse[np.ix_(s, s)], np.eye(len(s)), atol=0.3)
+        np.testing.assert_allclose(centre.matrix()[np.ix_(s, s)] @ inverse[np.ix_(s, s)], np.eye(len(s)), atol=0.2)
     # A branch moves on its own.
     other, kept = centre.fork(), centre.matrix()
     assert other.move(np.linspace(0.1, 2.0, len(centre.rows))) and other.retreat()

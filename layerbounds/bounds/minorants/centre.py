@@ -7,6 +7,7 @@ one factorization and the inverse of its triangle; steps that leave the cone are
 
 from __future__ import annotations
 
+import math
 from typing import Self
 
 import numpy as np
@@ -40,6 +41,8 @@ class Centre:
         Padded with the identity.
     alone : ndarray of shape (units, m, m)
         Schur complements ((H⁻¹)_gg)⁻¹: what dropping a block alone costs.
+    rest : float
+        log det(H − B).
     usable : bool
         False where the Gram matrix is numerically singular.
     """
@@ -103,13 +106,17 @@ class Centre:
         if weight is not None:
             goal = goal * weight[:, None]
         basis = half @ vectors
+        factors = np.ones(len(half)) if weight is None else weight
+        present = np.linalg.slogdet(self.blocks)[1]
         while self.share >= LEAST_SHARE:
             growth = goal**self.share
             if weight is not None:
                 growth = np.clip(growth, 1.0 / CHANGE, CHANGE)
             blocks = _symmetric((basis * growth[:, None, :]) @ basis.transpose(0, 2, 1))
             blocks = np.where(self._pair, blocks, self._padding)
-            inverse = self._inverse(blocks)
+            # Too long a step lowers what is maximised, and later ones swing about the maximiser.
+            gained = float(factors @ (np.linalg.slogdet(blocks)[1] - present))
+            inverse = self._inverse(blocks, self.rest - gained)
             if inverse is not None:
                 self.blocks, self.inverse = blocks, inverse
                 self.share = min(GROWTH * self.share, MOST_SHARE)
@@ -126,14 +133,18 @@ class Centre:
         self.blocks, self.inverse, self.share = blocks, inverse, RETREAT_SHARE
         return True
 
-    def _inverse(self, blocks: Float | None) -> Float | None:
-        """The blocks of (H − B)⁻¹; None where that is not positive definite."""
+    def _inverse(self, blocks: Float | None, least: float = -math.inf) -> Float | None:
+        """The blocks of (H − B)⁻¹; None where H − B is not positive definite or log det(H − B) is below ``least``."""
         matrix = self.gram.copy()
         if blocks is not None:
             matrix[self._at] -= blocks[self._pair]
         factor = cholesky(matrix)
         if factor is None:
             return None
+        rest = 2.0 * float(np.sum(np.log(np.diag(factor))))
+        if not rest >= least:
+            return None
+        self.rest = rest
         lower = lapack.dtrtri(factor, lower=1)[0]
         if self.rows.shape[1] == 1:
             return np.asarray(np.sum(lower**2, axis=0)[self.rows][:, :, None])
