@@ -59,6 +59,7 @@ def test_the_centre_is_below_the_gram_matrix(rng: np.random.Generator, size: int
         np.testing.assert_allclose(centre.matrix()[np.ix_(s, s)] @ inverse[np.ix_(s, s)], np.eye(len(s)), atol=0.2)
     # A branch moves on its own.
     other, kept = centre.fork(), centre.matrix()
+    other.share = 0.1
     assert other.move(np.linspace(0.1, 2.0, len(centre.rows))) and other.retreat()
     np.testing.assert_array_equal(centre.matrix(), kept)
 
