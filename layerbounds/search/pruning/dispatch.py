@@ -72,6 +72,9 @@ def _branch_and_bound(task: Task[Support], control: Control) -> RawSolve:
     if not task.allowed.refit:
         return search_mask(task, control)
     wide = task.shared if isinstance(task.shared, WidePreparation) and control.node_limit is None else None
+    if not np.any(task.allowed.structure.capacity):
+        # Nothing may be kept, and a tree sees that at once.
+        wide = None
     if wide is not None:
         worthwhile = TREE_WORK * wide.seconds < control.remaining()
         first = (
