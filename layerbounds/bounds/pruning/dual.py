@@ -101,15 +101,16 @@ def _single_savings(h: Wide, h_error: Wide, d: Wide, z: Wide, original: Wide | N
     """Per input: the term of dropping it, the most that keeping it saves, and the size of the terms."""
     d, z = d.astype(_LONG), z.astype(_LONG)
     drop = -2 * h * z + d * z**2 - 2 * h_error * np.abs(z)
-    size = float((2 * np.abs(h * z) + d * z**2).sum())
+    size = float((2 * np.abs(h * z) + np.abs(d) * z**2).sum())
     if original is None:
         c = np.abs(d * z - h) + h_error + 8 * _UNIT_LONG * (np.abs(d * z) + np.abs(h))
         with np.errstate(divide="ignore", invalid="ignore"):
-            saving = np.where(c == 0, 0, c**2 / d)
+            # Over the reals nothing bounds a concave term.
+            saving = np.where(d < 0, np.inf, np.where(c == 0, 0, c**2 / d))
         return drop, saving * (1 + 16 * _UNIT_LONG), size
     step = original.astype(_LONG) - z
     keep = 2 * h * step + d * step**2 - 2 * h_error * np.abs(step)
-    size += float((2 * np.abs(h * step) + d * step**2).sum())
+    size += float((2 * np.abs(h * step) + np.abs(d) * step**2).sum())
     return drop, drop - keep, size
 
 

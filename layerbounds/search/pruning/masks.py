@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from layerbounds.arrays import Bool, Float, Int
 from layerbounds.bounds.minorants.diagonal import certified_minorant, maximize_minorant
+from layerbounds.bounds.minorants.semidefinite import is_positive_semidefinite, semidefinite_shift
 from layerbounds.kernels.factorization import UNIT
 from layerbounds.kernels.pruning.masks import descend_mask, relax_mask
 from layerbounds.problems.support import Support
@@ -39,6 +40,8 @@ INTERIOR_CUBIC, AT_ONCE = 2.5e-10, 0.05
 NEWTON_WORK = 10.0
 #: How near to the best mask the relaxation of a large one starts.
 NEAR = 0.6
+#: The same for the proof that the matrix is positive semidefinite, and how many are tried where it is singular.
+PROOF_CUBIC, PROOFS = 3e-11, 8
 #: Share of the time limit for the first incumbents.
 FIRST = 0.3
 #: Masks within the rounding allowance of the best one, and nodes that their collection may cost.
@@ -81,16 +84,19 @@ class MaskSearch(Forkable):
         self.a = np.ascontiguousarray(scaled.astype(np.float64))
         self.a = 0.5 * (self.a + self.a.T)
         self.beta = np.add.reduceat(weights * product, runs).astype(np.float64)
-        self.energy = max(float(target @ product), 0.0)
+        # Negative where the stored matrix is indefinite: raising it to zero would raise all other values.
+        self.energy = float(target @ product)
         self.group, self.capacity = task.allowed.structure.group, task.allowed.structure.capacity
         # Every term of the objective and of the bound is below this for z in [0, 1].
-        size = float(np.sum(np.sqrt(task.gram.diagonal()) * np.abs(task.allowed.original)))
-        magnitude = 1.01 * (self.energy + 4.0 * size**2 + 4.0 * float(np.abs(self.beta).sum()))
+        absolute, kept = np.abs(task.gram), np.abs(task.allowed.original)
+        size = float(kept @ (absolute @ kept))
+        magnitude = 1.01 * (abs(self.energy) + 4.0 * size + 4.0 * float(np.abs(self.beta).sum()))
         #: Rounding of A, β and the energy, and of a bound.
         self.allowance = 4.0 * (units + 32) * UNIT * magnitude
-        reach = float(np.sum(np.sqrt(task.gram.diagonal()) * np.abs(task.target))) + size
-        self.allowance += 4.0 * (len(target) + 32) * float(np.finfo(np.longdouble).eps) * reach**2
-        self.incumbent = Incumbent(self.energy, np.zeros(units))
+        both = kept + np.abs(task.target)
+        reach = 1.01 * float(both @ (absolute @ both))
+        self.allowance += 4.0 * (len(target) + 32) * float(np.finfo(np.longdouble).eps) * reach
+        self.incumbent = Incumbent(max(self.energy, 0.0), np.zeros(units))
         self.excluded = math.inf
         self.d = np.zeros(units)
         self.root_bound = 0.0
@@ -146,14 +152,18 @@ class MaskSearch(Forkable):
         free = np.flatnonzero(node.status == 0)
         block = np.ascontiguousarray(self.a[np.ix_(free, free)])
         weight = np.ones(len(free))
-        best = np.zeros(units)
         step, first = NEWTON_CUBIC * len(free) ** 3, INTERIOR_CUBIC * len(free) ** 3
+        timed = self.control.node_limit is None
+        lowest = lowest_diagonal(block, self.control.remaining() if timed else math.inf)
+        self.d[free] = lowest
+        best = self.d.copy()
         shared = self.task.shared if isinstance(self.task.shared, WidePreparation) else None
         if shared is not None and len(free):
             # D ⪯ H gives A a minorant: blocks of units weigh what the weights of each make of them.
             inside = shared.centre.gather(self.task.allowed.original)
             start = np.einsum("gi,gij,gj->g", inside, shared.centre.blocks, inside)
-            self.d[free] = certified_minorant(block, start[free])
+            found = certified_minorant(block, start[free])
+            self.d[free] = found if np.any(found) else lowest
             step = NEWTON_WORK * shared.seconds
             # The relaxation of a large mask takes long from nothing.
             share = (self.capacity / np.bincount(self.group, minlength=len(self.capacity)))[self.group]
@@ -164,8 +174,10 @@ class MaskSearch(Forkable):
             if late and number:
                 break
             if not late and not given:
-                start = self.d[free] if np.any(self.d) else None
-                self.d[free] = maximize_minorant(block, weight, start, stop=self._stopper(step))
+                start = self.d[free] if np.any(self.d > 0.0) else None
+                found = maximize_minorant(block, weight, start, stop=self._stopper(step))
+                # Zeros are what it returns where it proves nothing.
+                self.d[free] = found if np.any(found) else lowest
             value, z = self._relax_root(node)
             if value > self.root_bound:
                 self.root_bound, best, self.root_dual = value, self.d.copy(), z
@@ -279,7 +291,7 @@ def search_mask(task: Task[Support], control: Control) -> RawSolve:
     root = search.root()
     charge = 2.0 * search.allowance
     frontier: Frontier[MaskNode] = Frontier(
-        search, control, search.energy, root.copy(), search.root_bound, 1.0, task.constant, charge=charge
+        search, control, max(search.energy, 0.0), root.copy(), search.root_bound, 1.0, task.constant, charge=charge
     )
     termination = frontier.run()
     proof = SearchProof(frontier.lower, charge) if frontier.lower > 0 else None
@@ -305,6 +317,32 @@ def search_mask(task: Task[Support], control: Control) -> RawSolve:
         nodes=frontier.nodes,
         trace=tuple(frontier.trace),
     )
+
+
+def lowest_diagonal(matrix: Float, seconds: float) -> Float:
+    """A diagonal D ⪯ A that asks for little: zero where A is proven positive semidefinite, else negative entries.
+
+    Rounding leaves stored Gram matrices with negative eigenvalues that are small beside the largest input, and need not
+    be small beside the others.
+
+    Parameters
+    ----------
+    matrix : ndarray of shape (n, n)
+        A.
+    seconds : float
+        Time for factorizations.
+    """
+    n = len(matrix)
+    left, proof = max(seconds, AT_ONCE), PROOF_CUBIC * n**3
+    if proof <= left and is_positive_semidefinite(matrix.copy()):
+        return np.zeros(n)
+    shifted = semidefinite_shift(matrix) if PROOFS * proof <= left else None
+    if shifted is not None:
+        return np.asarray(0.0 - shifted[1])
+    # A diagonally dominant matrix is positive semidefinite.
+    diagonal = np.diag(matrix)
+    beside = (np.abs(matrix).sum(axis=1) - np.abs(diagonal)) * (1.0 + 4.0 * (n + 8) * UNIT)
+    return np.asarray(0.0 - np.maximum(beside - diagonal, 0.0) * (1.0 + 4.0 * UNIT))
 
 
 def _weights(task: Task[Support], kept: Bool) -> Float:
