@@ -100,9 +100,11 @@ def certify(task: Task[AllowedSet], raw: RawSolve, gap: float) -> CertifiedChann
         )
     width = upper - lower
     status = raw.termination
-    if width <= max(OPTIMAL_RELATIVE * upper, OPTIMAL_ABSOLUTE * task.energy):
+    # An error that overflows is infinite, and no share of it says anything.
+    finite = width < np.inf
+    if finite and width <= max(OPTIMAL_RELATIVE * upper, OPTIMAL_ABSOLUTE * task.energy):
         status = Status.OPTIMAL
-    elif gap > 0 and width <= gap * upper:
+    elif finite and gap > 0 and width <= gap * upper:
         status = Status.GAP_REACHED
     elif status in (Status.OPTIMAL, Status.GAP_REACHED):
         # The backend believes itself done, but what can be proven is wider.

@@ -16,6 +16,8 @@ from layerbounds.kernels import exact
 
 ASYMMETRY_TOLERANCE = 1e-6
 NEGATIVE_EIGENVALUE_TOLERANCE = 1e-6
+#: Entries beyond these lose digits to underflow, or overflow, as soon as one computes with them.
+SMALLEST_ENTRY, LARGEST_ENTRY = 1e-290, 1e290
 #: Up to so many live inputs positive semidefiniteness is decided exactly.
 EXACT_SIZE = 32
 #: A factorization with a diagonal smaller by this proves it for matrices of that size, whatever the rounding.
@@ -69,12 +71,19 @@ def validate_gram(gram: Float, what: str) -> tuple[Float, GramReport]:
     Raises
     ------
     InputError
-        If the asymmetry exceeds 1e-6 of the largest entry, or the smallest eigenvalue lies below -1e-6 of the
-        largest.
+        If the asymmetry exceeds 1e-6 of the largest entry, the smallest eigenvalue lies below -1e-6 of the
+        largest, or an input is so small or so large that float64 cannot compute with its square.
     """
     largest = float(np.max(np.abs(gram), initial=0.0))
     if largest == 0.0:
         return np.zeros_like(gram), GramReport(0.0, False, 0.0, gram.shape[0])
+    least = float(np.min(np.diag(gram), where=np.diag(gram) > 0.0, initial=np.inf))
+    if least < SMALLEST_ENTRY or largest > LARGEST_ENTRY:
+        extreme = least if least < SMALLEST_ENTRY else largest
+        raise InputError(
+            f"{what} has an entry of {extreme:.1e}, and float64 computes with {SMALLEST_ENTRY:g} to "
+            f"{LARGEST_ENTRY:g}; rescale the inputs, or set those to zero that are nothing beside the others."
+        )
     asymmetry = float(np.max(np.abs(gram - gram.T))) / largest
     if asymmetry > ASYMMETRY_TOLERANCE:
         raise InputError(
@@ -108,7 +117,8 @@ def validate_gram(gram: Float, what: str) -> tuple[Float, GramReport]:
     if np.any(dead):
         sym[dead, :] = 0.0
         sym[:, dead] = 0.0
-    return sym, GramReport(asymmetry, projected, min_eigenvalue, int(np.count_nonzero(dead)), semidefinite_share(core))
+    share = semidefinite_share(np.ascontiguousarray(sym[np.ix_(~dead, ~dead)]))
+    return sym, GramReport(asymmetry, projected, min_eigenvalue, int(np.count_nonzero(dead)), share)
 
 
 def semidefinite_share(core: Float) -> float:
@@ -116,7 +126,7 @@ def semidefinite_share(core: Float) -> float:
 
     Matrices that are singular in exact arithmetic are semidefinite already.
     """
-    if len(core) > EXACT_SIZE or np.any(np.diag(core) <= 0.0):
+    if len(core) > EXACT_SIZE:
         return 0.0
     try:
         scipy.linalg.cholesky(raise_diagonal(core, -CLEARLY), lower=True, check_finite=False)

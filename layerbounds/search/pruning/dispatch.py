@@ -64,7 +64,9 @@ def search_pruning(task: Task[Support], control: Control) -> RawSolve:
     if few and raw.termination in (Status.OPTIMAL, Status.GAP_REACHED):
         certified = certify(task, raw, control.gap)
         if certified.status == Status.UNRESOLVED and control.remaining() > 0:
-            return search_exactly(replace(task, warm_start=certified.weights), control)
+            closed = search_exactly(replace(task, warm_start=certified.weights), control)
+            # Where the time was out before every choice was tried, what was proven before stands.
+            return closed if closed.termination in (Status.OPTIMAL, Status.GAP_REACHED) else raw
     return raw
 
 
