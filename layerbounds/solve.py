@@ -204,7 +204,7 @@ class _Work:
         """Solve and certify one set."""
         task = self.task(index)
         control = self.control(self.gaps[index], len(task.gram))
-        raw = self.solver.solve(task, control) if self.own else _solve_foreign(self.solver, task, control)
+        raw = self.solver.solve(task, control) if self.own else self.foreign([task], control)[0]
         return [self.certified(index, task, raw, control, 1)]
 
     def together(self, group: int) -> list[Finished]:
@@ -212,9 +212,31 @@ class _Work:
         members = [i for i, g in enumerate(self.groups) if g == group]
         tasks = [self.task(i) for i in members]
         control = self.control(min(self.gaps[i] for i in members), len(tasks[0].gram))
-        raws = cast(GroupBackend, self.solver).solve_group(tasks, control)
+        raws = self.grouped(tasks, control) if self.own else self.foreign(tasks, control)
         triples = zip(members, tasks, raws, strict=True)
         return [self.certified(i, task, raw, control, len(tasks)) for i, task, raw in triples]
+
+    def grouped(self, tasks: list[Task[Any]], control: Control) -> Sequence[RawSolve]:
+        """The answers of a backend that takes whole groups."""
+        return cast(GroupBackend, self.solver).solve_group(tasks, control)
+
+    def foreign(self, tasks: list[Task[Any]], control: Control) -> list[RawSolve]:
+        """Let a foreign solver work; what it does wrong becomes a note instead of an end of the run."""
+        whole = hasattr(self.solver, "solve_group")
+        try:
+            raws = list(self.grouped(tasks, control) if whole else [self.solver.solve(t, control) for t in tasks])
+            if len(raws) != len(tasks):
+                raise ValueError(f"{len(raws)} answers for {len(tasks)} channels")
+        except LayerboundsError:
+            raise
+        except Exception as error:
+            text = " ".join(str(error).split()) or type(error).__name__
+            return [RawSolve(None, Status.FAILED, notes=(f"the solver ended with an error: {text}",)) for _ in tasks]
+        late = control.elapsed() - control.time_limit
+        if late > max(0.05 * control.time_limit, 0.2):
+            note = f"the solver took {late:.1f} s more than the time limit"
+            raws = [replace(raw, notes=(*raw.notes, note)) for raw in raws]
+        return raws
 
     def task(self, index: int) -> Task[Any]:
         """A set without its dead inputs."""
@@ -283,21 +305,6 @@ def _run(
                 future.cancel()
             raise
     return results, interrupted
-
-
-def _solve_foreign(solver: Backend, task: Task[Any], control: Control) -> RawSolve:
-    """Let a foreign solver work; what it does wrong becomes a note instead of an end of the run."""
-    try:
-        raw = solver.solve(task, control)
-    except LayerboundsError:
-        raise
-    except Exception as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        return RawSolve(None, Status.FAILED, notes=(f"the solver ended with an error: {text}",))
-    late = control.elapsed() - control.time_limit
-    if late > max(0.05 * control.time_limit, 0.2):
-        raw = replace(raw, notes=(*raw.notes, f"the solver took {late:.1f} s more than the time limit"))
-    return raw
 
 
 def full_weights(problem: Problem, channel: int, live_weights: Float) -> Float:

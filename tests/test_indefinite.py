@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from fractions import Fraction
 from itertools import product
 
@@ -13,8 +14,12 @@ from layerbounds.arrays import Float
 from layerbounds.bounds.pruning.dual import pruning_bound
 from layerbounds.exceptions import InputError
 from layerbounds.kernels import exact
+from layerbounds.layers.gram import raise_diagonal, semidefinite_share
 from layerbounds.problems.pruning import PruningProblem
+from layerbounds.problems.tasks import make_task
+from layerbounds.proofs import Control
 from layerbounds.search.pruning.masks import lowest_diagonal
+from layerbounds.search.quantization.exact_levels import ExactLevels
 
 
 def uneven_layer(seed: int, n: int = 16) -> lb.Layer:
@@ -117,3 +122,20 @@ def test_an_input_of_no_energy_hides_no_indefinite_rest() -> None:
     assert alone > 0.0
     gram[0, 3] = gram[3, 0] = 1e-17
     assert lb.Layer(np.ones((1, 4)), gram).gram_reports[0].raised == alone
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_exact_levels_charge_all_that_the_raised_diagonal_adds(seed: int) -> None:
+    """The raised diagonal is rounded by about as much as it is raised."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((2, 4))
+    layer = lb.Layer.from_activations(rng.standard_normal((1, 4)), x)
+    task = make_task(lb.quantization_problem(layer, 2), 0, None, None)
+    gram = raise_diagonal(task.gram, semidefinite_share(task.gram))
+    control = Control(1.0, 0.0, None, 0, 1, threading.Event())
+    farthest = np.abs(task.allowed.values - task.target[:, None]).max(axis=1)
+    added = sum(
+        (Fraction(a) - Fraction(b)) * Fraction(f) ** 2
+        for a, b, f in zip(np.diag(gram).tolist(), np.diag(task.gram).tolist(), farthest.tolist(), strict=True)
+    )
+    assert ExactLevels(task, control, task.allowed.nearest(task.target)).charge >= added

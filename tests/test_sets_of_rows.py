@@ -215,3 +215,29 @@ def test_a_backend_may_take_a_whole_group(rng: np.random.Generator, monkeypatch:
     np.testing.assert_array_equal(together.weights, alone.weights)
     np.testing.assert_allclose(together.lower_bound, alone.lower_bound, rtol=1e-9)
     np.testing.assert_array_equal(together.upper_bound, alone.upper_bound)
+
+
+class Careless(Batched):
+    """Answers too little, or not at all."""
+
+    name = "careless"
+    answers: int = 0
+
+    def solve_group(self, tasks: Sequence[Task[Any]], control: Control) -> list[RawSolve]:
+        if not self.answers:
+            raise RuntimeError("out of memory")
+        return [self.solve(task, control) for task in tasks[: self.answers]]
+
+
+@pytest.mark.parametrize(("answers", "note"), [(0, "out of memory"), (1, "1 answers for 3 channels")])
+def test_a_foreign_backend_that_fails_on_a_group_ends_no_run(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, answers: int, note: str
+) -> None:
+    monkeypatch.setitem(registry._BACKENDS, "careless", Careless)
+    monkeypatch.setattr(Careless, "answers", answers)
+    layer = lb.Layer.from_activations(rng.normal(size=(3, 4)), rng.normal(size=(30, 4)))
+    problem = lb.quantization_problem(layer, 2)
+    solution = lb.solve(problem, "careless")
+    assert all(status in (lb.Status.FAILED, lb.Status.OPTIMAL) for status in solution.status)
+    assert all(any(note in line for line in solution.notes[c]) for c in range(3))
+    assert np.all(solution.lower_bound <= lb.solve(problem).upper_bound)

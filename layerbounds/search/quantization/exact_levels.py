@@ -45,8 +45,9 @@ class ExactLevels:
         #: Whether partial choices have a bound at all.
         self.bounded = exact.is_positive_semidefinite(gram)
         farthest = np.abs(task.allowed.values - task.target[:, None]).max(axis=1)
-        # What the raised diagonal adds at most, a product of rounded numbers.
-        self.charge = Fraction(share * float(np.diag(task.gram) @ farthest**2) * (1.0 + 1e-9))
+        # What the raised diagonal adds at most. It is rounded, by about as much as it is raised: the difference counts.
+        added = np.diag(gram) - np.diag(task.gram)
+        self.charge = Fraction(float(added @ farthest**2) * (1.0 + 1e-9))
         if not self.bounded:
             return
         powers = exact.balance(gram)
