@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from fractions import Fraction
 from itertools import product
 
@@ -139,3 +140,12 @@ def test_exact_levels_charge_all_that_the_raised_diagonal_adds(seed: int) -> Non
         for a, b, f in zip(np.diag(gram).tolist(), np.diag(task.gram).tolist(), farthest.tolist(), strict=True)
     )
     assert ExactLevels(task, control, task.allowed.nearest(task.target)).charge >= added
+
+
+def test_constants_of_several_rows_are_enclosed() -> None:
+    task = make_task(lb.quantization_problem(lb.Layer(np.ones((1, 2)), np.eye(2)), 2), 0, None, None)
+    for constants in ([0.0, 0.0], [0.1, 0.2, 0.3], [1e16, 1.0, 1.0], [0.1]):
+        several = replace(task, constants=np.array(constants))
+        total = sum(map(Fraction, constants), Fraction(0))
+        assert several.constant >= 0.0 and Fraction(several.constant) <= total <= Fraction(several.constant_above)
+        assert several.constant_above <= np.nextafter(several.constant, np.inf)

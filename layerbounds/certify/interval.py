@@ -77,10 +77,8 @@ def certify(task: Task[AllowedSet], raw: RawSolve, gap: float) -> CertifiedChann
     """
     weights = _feasible_weights(task, raw.weights)
     high = objective_interval(task.gram, task.target, weights)[1]
-    upper = _up(high + task.constant)
     # Exactly 0 deviations (and an empty channel) have the exact error `constant`.
-    if high == 0.0:
-        upper = task.constant
+    upper = _up(high + task.constant_above) if high > 0.0 else task.constant_above
     lower, kind = task.constant, BoundKind.TRIVIAL
     if raw.dual is not None:
         derived = dual_bound(task, raw.dual)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from layerbounds.arrays import Bool, Float
+from layerbounds.kernels import exact
 from layerbounds.layers.gram import raise_diagonal
 from layerbounds.problems.allowed import AllowedSet
 from layerbounds.problems.problem import Problem
@@ -69,13 +70,12 @@ class Task(Generic[Allowed]):
     @property
     def constant(self) -> float:
         """The part of the error that no weights can repair, summed over the rows and rounded down."""
-        return exact_sum(self.constants, -math.inf)
+        return exact.float_below(sum(map(Fraction, self.constants.tolist()), Fraction(0)))
 
-
-def exact_sum(values: Float, towards: float) -> float:
-    """Sum with a single rounding, which goes towards −∞ or ∞; a single number is left as it is."""
-    total = math.fsum(values)
-    return total if len(values) == 1 else math.nextafter(total, towards)
+    @property
+    def constant_above(self) -> float:
+        """The same, rounded up: the two differ for several rows only."""
+        return exact.float_above(sum(map(Fraction, self.constants.tolist()), Fraction(0)))
 
 
 def make_task(problem: Problem, rows: int | list[int], shared: object, warm_start: Float | None) -> Task[Any]:

@@ -185,7 +185,11 @@ class ClusterSearch(SubsetSearch):
             self.savings_at, self.work, self.covariance, self.curve, self.share, self.result,
         )  # fmt: skip
         node.price = float(self.result[2])
-        return float(value) if not math.isnan(value) else -math.inf
+        if math.isnan(value) or np.isnan(self.savings[: len(codes.code)]).any():
+            # A saving that is no number exceeds none, and would count as none.
+            self.result[3] = math.nan
+            return -math.inf
+        return float(value)
 
     def ascend(self, node: ClusterNode, mu: float) -> ClusterMinorant | None:
         """A better minorant for a node, from the moments of its last relaxation; None where its proof fails."""
