@@ -15,7 +15,7 @@ from layerbounds.proofs import BlockDual, DualPoint
 def diagonal(gram: Float, target: Float, allowed: Levels, dual: DualPoint) -> float:
     """From a diagonal, with integer forms where the codes are consecutive integers."""
     if dual.split is not None and not allowed.uniform:
-        raise CertificationError("the backend returned an invalid dual point: integer forms of codes that are no integers.")
+        raise CertificationError("the backend returned an invalid dual point: its integer forms need integer codes.")
     # Forms of the codes are integers where the codes are: counted from the first, those of a uniform grid are.
     first = allowed.codes[0, 0]
     lattice = Lattice(allowed.codes[0] - first, allowed.scale, allowed.zero_point - first)
