@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -17,6 +18,7 @@ import layerbounds as lb
 from layerbounds.cli.main import app, main
 from layerbounds.cli.outputs import FOLDER_FILES, check_outputs
 from layerbounds.exceptions import InputError
+from layerbounds.layers.files import atomic_path
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 #: What each command needs to get as far as its outputs, and the options whose files it reads.
@@ -205,3 +207,92 @@ def test_contradicting_options(
 def test_no_granularity_of_zero(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--layer", "conv1", "--bits", "3", "--granularity", "0"]) == 2
     assert "granularity is 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["solve.plot_trace", "compare.plot_comparison", "versus.plot_comparison"])
+def test_what_cannot_be_written_takes_nothing_with_it(
+    target: str, tmp_path: Path, layer: lb.Layer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lb.save_layers("layers.safetensors", [layer])
+    fail(monkeypatch, target)
+    command = target.partition(".")[0]
+    picture = "--trace-plot" if command == "solve" else "--plot"
+    words = ["--input", "layers.safetensors", "--layer", "a", "--bits", "2", "--time-limit", "0"]
+    assert main([command, *words, picture, "out.svg", "--json", "out.json"]) == 2
+    out, err = capsys.readouterr()
+    assert "cannot write out.svg" in err and "2-bit" in out
+    assert json.loads(Path("out.json").read_text(encoding="utf-8"))["options"]["json"] == "out.json"
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("theory.plot_errors", ["--bits", "2", "--plot", "out.svg"]),
+        ("tensors.plot_tensors", ["layers.safetensors", "--bits", "2", "--plot", "out.svg"]),
+        ("tensors.write_table", ["layers.safetensors", "--bits", "2", "--csv", "out.csv"]),
+    ],
+)
+def test_nor_does_it_where_nothing_is_searched(
+    target: str,
+    words: list[str],
+    tmp_path: Path,
+    layer: lb.Layer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lb.save_layers("layers.safetensors", [layer])
+    fail(monkeypatch, target)
+    assert main([target.partition(".")[0], *words, "--json", "out.json"]) == 2
+    out, err = capsys.readouterr()
+    assert "cannot write" in err and out and Path("out.json").exists()
+
+
+def test_nor_does_the_state_of_a_compressed_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    Path("tiny_model.py").write_text("import torch\ndef make(): return torch.nn.Linear(3, 2)\n", encoding="utf-8")
+    np.save("x.npy", np.random.default_rng(0).normal(size=(30, 3)))
+    fail(monkeypatch, "compress._save")
+    words = ["--model", "tiny_model.py:make", "--data", "x.npy", "--bits", "3", "--no-intervals", "--method", "rtn"]
+    assert main(["compress", *words, "--out", "w.safetensors", "--json", "out.json"]) == 2
+    out, err = capsys.readouterr()
+    assert "cannot write" in err and "error %" in out
+    assert len(json.loads(Path("out.json").read_text(encoding="utf-8"))["layers"]) == 1
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    """Let a function of a command find a full disk."""
+
+    def full(*_: object, **__: object) -> None:
+        raise InputError("cannot write out.svg (No space left on device); choose another file.")
+
+    monkeypatch.setattr(f"layerbounds.cli.{target}", full)
+
+
+def test_a_full_disk_is_bad_luck_and_no_traceback(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot write .*No space left"), atomic_path(tmp_path / "a.csv"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert not list(tmp_path.iterdir())
+
+
+def test_shards_of_an_index_are_inputs(tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}), encoding="utf-8")
+    for name in ("one.safetensors", "two.safetensors", "other.safetensors"):
+        (tmp_path / name).write_bytes(b"x")
+    for name in ("one.safetensors", "two.safetensors", index.name):
+        with pytest.raises(InputError, match="would replace"):
+            check_outputs({"--csv": tmp_path / name}, {"--weights": index})
+    check_outputs({"--csv": tmp_path / "other.safetensors"}, {"--weights": index})
+    index.write_text("no index", encoding="utf-8")
+    check_outputs({"--csv": tmp_path / "one.safetensors"}, {"--weights": index})
+
+
+@pytest.mark.parametrize("option", ["--csv", "--plot", "--save-weights", "--out"])
+def test_only_records_are_printed(option: str) -> None:
+    with pytest.raises(InputError, match=f"{option} cannot go to standard output"):
+        check_outputs({option: "-"}, {})

@@ -251,7 +251,7 @@ def save_state(path: Path, state: Mapping[str, Tensor], compressed: Sequence[str
     try:
         with atomic_path(path) as temporary:
             save_file(own, temporary, {"layerbounds.compressed": json.dumps(list(compressed))})
-    except (OSError, SafetensorError) as error:
+    except SafetensorError as error:
         raise InputError(f"cannot write {path} ({error}); choose another file.") from error
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +31,7 @@ from layerbounds.cli.models import (
     read_inputs,
 )
 from layerbounds.cli.options import JsonOption, asked
-from layerbounds.cli.outputs import check_outputs
+from layerbounds.cli.outputs import check_outputs, deliver
 from layerbounds.report.files import STDOUT, write_json
 from layerbounds.report.tables import layer_table
 
@@ -139,22 +141,22 @@ def capture_command(
     if report.other_parameters:
         names = ", ".join(report.other_parameters[:8]) + (", …" if len(report.other_parameters) > 8 else "")
         print("note: parameters that belong to no captured layer:", names, file=sys.stderr)
+    record = {
+        "out": str(out),
+        "layers": rows,
+        "batches": report.batches,
+        "passes": len(report.plan.passes),
+        "gram_bytes": report.plan.bytes,
+        "peak_bytes": report.plan.peak,
+        "unreached": list(report.unreached),
+        "refused": report.refused,
+        "folded_batchnorm": report.folded,
+        "other_parameters": list(report.other_parameters),
+        "options": asked(context),
+    }
+    steps: list[Callable[[], None]] = []
     if json_out is not None:
-        write_json(
-            json_out,
-            {
-                "out": str(out),
-                "layers": rows,
-                "batches": report.batches,
-                "passes": len(report.plan.passes),
-                "gram_bytes": report.plan.bytes,
-                "peak_bytes": report.plan.peak,
-                "unreached": list(report.unreached),
-                "refused": report.refused,
-                "folded_batchnorm": report.folded,
-                "other_parameters": list(report.other_parameters),
-                "options": asked(context),
-            },
-        )
+        steps.append(partial(write_json, json_out, record))
     if json_out != STDOUT:
-        result_console().print(layer_table(rows, str(out)))
+        steps.append(lambda: result_console().print(layer_table(rows, str(out))))
+    deliver(steps)

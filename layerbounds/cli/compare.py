@@ -22,10 +22,9 @@ from layerbounds.cli.options import (
     parse_names,
     read_layers,
 )
-from layerbounds.cli.outputs import check_outputs
+from layerbounds.cli.outputs import check_outputs, deliver
 from layerbounds.comparison.compare import comparison_problems
 from layerbounds.comparison.records import MethodComparison, compare_problems
-from layerbounds.exceptions import LayerboundsError
 from layerbounds.layers.files import find_layer
 from layerbounds.layers.weight_files import read_layer_weights
 from layerbounds.problems.grids import Range
@@ -146,7 +145,7 @@ def compare_command(
 def _deliver(
     result: MethodComparison, options: dict[str, Any], json_out: str | None, csv_out: Path | None, plot: Path | None
 ) -> None:
-    """Write and print the results; a file that cannot be written does not take the others with it."""
+    """Write and print the results."""
     rows = list(result)
 
     def save_json() -> None:
@@ -181,11 +180,4 @@ def _deliver(
     steps: list[Callable[[], None]] = [save_json, save_csv, draw]
     if json_out != STDOUT:
         steps.append(print_tables)
-    failure: LayerboundsError | None = None
-    for step in steps:
-        try:
-            step()
-        except LayerboundsError as error:
-            failure = failure or error
-    if failure is not None:
-        raise failure
+    deliver(steps)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -29,7 +31,7 @@ from layerbounds.cli.models import (
     read_inputs,
 )
 from layerbounds.cli.options import JsonOption, asked, parse_granularity
-from layerbounds.cli.outputs import check_outputs
+from layerbounds.cli.outputs import check_outputs, deliver
 from layerbounds.compression.compress import CompressedModel, LayerOutcome, compress
 from layerbounds.layers.bias import Bias
 from layerbounds.problems.grids import Range
@@ -132,25 +134,26 @@ def compress_command(
             device=device,
             progress=advance,
         )
-    _save(result, out)
     rows = [outcome.to_dict() for outcome in result.layers.values()]
     if result.unreached:
         print("warning: never reached, and not compressed:", ", ".join(result.unreached), file=sys.stderr)
+    record: dict[str, Any] = {
+        "out": str(out),
+        "method": method,
+        "interrupted": result.interrupted,
+        "layers": rows,
+        "unreached": list(result.unreached),
+        "refused": result.refused,
+        "folded_batchnorm": result.folded,
+        **inputs.provenance,
+        "options": asked(context),
+    }
+    steps: list[Callable[[], None]] = [partial(_save, result, out)]
     if json_out is not None:
-        record: dict[str, Any] = {
-            "out": str(out),
-            "method": method,
-            "interrupted": result.interrupted,
-            "layers": rows,
-            "unreached": list(result.unreached),
-            "refused": result.refused,
-            "folded_batchnorm": result.folded,
-            **inputs.provenance,
-            "options": asked(context),
-        }
-        write_json(json_out, record)
+        steps.append(partial(write_json, json_out, record))
     if json_out != STDOUT:
-        result_console().print(_table(rows, f"{out} · {method}"))
+        steps.append(lambda: result_console().print(_table(rows, f"{out} · {method}")))
+    deliver(steps)
     if result.interrupted:
         raise typer.Exit(130)
 

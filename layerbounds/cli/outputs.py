@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import combinations
 from pathlib import Path
 
-from layerbounds.exceptions import InputError
+from layerbounds.exceptions import InputError, LayerboundsError
+from layerbounds.layers.tensor_files import shards
 from layerbounds.report.files import STDOUT, check_output
 from layerbounds.report.plots import check_plot
 
@@ -31,10 +32,13 @@ def check_outputs(outputs: Paths, inputs: Paths, folder: Path | None = None) -> 
     Raises
     ------
     InputError
-        If two outputs are one file, an output is an input or would replace a file of an input directory, a path cannot
-        be written, or a picture has an unknown suffix.
+        If something else than JSON shall be printed, two outputs are one file, an output is an input or would replace a file of an input directory or a shard of
+        an input index, a path cannot be written, or a picture has an unknown suffix.
     """
     written = _given(outputs)
+    for option, path in written.items():
+        if os.fspath(path) == STDOUT:
+            raise InputError(f"{option} cannot go to standard output, only {_JSON} can; name a file.")
     places = dict(written)
     if folder is not None:
         places["--out"] = folder
@@ -44,7 +48,8 @@ def check_outputs(outputs: Paths, inputs: Paths, folder: Path | None = None) -> 
             raise InputError(f"{one} and {other} are the same file, {first}; choose another name for one of them.")
     for out, path in places.items():
         for option, source in _given(inputs).items():
-            if _same(path, source) or (source.is_dir() and path.is_file() and _within(path, source)):
+            inside = source.is_dir() and path.is_file() and _within(path, source)
+            if inside or any(_same(path, file) for file in (source, *shards(source))):
                 raise InputError(f"{out} would replace {path}, which {option} reads; choose another name.")
     if folder is not None:
         _make_folder(folder)
@@ -53,6 +58,24 @@ def check_outputs(outputs: Paths, inputs: Paths, folder: Path | None = None) -> 
         check_output(path, special=option == _JSON)
         if option in _PICTURES:
             check_plot(path)
+
+
+def deliver(steps: Iterable[Callable[[], None]]) -> None:
+    """Write and print results; one that cannot be written does not take the others with it.
+
+    Raises
+    ------
+    LayerboundsError
+        The first error, after all steps were tried.
+    """
+    failure: LayerboundsError | None = None
+    for step in steps:
+        try:
+            step()
+        except LayerboundsError as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
 
 
 def _given(paths: Paths) -> dict[str, Path]:

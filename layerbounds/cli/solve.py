@@ -19,8 +19,8 @@ from layerbounds.cli.options import (
     parse_options,
     read_layers,
 )
-from layerbounds.cli.outputs import check_outputs
-from layerbounds.exceptions import InputError, LayerboundsError
+from layerbounds.cli.outputs import check_outputs, deliver
+from layerbounds.exceptions import InputError
 from layerbounds.layers.bias import Bias, apply_bias
 from layerbounds.layers.files import find_layer
 from layerbounds.layers.layer import Layer
@@ -173,7 +173,7 @@ def _deliver(
     save_weights: Path | None,
     trace_plot: Path | None,
 ) -> None:
-    """Write and print the results; a file that cannot be written does not take the others with it."""
+    """Write and print the results."""
 
     def print_table() -> None:
         console = result_console()
@@ -201,11 +201,4 @@ def _deliver(
     steps: list[Callable[[], None]] = [save_json, save_solution, draw_trace]
     if json_out != STDOUT:
         steps.append(print_table)
-    failure: LayerboundsError | None = None
-    for step in steps:
-        try:
-            step()
-        except LayerboundsError as error:
-            failure = failure or error
-    if failure is not None:
-        raise failure
+    deliver(steps)

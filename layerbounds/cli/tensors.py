@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +13,7 @@ import layerbounds
 from layerbounds.cli.bits import parse_bits
 from layerbounds.cli.console import channel_progress, result_console
 from layerbounds.cli.options import JsonOption, asked
-from layerbounds.cli.outputs import check_outputs
+from layerbounds.cli.outputs import check_outputs, deliver
 from layerbounds.exceptions import InputError
 from layerbounds.report.files import STDOUT, write_json
 from layerbounds.report.tensor_plots import plot_tensors
@@ -48,21 +50,27 @@ def tensors_command(
         raise InputError(
             f"{weights} holds no weights of at least two dimensions, or none at these bits; check the file."
         )
+    about = {"layerbounds": layerbounds.__version__, "input": str(weights)}
+    steps: list[Callable[[], None]] = []
     if csv_out is not None:
-        write_table(csv_out, rows)
+        steps.append(partial(write_table, csv_out, rows))
     if plot is not None:
-        plot_tensors(rows, plot, weights.name)
+        steps.append(partial(plot_tensors, rows, plot, weights.name))
     if json_out is not None:
-        about = {"layerbounds": layerbounds.__version__, "input": str(weights)}
-        write_json(json_out, {**about, **tensor_record(rows), "options": asked(context)})
+        steps.append(partial(write_json, json_out, {**about, **tensor_record(rows), "options": asked(context)}))
     if json_out != STDOUT:
-        console = result_console()
-        if len({(row.model, row.tensor) for row in rows}) <= MANY_TENSORS:
-            console.print(tensor_table(rows, weights.name))
-            console.print()
-        console.print(share_table(rows))
-        for line in notes(rows):
-            console.print(line, soft_wrap=not console.is_terminal)
+        steps.append(partial(_print, rows, weights.name))
+    deliver(steps)
+
+
+def _print(rows: list[TensorRow], name: str) -> None:
+    console = result_console()
+    if len({(row.model, row.tensor) for row in rows}) <= MANY_TENSORS:
+        console.print(tensor_table(rows, name))
+        console.print()
+    console.print(share_table(rows))
+    for line in notes(rows):
+        console.print(line, soft_wrap=not console.is_terminal)
 
 
 def _analyse(weights: Path, bits: list[int]) -> list[TensorRow]:

@@ -12,7 +12,7 @@ import layerbounds
 from layerbounds.cli.bits import parse_bits
 from layerbounds.cli.console import result_console
 from layerbounds.cli.options import JsonOption, asked
-from layerbounds.cli.outputs import check_outputs
+from layerbounds.cli.outputs import check_outputs, deliver
 from layerbounds.exceptions import InputError
 from layerbounds.report.files import STDOUT, write_json
 from layerbounds.report.theory_plots import plot_errors, plot_tails
@@ -66,19 +66,26 @@ def theory_command(
     values = _distribution(distribution, df, quantile)
     storage = cast(Mask, mask)  # checked where it is used
     compared = curve(values, wanted, mask=storage, natural_zeros=natural_zeros)
-    if plot is not None and distribution == "student-t":
-        degrees = 2.0 if df is None else df
-        tails = [student_t(degrees, float(q)) for q in TAIL_QUANTILES]
-        plot_tails([curve(t, wanted, mask=storage, natural_zeros=natural_zeros) for t in tails], plot)
-    elif plot is not None:
-        plot_errors(compared, plot)
-    if json_out is not None:
-        record = {"layerbounds": layerbounds.__version__, **curve_record(compared), "options": asked(context)}
-        write_json(json_out, record)
-    if json_out != STDOUT:
+
+    def draw() -> None:
+        if plot is not None and distribution == "student-t":
+            degrees = 2.0 if df is None else df
+            tails = [student_t(degrees, float(q)) for q in TAIL_QUANTILES]
+            plot_tails([curve(t, wanted, mask=storage, natural_zeros=natural_zeros) for t in tails], plot)
+        elif plot is not None:
+            plot_errors(compared, plot)
+
+    def save_json() -> None:
+        if json_out is not None:
+            record = {"layerbounds": layerbounds.__version__, **curve_record(compared), "options": asked(context)}
+            write_json(json_out, record)
+
+    def print_table() -> None:
         console = result_console()
         console.print(curve_table(compared))
         console.print(crossing_line(compared), soft_wrap=not console.is_terminal)
+
+    deliver([draw, save_json] if json_out == STDOUT else [draw, save_json, print_table])
 
 
 def _distribution(name: str, df: float | None, quantile: float | None) -> Distribution:

@@ -21,11 +21,11 @@ from layerbounds.cli.options import (
     parse_granularity,
     read_layers,
 )
-from layerbounds.cli.outputs import FOLDER_FILES, check_outputs
+from layerbounds.cli.outputs import FOLDER_FILES, check_outputs, deliver
 from layerbounds.contests.contest import Rules
 from layerbounds.contests.levels import Comparison
 from layerbounds.contests.run import default_jobs, sample_channels, versus_layers
-from layerbounds.exceptions import InputError, LayerboundsError
+from layerbounds.exceptions import InputError
 from layerbounds.layers.files import atomic_path, find_layer
 from layerbounds.layers.layer import Layer
 from layerbounds.problems.grids import Granularity, Range
@@ -154,7 +154,7 @@ Files = tuple[str | Path | None, Path | None, Path | None]
 
 
 def _deliver(comparisons: list[Comparison], options: dict[str, Any], files: list[Files]) -> None:
-    """Write and print the results; a file that cannot be written does not take the others with it."""
+    """Write and print the results."""
     record = {
         "layerbounds": layerbounds.__version__,
         "options": options,
@@ -171,14 +171,7 @@ def _deliver(comparisons: list[Comparison], options: dict[str, Any], files: list
             steps.append(partial(_draw, comparisons, picture))
     if all(json_out != STDOUT for json_out, _, _ in files):
         steps.append(partial(_print, comparisons))
-    failure: LayerboundsError | None = None
-    for step in steps:
-        try:
-            step()
-        except LayerboundsError as error:
-            failure = failure or error
-    if failure is not None:
-        raise failure
+    deliver(steps)
 
 
 def _write_table(comparisons: list[Comparison], options: dict[str, Any], path: Path) -> None:
@@ -188,11 +181,8 @@ def _write_table(comparisons: list[Comparison], options: dict[str, Any], path: P
         f"{searched:.0f} s of search in all channels together."
     )
     lines = [network_markdown(comparisons), *(f"- {line}" for line in summary_lines(comparisons)), "", effort, ""]
-    try:
-        with atomic_path(path) as temporary:
-            temporary.write_text("\n".join(lines), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror}); choose another file.") from error
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(lines), encoding="utf-8")
 
 
 def _draw(comparisons: list[Comparison], path: Path) -> None:

@@ -60,13 +60,8 @@ class Checkpoint:
 
         def save(state: Contest) -> None:
             record = _record(state, fingerprint)
-            try:
-                with atomic_path(path) as temporary:
-                    temporary.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
-            except OSError as error:
-                raise InputError(
-                    f"cannot write {path} ({error.strerror}); free space or choose another folder."
-                ) from error
+            with atomic_path(path) as temporary:
+                temporary.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
 
         contest.listeners.append(save)
 

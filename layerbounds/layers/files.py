@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerbounds.arguments import as_path
-from layerbounds.exceptions import FileFormatError, InputError
+from layerbounds.exceptions import FileFormatError, InputError, LayerboundsError
 from layerbounds.layers.layer import Layer
 from layerbounds.layers.provenance import json_ready
 from layerbounds.layers.tensor_files import NUMPY_TYPES, check_weight, open_tensors
@@ -113,12 +113,8 @@ def write_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
 ) -> None:
     """Write a safetensors file so that a reader sees either the whole file or the old one."""
-    path = as_path(path, "path")
-    try:
-        with atomic_path(path) as temporary, open(temporary, "wb") as stream:
-            _write_safetensors(stream, tensors, metadata)
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error}); choose another file.") from error
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+        _write_safetensors(stream, tensors, metadata)
 
 
 def _write_safetensors(stream: BinaryIO, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
@@ -157,22 +153,33 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary file to write, which replaces ``path`` when the block ends without an error.
 
     A link is followed: the file that it points to is replaced.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be written, a full disk included.
     """
     target = as_path(path, "path").resolve()
     if not target.parent.is_dir():
         raise InputError(f"cannot write {path}: the folder {target.parent} does not exist; create it first.")
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
+    temporary: Path | None = None
     try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         # Temporary files are private; the finished one gets the permissions of any newly created file.
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
         os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not isinstance(error, LayerboundsError):
+            raise InputError(
+                f"cannot write {path} ({error.strerror or error}); free space or choose another place."
+            ) from error
         raise
 
 

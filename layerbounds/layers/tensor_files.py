@@ -138,6 +138,18 @@ def open_tensors(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
         file.close()
 
 
+def shards(path: Path) -> list[Path]:
+    """The files that an index lists; none for other files, and for an index that cannot be read."""
+    if not path.name.endswith(INDEX_SUFFIX):
+        return []
+    try:
+        with open_tensors(path) as file:
+            return file.files if isinstance(file, _Shards) else []
+    except FileFormatError:
+        # Reading it says what is wrong.
+        return []
+
+
 def read_tensors(
     path: str | os.PathLike[str], choose: Callable[[Sequence[str]], Iterable[str]] | None = None
 ) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
@@ -299,6 +311,11 @@ class _Shards(TensorFile):
                 f"{path} is no index of safetensors shards ({first_line(error)}); write the files again."
             ) from error
         self.names = list(self._home)
+
+    @property
+    def files(self) -> list[Path]:
+        """Those that are listed, whether they exist or not."""
+        return [self.path.parent / file for file in dict.fromkeys(self._home.values())]
 
     def _shard(self, name: str) -> _Safetensors:
         file = self._home[name]

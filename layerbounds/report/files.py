@@ -77,13 +77,13 @@ def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
         sys.stdout.flush()
         return
     target = Path(path)
+    if not target.exists() or target.is_file():
+        with atomic_path(target) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        return
     try:
-        if target.exists() and not target.is_file():
-            # A device or a pipe cannot be replaced by a file, only written to.
-            target.write_text(text, encoding="utf-8")
-        else:
-            with atomic_path(target) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+        # A device or a pipe cannot be replaced by a file, only written to.
+        target.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write {target} ({error.strerror}); choose another file.") from error
 
@@ -106,11 +106,8 @@ def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows([{key: "" if value is None else value for key, value in row.items()} for row in rows])
-    try:
-        with atomic_path(path) as temporary:
-            temporary.write_text(text.getvalue(), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write {os.fspath(path)} ({error.strerror}); choose another file.") from error
+    with atomic_path(path) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
 def plain(value: Any) -> Any:
