@@ -305,3 +305,17 @@ def test_static_ranges_of_activations_use_the_same_axes() -> None:
     assert (hook.change.low, hook.change.high) == (float(values.min()), float(values.max()))
     with pytest.raises(InputError, match="cannot be applied"):
         quantize_activations(Shaped(REFUSED["patches"]), 8, scheme="static", batches=[batch])
+
+
+def test_a_mask_that_leaves_everything_out() -> None:
+    """That is an error, and no empty result."""
+    model = Shaped(lambda v: v)
+    nothing = torch.zeros(3, 5, dtype=torch.long)
+    batch = {"values": torch.randn(3, 5, 4, dtype=torch.float64), "attention_mask": nothing}
+    with pytest.raises(InputError, match="leaves out all 15 positions"):
+        lb.capture(model, [batch])
+    with pytest.warns(CaptureWarning), pytest.raises(InputError, match="leaves out all 15 positions"):
+        lb.compress(model, [batch], "rtn", bits=3, intervals=False)
+    # A batch without a token that counts is nothing unusual where others have some.
+    full = {"values": batch["values"], "attention_mask": nothing + 1}
+    assert lb.capture(model, [batch, full])["fc"].samples == 15

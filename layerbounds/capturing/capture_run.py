@@ -31,7 +31,7 @@ from layerbounds.capturing.memory import MemoryPlan, parse_bytes, plan_memory
 from layerbounds.capturing.moments import Allocate, Moments, in_memory
 from layerbounds.capturing.stream import Pass, Progress, Tally, twin_targets
 from layerbounds.capturing.targets import CaptureWarning, Target, find_targets, other_parameters, unwrap
-from layerbounds.exceptions import InputError
+from layerbounds.exceptions import InputError, LayerError
 from layerbounds.layers.layer import Layer
 from layerbounds.version import __version__
 
@@ -113,6 +113,7 @@ class CaptureRun:
         self._batches = batches
         self._stop_after = stop_after
         self._provenance = as_mapping(provenance, "provenance")
+        self._masked = 0
         folded: dict[str, str] = {}
         if fold_batchnorm:
             self._model, self._compressed, folded = self._fold()
@@ -149,6 +150,10 @@ class CaptureRun:
                 yield from self._pass(targets, number, folder)
         if not self.report.order:
             raise InputError("the model called none of the layers to capture; check the names and what forward does.")
+        if self._masked and len(self.report.unreached) == len(self.targets):
+            raise LayerError(
+                f"the mask leaves out all {self._masked} positions; pass 1 where a token counts and 0 where it does not."
+            )
         if self.report.unreached:
             names = ", ".join(self.report.unreached)
             warnings.warn(f"never reached, and not captured: {names}", CaptureWarning, stacklevel=2)
@@ -180,6 +185,7 @@ class CaptureRun:
             run.run(self._batches, lambda k, total: progress(done + k, None if total is None else passes * total))
         if not run.batches:
             raise InputError("there are no batches; pass at least one.")
+        self._masked += sum(tally.masked for tally in run.tally.values())
         if number == 0:
             self.report.batches = run.batches
             self.report.order = tuple(run.order)

@@ -32,8 +32,9 @@ def check_outputs(outputs: Paths, inputs: Paths, folder: Path | None = None) -> 
     Raises
     ------
     InputError
-        If something else than JSON shall be printed, two outputs are one file, an output is an input or would replace a file of an input directory or a shard of
-        an input index, a path cannot be written, or a picture has an unknown suffix.
+        If two outputs are one file, an output is an input or would replace a file of an input directory or a shard of
+        an input index, something else than JSON is to be printed, a path cannot be written, or a picture has an unknown
+        suffix.
     """
     written = _given(outputs)
     for option, path in written.items():
