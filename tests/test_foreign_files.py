@@ -358,7 +358,7 @@ def test_weights_of_any_kind_of_file_in_compare(
     command += ["rtn", "--time-limit", "0", "--weights"]
     assert main([*command, str(tmp_path / "w.pt")]) == 0
     assert "the weights are those of its entry 'state_dict'" in capsys.readouterr().err
-    for name, words in (("codes.pt", "is of type I8"), ("code.pt", "holds code, which is never run")):
+    for name, words in (("codes.pt", "is of type I8"), ("code.pt", "whose code is never run")):
         assert main([*command, str(tmp_path / name)]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1 and words in error
@@ -487,3 +487,18 @@ def test_damaged_checkpoints_of_a_comparison(tmp_path: Path, small_layer: lb.Lay
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(FileFormatError, match="delete it"):
         restored()
+
+
+def test_a_checkpoint_of_codes_alone_is_called_that(tmp_path: Path, rng: np.random.Generator) -> None:
+    weight = rng.normal(size=(3, 4))
+    save_file({"a.qweight": np.ones((3, 4), dtype=np.int32), "a.scales": np.ones(3)}, tmp_path / "w.safetensors")
+    with pytest.raises(FileFormatError, match=r"has 'a\.qweight' and no tensor a\.weight"):
+        load_weights(tmp_path / "w.safetensors", make_layer("a", weight))
+
+
+def test_what_pytorch_says_about_code_is_not_repeated(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="reading .pt needs PyTorch")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pt")
+    with pytest.raises(FileFormatError) as caught, open_tensors(tmp_path / "model.pt"):
+        pass
+    assert str(caught.value).isprintable() and "save model.state_dict()" in str(caught.value)

@@ -266,7 +266,7 @@ def test_given_scales_and_zero_points(layer: lb.Layer) -> None:
         ({"bits": 3, "scale": [1, 1], "symmetric": False}, "pass zero_point"),
         ({"bits": 3, "scale": [1, 1], "zero_point": [1, 1], "symmetric": True}, "no zero point"),
         ({"bits": 3, "scale": [1, 1], "zero_point": [[1, 1]]}, "zero_point has shape"),
-        ({"bits": 3, "scale": np.ones((2, 3)), "granularity": "channel"}, "'channel' means 1 scales"),
+        ({"bits": 3, "scale": np.ones((2, 3)), "granularity": "channel"}, "'channel' means 1 scale per"),
         ({"bits": 3, "scale": np.ones((2, 3)), "granularity": "tensor"}, "one scale"),
         ({"bits": 3, "scale": [1, 1], "granularity": "tensor"}, "one scale"),
         ({"bits": 3, "scale": np.ones((2, 3)), "granularity": 3}, "means 2 scales"),
@@ -317,7 +317,7 @@ def test_contradicting_arguments_of_a_comparison(layer: lb.Layer, arguments: dic
     ("arguments", "words"),
     [
         ({"density": 0.5, "k": 3}, "either density or k"),
-        ({}, "either density or k"),
+        ({}, "pass density or k, or an N:M pattern"),
         ({"density": 0.5, "pattern": "2:4"}, "leave out density and k"),
         ({"k": 3, "pattern": "2:4"}, "leave out density and k"),
     ],
@@ -345,3 +345,21 @@ def test_mirrored_scales_share_the_forms_of_the_layer(layer: lb.Layer) -> None:
     task = make_task(problem, 0, None, None)
     assert task.allowed.uniform and np.all(task.allowed.scale == task.allowed.scale[0])
     assert NativeBackend().prepare(problem, 0, 1) is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scale": np.ones(5)}, r"scale has shape \(5,\); pass \(3,\)"),
+        ({"scale": np.ones((2, 3))}, r"\(2, 3\), it looks transposed"),
+        ({"scale": np.ones((3, 2)), "g_idx": [0, 1, 2, 0, 1, 0]}, "g_idx holds numbers from 0 to 2"),
+        ({"scale": np.ones((3, 2)), "g_idx": [0.0, 1, 0, 0, 1, 0]}, "g_idx has shape .* float64"),
+        ({"scale": np.ones(3), "granularity": 2}, "scale has 1 group, but 6 inputs in groups of 2 need 3"),
+    ],
+)
+def test_messages_name_the_argument_that_was_given(
+    rng: np.random.Generator, arguments: dict[str, Any], message: str
+) -> None:
+    layer = lb.Layer.from_activations(rng.normal(size=(3, 6)), rng.normal(size=(20, 6)))
+    with pytest.raises(InputError, match=message):
+        lb.quantization_problem(layer, bits=3, **arguments)

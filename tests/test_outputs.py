@@ -296,3 +296,18 @@ def test_shards_of_an_index_are_inputs(tmp_path: Path) -> None:
 def test_only_records_are_printed(option: str) -> None:
     with pytest.raises(InputError, match=f"{option} cannot go to standard output"):
         check_outputs({option: "-"}, {})
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["solve", "--layer", "conv1"], "--density, --k or --pattern N:M to prune"),
+        (["solve", "--layer", "conv1", "--mask-only"], "nothing says how many inputs are kept"),
+        (["versus"], "pass --layer NAME or --all"),
+        (["versus", "--layer", "conv1", "--all"], "not both"),
+        (["versus", "--layer", "conv1", "--pattern", "2:4"], "write N:16, with the letter N"),
+    ],
+)
+def test_what_is_missing_is_named(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert message in capsys.readouterr().err

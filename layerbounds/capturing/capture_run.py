@@ -152,7 +152,7 @@ class CaptureRun:
             raise InputError("the model called none of the layers to capture; check the names and what forward does.")
         if self._masked and len(self.report.unreached) == len(self.targets):
             raise LayerError(
-                f"the mask leaves out all {self._masked} positions; pass 1 where a token counts and 0 where it does not."
+                f"the mask leaves out all {self._masked} positions; pass 1 where a token counts and 0 elsewhere."
             )
         if self.report.unreached:
             names = ", ".join(self.report.unreached)

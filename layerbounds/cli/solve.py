@@ -155,7 +155,9 @@ def _problem(
     fit: str | None,
 ) -> Problem:
     range_ = cast(Range | None, fit)  # checked where the grid is built
-    if (bits is None) == (codebook is None):
+    if bits is None and codebook is None:
+        raise InputError("pass --bits or --codebook to quantize, or --density, --k or --pattern N:M to prune.")
+    if bits is not None and codebook is not None:
         raise InputError("pass either --bits or --codebook, and not both.")
     if codebook is None:
         return quantization_problem(layer, bits, symmetric=symmetric, granularity=granularity, range=range_)

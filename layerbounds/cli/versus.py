@@ -133,7 +133,9 @@ def _select(
     input_file: Path | None, layer: str | None, every: bool, channels: str | None, sample: int | None
 ) -> tuple[list[Layer], dict[str, Sequence[int]]]:
     """The layers to compare and their channels."""
-    if (layer is None) == (not every):
+    if layer is None and not every:
+        raise InputError("nothing says what is compared; pass --layer NAME or --all.")
+    if layer is not None and every:
         raise InputError("pass either --layer NAME or --all, and not both.")
     if channels is not None and (every or sample is not None):
         raise InputError("--channels is for one layer and without --channels-sample; leave out one of them.")

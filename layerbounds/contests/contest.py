@@ -19,6 +19,7 @@ from layerbounds.contests.verdict import Verdict, decide_all, summed
 from layerbounds.exceptions import CertificationError, InputError
 from layerbounds.layers.layer import Layer, as_layer
 from layerbounds.problems.grids import MAX_BITS, Granularity, Range
+from layerbounds.problems.patterns import parse_pattern
 from layerbounds.problems.problem import Problem, check_channels
 from layerbounds.problems.pruning import PruningProblem, pruning_problem
 from layerbounds.problems.quantization import QuantizationProblem, quantization_problem
@@ -357,6 +358,11 @@ def _pruning(layer: Layer, bits: int, rules: Rules) -> PruningProblem:
     """Pruning at the density of equal bits."""
     match = re.fullmatch(r"[nN]:(\d+)", rules.pattern.strip())
     if match is None:
+        if not parse_pattern(rules.pattern).needs_count:
+            raise InputError(
+                f"pattern {rules.pattern!r} keeps as many inputs at any number of bits; write N:16, with the letter N, "
+                "which stands for the bits."
+            )
         return pruning_problem(layer, density=bits / 16.0, pattern=rules.pattern, refit=rules.refit)
     size = int(match[1])
     if size < 1 or bits * size % 16:

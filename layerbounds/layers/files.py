@@ -213,7 +213,7 @@ def load_layers(path: str | os.PathLike[str]) -> dict[str, Layer]:
     if not names:
         raise FileFormatError(
             f"{path} holds no layer: a layer is a pair of tensors NAME.weight and NAME.gram, as written by "
-            "layerbounds.save_layers."
+            "layerbounds.save_layers and, from a model and data, by `layerbounds capture`."
         )
     info = _json_object(metadata, "layers", path)
     shapes = _json_object(metadata, "weight_shapes", path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -41,10 +42,16 @@ class PickledTensors(TensorFile):
         super().__init__(path)
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
+        except UnpicklingError as error:
+            # What PyTorch says begins with advice to run the code.
+            raise FileFormatError(
+                f"{path} cannot be read as plain tensors: it is damaged or holds a whole model or other objects, whose "
+                "code is never run; save model.state_dict()."
+            ) from error
         except Exception as error:
             raise FileFormatError(
-                f"{path} cannot be read as plain tensors ({first_line(error)}); it is damaged or holds code, "
-                "which is never run: save model.state_dict() as safetensors."
+                f"{path} cannot be read as plain tensors ({first_line(error)}); it is damaged: save model.state_dict() "
+                "again."
             ) from error
         state, entries = _state_dict(content, path)
         self.notes = (f"the weights are those of its entry {'.'.join(entries)!r}",) if entries else ()

@@ -120,8 +120,6 @@ def canonical(name: str) -> str:
 def _stored_name(layer: Layer, file: TensorFile) -> str:
     """The name under which a file has a layer's weight, without ``.weight``."""
     stored = {canonical(key): key for key in (n.removesuffix(".weight") for n in file.names if n.endswith(".weight"))}
-    if not stored:
-        raise FileFormatError(f"{file.path} holds no weights: a tensor called {layer.name}.weight is needed.")
     tied = layer.provenance.get("tied_to")
     names = [layer.name, *(t for t in tied if isinstance(t, str))] if isinstance(tied, list) else [layer.name]
     names = [canonical(name) for name in names]
@@ -134,6 +132,8 @@ def _stored_name(layer: Layer, file: TensorFile) -> str:
                 f"{file.path} has {codes[0]!r} and no tensor {name}.weight: what another form of the layer stores are "
                 "codes or factors and not weights; store the weights themselves."
             )
+    if not stored:
+        raise FileFormatError(f"{file.path} holds no weights: a tensor called {layer.name}.weight is needed.")
     for name in names:
         if any(key.endswith(f".{name}") for key in stored):
             return stored[match_name(name, list(stored), "weight in the file for layer")]

@@ -172,17 +172,24 @@ def _check_levels(codes: Float, scale: Float, zero: Float) -> None:
         )
 
 
+def _numbers_of_groups(value: ArrayLike, what: str, n: int, count: int) -> Int:
+    """The number of each input's scale group."""
+    array = as_numpy(value, what)
+    if array.shape != (n,) or array.dtype.kind not in "iu":
+        raise InputError(
+            f"{what} has shape {array.shape} and type {array.dtype}; pass {n} integers, one for each input."
+        )
+    if array.min() < 0 or array.max() >= count:
+        raise InputError(
+            f"{what} holds numbers from {array.min()} to {array.max()}; scale has the groups 0 to {count - 1}."
+        )
+    return array.astype(np.int64)
+
+
 def _groups(group: ArrayLike | None, size: int | None, n: int, count: int) -> tuple[Int, int | None]:
     """The scale group of each input, and the size of the blocks if they are consecutive."""
     if group is not None:
-        array = as_numpy(group, "group")
-        if array.shape != (n,) or array.dtype.kind not in "iu":
-            raise InputError(f"group has shape {array.shape} and type {array.dtype}; pass {n} integers, one an input.")
-        if array.min() < 0 or array.max() >= count:
-            raise InputError(
-                f"group holds numbers from {array.min()} to {array.max()}; scale has the groups 0 to {count - 1}."
-            )
-        chosen = array.astype(np.int64)
+        chosen = _numbers_of_groups(group, "group", n, count)
         run = int(np.argmax(chosen != 0)) or n
         block = run if np.array_equal(chosen, np.arange(n) // run) else None
         if size is not None and not np.array_equal(chosen, np.arange(n) // whole_number(size, "group_size", 1)):
@@ -191,14 +198,22 @@ def _groups(group: ArrayLike | None, size: int | None, n: int, count: int) -> tu
     if size is None:
         if n % count:
             raise InputError(
-                f"scale has {count} groups, which do not divide the {n} inputs evenly; pass the number of inputs per "
-                "group (granularity, or group_size of a Grid)."
+                f"scale has {_counted(count, 'group')}, which do not divide the {n} inputs evenly; pass the number of "
+                "inputs per group (granularity, or group_size of a Grid)."
             )
         size = n // count
     size = min(whole_number(size, "group_size", 1), n)
-    if -(-n // size) != count:
-        raise InputError(f"scale has {count} groups, but {n} inputs in groups of {size} need {-(-n // size)}.")
+    needed = -(-n // size)
+    if needed != count:
+        raise InputError(
+            f"scale has {_counted(count, 'group')}, but {n} inputs in groups of {size} need {needed}; pass scale of "
+            f"shape (out, {needed}), or another number of inputs per group."
+        )
     return np.arange(n, dtype=np.int64) // size, size
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def granularity_size(granularity: Granularity, n: int) -> int:
@@ -283,11 +298,18 @@ def given_grid(
         elif array.ndim == 2 and array.shape[1] != -(-n // size):
             what = repr(granularity) if isinstance(granularity, str) else f"{size} inputs per group"
             raise InputError(
-                f"granularity {what} means {-(-n // size)} scales per channel, but scale has {array.shape[1]} groups; "
-                "leave out one of them."
+                f"granularity {what} means {_counted(-(-n // size), 'scale')} per channel, but scale has "
+                f"{array.shape[1]}; leave granularity out, or pass scale of that shape."
             )
     elif array.ndim == 0:
         raise InputError("scale is one number; pass one per output channel, or granularity='tensor' with it.")
+    if out_features is not None and array.ndim and array.shape[0] != out_features:
+        hint = ", it looks transposed" if array.ndim == 2 and array.shape[1] == out_features else ""
+        raise InputError(
+            f"scale has shape {array.shape}{hint}; pass ({out_features},) or ({out_features}, scale_groups), a row for "
+            "each output channel."
+        )
+    group = None if g_idx is None else _numbers_of_groups(g_idx, "g_idx", n, _by_channel(array, "scale").shape[1])
     low = 0 if zeros is not None else -(2 ** (width - 1))
     kind = "symmetric, given scale" if zeros is None else "asymmetric, given scale and zero point"
     return Grid(
@@ -297,5 +319,5 @@ def given_grid(
         in_features=n,
         group_size=size,
         label=f"{width}-bit {kind}",
-        group=g_idx,  # type: ignore[arg-type]
+        group=group,  # type: ignore[arg-type]
     )

@@ -135,7 +135,9 @@ def pruning_problem(
         if density is not None or k is not None:
             raise InputError(f"pattern {rule.label} says itself how many inputs are kept; leave out density and k.")
         return PruningProblem(layer, rule, int(rule.structure(n, n).capacity.sum()), bool(refit))
-    if (density is None) == (k is None):
+    if density is None and k is None:
+        raise InputError("nothing says how many inputs are kept; pass density or k, or an N:M pattern.")
+    if density is not None and k is not None:
         raise InputError("pass either density or k, and not both.")
     if density is not None:
         density = real_number(density, "density", 0.0, 1.0, "fraction of kept inputs")
