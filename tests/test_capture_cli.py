@@ -426,3 +426,24 @@ def test_damaged_arrays(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     Path("leaves.py").write_text("import sys\nsys.exit(0)\n")
     assert run("capture", "--model", "leaves.py:build", "--out", "c.safetensors", *IMAGES) == 2
     assert "importing leaves.py failed (SystemExit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data", "x.npy", "--activation-asymmetric"], "pass --activation-bits, too"),
+        (["--data", "x.npy", "--activation-scheme", "static"], "pass --activation-bits, too"),
+        (["--data", "x.npy", "--max-tokens", "7"], "--max-tokens is about text, and x.npy is read as an array"),
+        (["--data", "x.txt", "--divide", "2"], "--divide is about arrays, and x.txt is read as text"),
+        (["--data", "x.txt", "--key", "a"], "--key is about arrays"),
+    ],
+)
+def test_options_without_effect(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.ones((4, 3)))
+    Path("x.txt").write_text("text", encoding="utf-8")
+    assert main(["capture", "--model", "none:none", "--out", "out.safetensors", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("out.safetensors").exists()

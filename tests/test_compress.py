@@ -159,6 +159,7 @@ def test_interruption_keeps_what_is_finished(images: list[Tensor]) -> None:
     [
         ({}, "pass either bits, or density or pattern"),
         ({"bits": 3, "density": 0.5}, "pass either bits, or density or pattern"),
+        ({"bits": 3, "intervals": False, "time_limit": 1.0}, "time_limit is for the search for intervals"),
         ({"bits": 3, "method": "solve", "damp": 0.1}, "method 'solve' has no option 'damp'"),
         ({"bits": 3, "method": "gptqq"}, "there is no heuristic 'gptqq'; did you mean gptq"),
         ({"bits": 3, "method": "obs"}, "cannot treat uniform grids"),

@@ -32,6 +32,7 @@ from layerbounds.cli.models import (
 )
 from layerbounds.cli.options import JsonOption, asked
 from layerbounds.cli.outputs import check_outputs, deliver
+from layerbounds.exceptions import InputError
 from layerbounds.report.files import STDOUT, write_json
 from layerbounds.report.tables import layer_table
 
@@ -50,7 +51,7 @@ def capture_command(
     mean: MeanOption = None,
     std: StdOption = None,
     preprocess: PreprocessOption = None,
-    max_tokens: MaxTokensOption = 512,
+    max_tokens: MaxTokensOption = None,
     device: DeviceOption = None,
     dtype: Annotated[
         str, typer.Option("--dtype", metavar="NAME", help="Gram matrices are added up in float64 or float32.")
@@ -71,8 +72,9 @@ def capture_command(
         typer.Option("--activation-bits", metavar="N", help="Quantize what the compressed layers see to 2 to 8 bits."),
     ] = None,
     activation_scheme: Annotated[
-        str, typer.Option("--activation-scheme", metavar="HOW", help="dynamic (per token) or static (per tensor).")
-    ] = "dynamic",
+        str | None,
+        typer.Option("--activation-scheme", metavar="HOW", help="dynamic (per token, default) or static (per tensor)."),
+    ] = None,
     activation_asymmetric: Annotated[
         bool, typer.Option("--activation-asymmetric", help="Quantize activations with a zero point.")
     ] = False,
@@ -83,6 +85,9 @@ def capture_command(
         {"--out": out, "--json": json_out},
         model_files(model, weights, data, preprocess) | {"--compressed-weights": compressed_weights},
     )
+    if activation_bits is None and (activation_scheme is not None or activation_asymmetric):
+        raise InputError("--activation-scheme and --activation-asymmetric say how; pass --activation-bits, too.")
+    scheme = activation_scheme or "dynamic"
     inputs = read_inputs(
         model,
         weights,
@@ -112,14 +117,14 @@ def capture_command(
             compressed if compressed is not None else inputs.model,
             activation_bits,
             layers=layers,
-            scheme=activation_scheme,
+            scheme=scheme,
             symmetric=not activation_asymmetric,
             batches=inputs.batches,
             device=device,
         )
         inputs.provenance["activations"] = {
             "bits": activation_bits,
-            "scheme": activation_scheme,
+            "scheme": scheme,
             "symmetric": not activation_asymmetric,
         }
     with said_warnings(), batch_progress("capture") as progress:

@@ -62,7 +62,7 @@ def compress_command(
     mean: MeanOption = None,
     std: StdOption = None,
     preprocess: PreprocessOption = None,
-    max_tokens: MaxTokensOption = 512,
+    max_tokens: MaxTokensOption = None,
     device: DeviceOption = None,
     granularity: Annotated[
         str | None, typer.Option("--granularity", metavar="WHAT", help="tensor, channel or a number of inputs.")

@@ -54,11 +54,17 @@ PreprocessOption = Annotated[
     str | None,
     typer.Option("--preprocess", metavar="WHAT", help="module:function from samples to model input, instead of these."),
 ]
-MaxTokensOption = Annotated[int, typer.Option("--max-tokens", metavar="N", help="Tokens of a line of text.")]
+MaxTokensOption = Annotated[
+    int | None, typer.Option("--max-tokens", metavar="N", help="Tokens of a line of text at most; default: 512.")
+]
 DeviceOption = Annotated[str | None, typer.Option("--device", metavar="NAME", help="Where the model runs: cpu, cuda.")]
 FoldOption = Annotated[
     bool, typer.Option("--fold-batchnorm", help="Fold batch normalisation into the layers before it.")
 ]
+
+
+#: Tokens of a line of text at most, by default.
+MAX_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -91,9 +97,15 @@ def read_inputs(
     mean: str | None,
     std: str | None,
     preprocess: str | None,
-    max_tokens: int,
+    max_tokens: int | None,
 ) -> Inputs:
-    """Load what the options name."""
+    """Load what the options name.
+
+    Raises
+    ------
+    InputError
+        If an option is wrong, or says something about data of the other kind, text or arrays.
+    """
     require_torch()
     from layerbounds.capturing.huggingface import TextBatches, is_model_directory, load_model
     from layerbounds.capturing.loading import (
@@ -109,6 +121,13 @@ def read_inputs(
         raise InputError(f"the limit is {limit}; pass a positive number of samples.")
     folder = Path(model)
     text = data.suffix not in (".npy", ".npz", ".safetensors")
+    about_arrays = {"--key": key, "--divide": divide, "--mean": mean, "--std": std, "--preprocess": preprocess}
+    for option, value in (about_arrays if text else {"--max-tokens": max_tokens}).items():
+        if value is not None:
+            raise InputError(
+                f"{option} is about {'arrays' if text else 'text'}, and {data} is read as "
+                f"{'text' if text else 'an array'}; leave it out."
+            )
     sources: dict[str, Any] = {"model": model}
     # The data are read first: a mistyped name there must not cost the loading of a large model.
     batches: Sequence[Any]
@@ -120,7 +139,7 @@ def read_inputs(
             )
         if not data.is_file():
             raise InputError(f"{data} does not exist or is not a file; check the path.")
-        batches = TextBatches(folder, data, batch_size, limit, max_tokens)
+        batches = TextBatches(folder, data, batch_size, limit, MAX_TOKENS if max_tokens is None else max_tokens)
         samples = len(batches.lines)
     else:
         array = read_array(data, key)

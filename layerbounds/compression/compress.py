@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from layerbounds.arguments import shown
+from layerbounds.arguments import real_number, shown
 from layerbounds.arrays import Float
 from layerbounds.capturing.entry import require_torch
 from layerbounds.exceptions import InputError, LayerboundsError, LayerError
@@ -235,6 +235,9 @@ def compress(
         raise InputError("refit=False is for pruning; leave it out with bits.")
     if not isinstance(method, str):
         raise InputError(f"method is {shown(method)}; pass the name of a heuristic, or 'solve'.")
+    time_limit = real_number(time_limit, "time_limit", 0.0, unit="number of seconds")
+    if time_limit and not intervals and method != SOLVE:
+        raise InputError("time_limit is for the search for intervals; leave it out with intervals=False.")
     if method == SOLVE and options:
         raise InputError(f"method 'solve' has no option {next(iter(options))!r}; pass time_limit, jobs or seed.")
     again(batches, 2)
