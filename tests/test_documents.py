@@ -1,4 +1,4 @@
-"""README and docs: every code block runs, and every option of every command is described.
+"""README and docs: every code block runs, every option of every command is described, what is named exists.
 
 Blocks are found, not listed: a new block that does not run fails here. Python blocks of a file share their names and
 start from those of `names`; of shell blocks the ``layerbounds`` commands run, on small inputs and with a short time
@@ -7,11 +7,15 @@ limit. Blocks marked ``text`` show output.
 
 from __future__ import annotations
 
+import ast
+import importlib
 import importlib.util
+import inspect
 import os
 import re
 import shlex
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +202,107 @@ def test_every_option_described_exists() -> None:
     assert named - every == set()
     solving = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", described("solve").partition("### ")[0]))
     assert solving - {"--help"} == options_of("solve")
+
+
+# --- names ---------------------------------------------------------------------------------------------------------
+
+NAMED = [*FILES, PROJECT / "CONTRIBUTING.md"]
+#: What is written for a name that the reader chooses: DIR, NAME, FAMILY.
+PLACEHOLDER = re.compile(r"\b[A-Z]{2,}\b")
+#: Environment variables and values of theirs, of other projects.
+ELSEWHERE = {"NO_COLOR", "SandyBridge", "SkylakeX", "Zen"}
+#: Keys of the metadata of files, which look like dotted names.
+METADATA = {"layerbounds.schema", "layerbounds.allowed", "layerbounds.fingerprint", "layerbounds.compressed"}
+
+
+def spoken(text: str) -> set[str]:
+    """What stands between backticks, outside blocks."""
+    return set(re.findall(r"`([^`\n]+)`", BLOCK.sub("", text)))
+
+
+def sources() -> list[Path]:
+    folders = ("layerbounds", "benchmarks", "tests", "examples")
+    return [path for folder in folders for path in (PROJECT / folder).rglob("*.py")]
+
+
+@cache
+def words_of_sources() -> set[str]:
+    files = [*sources(), PROJECT / "pyproject.toml"]
+    return set(re.findall(r"\w+", "\n".join(path.read_text(encoding="utf-8") for path in files)))
+
+
+def resolve(name: str) -> None:
+    """Import what a dotted name of the package or of the benchmarks denotes."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{'.'.join(parts[:end])}.".startswith(f"{error.name}."):
+                pytest.skip(f"{error.name} is not installed")
+            continue
+        for part in parts[end:]:
+            # Fields of a dataclass without a default are no attributes of it.
+            found = None if part in getattr(found, "__dataclass_fields__", {}) else getattr(found, part)
+        return
+    raise ModuleNotFoundError(name)
+
+
+@pytest.mark.parametrize("path", NAMED, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    text = BLOCK.sub("", path.read_text(encoding="utf-8"))
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", text):
+        file = path.parent / target if target else path
+        assert file.exists(), f"{path.name} links to {target}"
+        if anchor and file.suffix == ".md":
+            headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            known = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in known, f"{path.name} links to #{anchor} of {file.name}"
+
+
+@pytest.mark.parametrize("path", NAMED, ids=lambda path: path.name)
+def test_paths_exist(path: Path) -> None:
+    places = (PROJECT, PROJECT / "layerbounds", PROJECT / "docs")
+    files = {source.name for source in sources()}
+    for name in spoken(path.read_text(encoding="utf-8")):
+        if PLACEHOLDER.search(name) or name.endswith("__pycache__") or name.startswith("../"):
+            continue
+        if re.fullmatch(r"[\w.-]+(/[\w.*-]+)+/?|[\w.-]+\.md", name):
+            assert any(list(place.glob(name.rstrip("/"))) for place in places), f"{path.name} names {name}"
+        elif re.fullmatch(r"[\w.]+\.py", name):
+            assert name in files, f"{path.name} names {name}"
+
+
+@pytest.mark.parametrize("path", NAMED, ids=lambda path: path.name)
+def test_names_exist(path: Path) -> None:
+    known = words_of_sources() | ELSEWHERE
+    for name in spoken(path.read_text(encoding="utf-8")):
+        call = re.fullmatch(r"([A-Za-z_][\w.]*)(?:\((.*)\))?", name)
+        if call is None or PLACEHOLDER.fullmatch(name) or name.endswith(".py"):
+            continue
+        dotted = call[1]
+        assert set(dotted.split(".")) - {""} <= known, f"{path.name} names {name}"
+        if re.match(r"(layerbounds|lb|benchmarks)\.", dotted) and dotted not in METADATA:
+            resolve(re.sub(r"^lb\.", "layerbounds.", dotted))
+        function = getattr(lb, dotted.removeprefix("lb."), None)
+        if call[2] and callable(function):
+            accepted = inspect.signature(function).parameters
+            written = ast.parse(name.replace("…", "*rest"), mode="eval").body
+            assert isinstance(written, ast.Call)
+            if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+                assert {keyword.arg for keyword in written.keywords} <= set(accepted), f"{path.name} calls {name}"
+
+
+def test_docstrings_name_what_exists() -> None:
+    """Dotted names of the package, and the functions and classes that docstrings put between backticks."""
+    pytest.importorskip("torch", reason="all modules are imported")
+    known = words_of_sources()
+    for file in sorted((PROJECT / "layerbounds").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+                continue
+            text = re.sub(r"``.*?``", "", ast.get_docstring(node) or "", flags=re.DOTALL)
+            for name in re.findall(r"`([A-Za-z_][\w.]*)`", text):
+                assert set(name.split(".")) <= known, f"{file.name} names {name}"
+                if name.startswith("layerbounds."):
+                    resolve(name)
