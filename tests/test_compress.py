@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import layerbounds as lb
-from layerbounds.compression.compress import LayerOutcome
+from layerbounds.compression.outcome import LayerOutcome
 from layerbounds.exceptions import InputError
 
 torch = pytest.importorskip("torch", reason="compression of models needs PyTorch")

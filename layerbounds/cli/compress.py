@@ -32,7 +32,8 @@ from layerbounds.cli.models import (
 )
 from layerbounds.cli.options import JsonOption, asked, parse_granularity
 from layerbounds.cli.outputs import check_outputs, deliver
-from layerbounds.compression.compress import CompressedModel, LayerOutcome, compress
+from layerbounds.compression.compress import compress
+from layerbounds.compression.outcome import CompressedModel, LayerOutcome
 from layerbounds.layers.bias import Bias
 from layerbounds.problems.grids import Range
 from layerbounds.report.files import STDOUT, write_json

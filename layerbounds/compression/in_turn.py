@@ -1,0 +1,212 @@
+"""The layers of a model, compressed in the order of execution."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from layerbounds.arrays import Float
+from layerbounds.capturing.batches import Forward, Mask, evaluating, first_batch, move, run_batch
+from layerbounds.capturing.capture_run import CaptureRun
+from layerbounds.capturing.copying import copied
+from layerbounds.capturing.fold import fold_batchnorm
+from layerbounds.capturing.state import draw_seed, seeded
+from layerbounds.capturing.targets import CaptureWarning, Target, find_targets, unwrap
+from layerbounds.capturing.watching import hooks
+from layerbounds.compression.outcome import CompressedModel, LayerOutcome
+from layerbounds.compression.recipe import Recipe
+from layerbounds.exceptions import InputError, LayerboundsError, LayerError
+from layerbounds.layers.bias import bias_change
+from layerbounds.layers.layer import Layer
+from layerbounds.problems.evaluation import evaluate
+
+#: Called after each layer with (layers done, layers in all, outcome).
+Progress = Callable[[int, int, LayerOutcome], None]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How the models run: the arguments of `capture` of these names."""
+
+    batches: Iterable[Any]
+    mask: Mask
+    forward: Forward | None
+    device: torch.device | None
+
+
+class LayersInTurn:
+    """Compresses layer after layer in a copy of a model.
+
+    Parameters
+    ----------
+    model : nn.Module
+    start : nn.Module, optional
+        What the compression starts from; default: ``model``.
+    layers : str or iterable of str, optional
+    calibration : Calibration
+    recipe : Recipe
+    sequential, fold : bool
+        As ``sequential`` and ``fold_batchnorm`` of `compress`.
+
+    Attributes
+    ----------
+    result : CompressedModel
+        What is finished.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        start: nn.Module | None,
+        layers: str | Iterable[str] | None,
+        calibration: Calibration,
+        recipe: Recipe,
+        *,
+        sequential: bool,
+        fold: bool,
+    ) -> None:
+        self._calibration, self._recipe = calibration, recipe
+        batches, forward, device = calibration.batches, calibration.forward, calibration.device
+        self._dense = unwrap(model)
+        chosen, refused = find_targets(self._dense, layers)
+        _check_own_weights(chosen)
+        names = [target.name for target in chosen]
+        copy = copied(self._dense if start is None else unwrap(start))
+        self.result = CompressedModel(copy, refused=refused)
+        if fold:
+            first = first_batch(batches)
+            self._dense = copied(self._dense)
+            self.result.folded = fold_batchnorm(self._dense, first, forward, device)
+            fold_batchnorm(copy, first, forward, device)
+            chosen = find_targets(self._dense, names)[0]
+        # What the inputs of the compressed layers come from, if that is not the dense model.
+        self._reference = copy if sequential else None if start is None else copied(copy)
+        self._calls = _calls(self._dense, chosen, batches, forward, device)
+        self.result.unreached = tuple(name for name in names if name not in self._calls)
+        self._twins = {target.name: target for target in find_targets(copy, names)[0]}
+
+    def run(self, progress: Progress | None) -> None:
+        """Compress all layers, or those that are finished before Ctrl-C."""
+        result = self.result
+        reason: LayerboundsError | None = None
+        try:
+            for name in self._calls:
+                try:
+                    outcome, interrupted = self._compress(name)
+                except LayerboundsError as error:
+                    if not result.layers and not isinstance(error, LayerError):
+                        raise
+                    # What is finished is kept, and the layers after this one may well work.
+                    reason = error
+                    result.refused[name] = str(error)
+                    warnings.warn(f"layer {name!r} is not compressed: {error}", CaptureWarning, stacklevel=3)
+                    continue
+                if outcome is None:
+                    result.unreached += (name,)
+                    continue
+                result.layers[name] = outcome
+                if progress is not None:
+                    progress(len(result.layers), len(self._calls), outcome)
+                if interrupted:
+                    result.interrupted = True
+                    break
+        except KeyboardInterrupt:
+            result.interrupted = True
+        if reason is not None and not result.layers and not result.interrupted:
+            raise reason
+
+    def _compress(self, name: str) -> tuple[LayerOutcome | None, bool]:
+        """Compress one layer; whether that was interrupted. None where no position of it counts."""
+        begin = time.perf_counter()
+        calibration = self._calibration
+        capture_run = CaptureRun(
+            self._dense,
+            calibration.batches,
+            [name],
+            device=calibration.device,
+            mask=calibration.mask,
+            forward=calibration.forward,
+            compressed_model=self._reference,
+            stop_after=self._calls[name],
+        )
+        captured = list(capture_run.layers())
+        if not captured:
+            return None, False
+        problem = self._recipe.problem(captured[0])
+        found = self._recipe.apply(problem)
+        _store(self._twins[name], problem.layer, found.weights)
+        outcome = LayerOutcome(
+            name,
+            problem.label,
+            tuple(problem.layer.weight.shape),
+            evaluate(problem, found.weights).error,
+            found.lower_bound,
+            found.upper_bound,
+            problem.layer.energy(),
+            time.perf_counter() - begin,
+        )
+        return outcome, found.interrupted
+
+
+def _check_own_weights(targets: Iterable[Target]) -> None:
+    """Refuse layers in which no other weight could be put."""
+    for target in targets:
+        if any(module._parameters.get("weight") is None for module in target.modules):
+            raise InputError(
+                f"layer {target.name!r} computes its weight from other parameters, so that no other weight can be put "
+                "there; make it permanent first (torch.nn.utils.parametrize.remove_parametrizations, prune.remove or "
+                "remove_weight_norm)."
+            )
+
+
+def _calls(
+    model: nn.Module,
+    targets: list[Target],
+    batches: Iterable[Any],
+    forward: Forward | None,
+    device: torch.device | None,
+) -> dict[str, int | None]:
+    """How often each layer is called in a batch, in the order of first calls; None where that depends on the batch."""
+    counts: list[dict[str, int]] = []
+    order: dict[str, None] = {}
+
+    def count(target: Target, *_: Any) -> None:
+        order.setdefault(target.name)
+        counts[-1][target.name] = counts[-1].get(target.name, 0) + 1
+
+    seed = draw_seed()
+    with torch.no_grad(), evaluating(model, device) as place:
+        for index, batch in enumerate(batches):
+            counts.append({})
+            with hooks(targets, count), seeded(seed + index):
+                run_batch(model, move(batch, place), forward, index)
+    if not counts:
+        raise InputError("there are no batches; pass at least one.")
+    if not order:
+        raise InputError("the model called none of the layers to compress; check the names and what forward does.")
+    calls: dict[str, int | None] = {}
+    for name in order:
+        seen = {batch.get(name, 0) for batch in counts}
+        calls[name] = seen.pop() if len(seen) == 1 else None
+    return calls
+
+
+def _store(target: Target, layer: Layer, weights: Float) -> None:
+    """Put weights, and where it was re-fitted the bias, into the compressed model."""
+    matrix = torch.from_numpy(np.ascontiguousarray(weights)).reshape(layer.weight.shape)
+    target.geometry.store(target.module, matrix)
+    if layer.bias == "fixed":
+        return
+    change = torch.from_numpy(bias_change(layer, weights))
+    for module in target.modules:
+        old = getattr(module, "bias", None)
+        weight = target.geometry.weight(module)
+        shifted = change if old is None else old.detach().double().cpu() + change
+        module.bias = torch.nn.Parameter(shifted.to(weight), requires_grad=False)

@@ -1,0 +1,96 @@
+"""What compression of a model gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from layerbounds.arrays import Float
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class LayerOutcome:
+    """What compression did to one layer.
+
+    Attributes
+    ----------
+    name : str
+    allowed : str
+        The problem in words.
+    weight_shape : tuple of int
+    error : ndarray of shape (out,)
+        f of the weights used, mean squared output error per position, for the inputs that the layer sees behind the
+        already compressed ones.
+    lower_bound, upper_bound : ndarray of shape (out,), or None
+        Certified interval around the smallest possible f; None where none was asked for.
+    energy : ndarray of shape (out,)
+        f(0).
+    seconds : float
+        Time for the weights and the interval.
+    """
+
+    name: str
+    allowed: str
+    weight_shape: tuple[int, ...]
+    error: Float
+    lower_bound: Float | None
+    upper_bound: Float | None
+    energy: Float
+    seconds: float
+
+    def relative(self, value: Float | None) -> float | None:
+        """Sum over the channels as a fraction of the layer's energy; None where that is zero or nothing is known."""
+        total = float(self.energy.sum())
+        return None if value is None or total <= 0 else float(value.sum()) / total
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {
+            "layer": self.name,
+            "allowed": self.allowed,
+            "weight_shape": list(self.weight_shape),
+            "error": self.error,
+            "lower_bound": self.lower_bound,
+            "upper_bound": self.upper_bound,
+            "energy": self.energy,
+            "relative_error": self.relative(self.error),
+            "relative_lower_bound": self.relative(self.lower_bound),
+            "relative_upper_bound": self.relative(self.upper_bound),
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(eq=False)
+class CompressedModel:
+    """A compressed copy of a model.
+
+    Attributes
+    ----------
+    model : torch.nn.Module
+        With the compressed weights, in the precision of the original.
+    layers : dict of str to LayerOutcome
+        In the order of execution.
+    unreached : tuple of str
+        Layers that no batch reached, or that saw no position that counts: they are not compressed.
+    refused : dict of str to str
+        Layers that cannot be compressed, and why: they keep their dense weights.
+    folded : dict of str to str
+        Batch normalisation folded into each layer.
+    interrupted : bool
+        Whether Ctrl-C ended the work before the last layer; the layers not listed are not compressed.
+    """
+
+    model: nn.Module
+    layers: dict[str, LayerOutcome] = field(default_factory=dict)
+    unreached: tuple[str, ...] = ()
+    refused: dict[str, str] = field(default_factory=dict)
+    folded: dict[str, str] = field(default_factory=dict)
+    interrupted: bool = False
+
+    @property
+    def state_dict(self) -> dict[str, Tensor]:
+        """The model's tensors by name, without extra state of other types."""
+        return {name: value for name, value in self.model.state_dict().items() if hasattr(value, "detach")}

@@ -1,0 +1,107 @@
+"""How each layer of a model is compressed: the problem, the method, and the interval beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from layerbounds.arguments import real_number, shown
+from layerbounds.arrays import Float
+from layerbounds.exceptions import InputError
+from layerbounds.layers.bias import Bias
+from layerbounds.layers.layer import Layer
+from layerbounds.methods.registry import run_heuristic
+from layerbounds.problems.grids import Granularity, Range
+from layerbounds.problems.problem import Problem
+from layerbounds.problems.pruning import pruning_problem
+from layerbounds.problems.quantization import quantization_problem
+from layerbounds.solve import solve
+
+#: In place of a heuristic's name: the weights that reach the upper ends of the intervals.
+SOLVE = "solve"
+
+
+@dataclass(frozen=True)
+class Found:
+    """Weights for a problem, and the certified interval beside them if one was asked for."""
+
+    weights: Float
+    lower_bound: Float | None = None
+    upper_bound: Float | None = None
+    interrupted: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The arguments of `compress` that are about each layer.
+
+    Raises
+    ------
+    InputError
+        If they contradict each other.
+    """
+
+    method: str
+    bits: int | None
+    density: float | None
+    pattern: str | None
+    granularity: Granularity | None
+    symmetric: bool | None
+    range: Range | None
+    refit: bool
+    bias: Bias
+    intervals: bool
+    time_limit: float
+    jobs: int | None
+    seed: int
+    options: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if (self.bits is None) != self._prunes:
+            raise InputError("pass either bits, or density or pattern, and not both.")
+        if self._prunes and not (self.granularity is None and self.symmetric is None and self.range is None):
+            raise InputError("granularity, symmetric and range are about grids; leave them out when pruning.")
+        if not self._prunes and not self.refit:
+            raise InputError("refit=False is for pruning; leave it out with bits.")
+        if not isinstance(self.method, str):
+            raise InputError(f"method is {shown(self.method)}; pass the name of a heuristic, or 'solve'.")
+        limit = real_number(self.time_limit, "time_limit", 0.0, unit="number of seconds")
+        if limit and not self.intervals and self.method != SOLVE:
+            raise InputError("time_limit is for the search for intervals; leave it out with intervals=False.")
+        if self.method == SOLVE and self.options:
+            option = next(iter(self.options))
+            raise InputError(f"method 'solve' has no option {option!r}; pass time_limit, jobs or seed.")
+
+    @property
+    def _prunes(self) -> bool:
+        return self.density is not None or self.pattern is not None
+
+    def problem(self, layer: Layer) -> Problem:
+        """What is asked of the weights of a layer."""
+        if self._prunes:
+            pattern = self.pattern or "unstructured"
+            return pruning_problem(layer, density=self.density, pattern=pattern, refit=self.refit, bias=self.bias)
+        return quantization_problem(
+            layer,
+            self.bits,
+            symmetric=self.symmetric,
+            granularity=self.granularity,
+            range=self.range,
+            bias=self.bias,
+        )
+
+    def apply(self, problem: Problem) -> Found:
+        """Weights of the method, and the interval, whose search starts from them."""
+        weights = None
+        if self.method != SOLVE:
+            weights = run_heuristic(self.method, problem, seed=self.seed, **self.options)
+            if not self.intervals:
+                return Found(weights)
+        solution = solve(problem, time_limit=self.time_limit, jobs=self.jobs, seed=self.seed, warm_start=weights)
+        return Found(
+            solution.weights if weights is None else weights,
+            solution.lower_bound,
+            solution.upper_bound,
+            solution.interrupted,
+        )
