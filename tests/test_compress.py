@@ -207,3 +207,13 @@ def test_resnet20_keeps_its_accuracy_at_4_bits(reference_data: Path, monkeypatch
         assert outcome.relative(outcome.error) < 0.03
     # Uncompressed: 0.9172.
     assert accuracy(result.model) >= 0.9172 - 0.03
+
+
+def test_mistyped_methods_cost_no_run_of_the_model(images: list[Tensor]) -> None:
+    class Expensive(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            raise AssertionError("the model runs")
+
+    for arguments in ({"method": "no such"}, {"method": "gptq", "no_such": 1}):
+        with pytest.raises(InputError, match=r"no such|no_such"):
+            lb.compress(Expensive(3, 2), images, bits=3, **arguments)

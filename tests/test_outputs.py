@@ -19,6 +19,7 @@ from layerbounds.cli.main import app, main
 from layerbounds.cli.outputs import FOLDER_FILES, check_outputs
 from layerbounds.exceptions import InputError
 from layerbounds.layers.files import atomic_path
+from layerbounds.report.tables import fixed
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 #: What each command needs to get as far as its outputs, and the options whose files it reads.
@@ -311,3 +312,7 @@ def test_only_records_are_printed(option: str) -> None:
 def test_what_is_missing_is_named(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_zero_has_no_sign() -> None:
+    assert [fixed(value, 1) for value in (-0.0, -0.04, -0.06, None)] == ["0.0", "0.0", "-0.1", "–"]

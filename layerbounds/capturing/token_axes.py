@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layerbounds.capturing.axes import Axes, candidates
 from layerbounds.capturing.batches import Forward, StopRun, run_batch
 from layerbounds.capturing.geometry import ConvGeometry
 from layerbounds.capturing.parts import no_such_tensor, part_of_batch, tensors
@@ -25,58 +26,6 @@ _SEQUENCES, _FEATURES = 2, 64
 #: Dissimilarity of the rows of two runs below which they belong to the same tokens, and above which cutting off the
 #: padding has changed them.
 _SAME, _CHANGED = 0.25, 0.01
-
-
-@dataclass(frozen=True)
-class Axes:
-    """Where the positions of a layer's inputs have the sequences and the tokens.
-
-    Attributes
-    ----------
-    sequences, tokens : int, optional
-        Axes; None where there is none: a pooler has no tokens, and a single sequence needs no axis.
-    both : int, optional
-        One axis for both, instead.
-    tokens_outside : bool
-        Whether the tokens change slowly along that axis, and the sequences quickly.
-    """
-
-    sequences: int | None = None
-    tokens: int | None = None
-    both: int | None = None
-    tokens_outside: bool = False
-
-    def rows(self, mask: Tensor, shape: Sequence[int]) -> Tensor | None:
-        """The mask of (sequences, tokens) at each position of an input; None where the sizes are others."""
-        sizes = dict(zip((self.sequences, self.tokens), mask.shape, strict=True))
-        if self.both is not None:
-            values, sizes = mask.T if self.tokens_outside else mask, {self.both: mask.numel()}
-        elif self.tokens is None:
-            values = mask.any(1)
-            if torch.Size(shape).numel() != len(values):
-                return None
-        elif self.sequences is not None and self.sequences > self.tokens:
-            values = mask.T
-        else:
-            values = mask
-        sizes.pop(None, None)
-        if any(shape[axis] != size for axis, size in sizes.items()):  # type: ignore[index]
-            return None
-        if values.numel() != torch.Size(sizes.values()).numel():
-            return None
-        return values.reshape([sizes.get(axis, 1) for axis in range(len(shape))]).expand(*shape).reshape(-1)
-
-    def by_token(self, positions: Tensor, sequences: int, tokens: int) -> Tensor:
-        """Positions of an input, features last, as (sequences, tokens, rest); one token where there is none."""
-        if self.both is not None:
-            outside = (tokens, sequences) if self.tokens_outside else (sequences, tokens)
-            rows = positions.movedim(self.both, 0).reshape(*outside, -1)
-            return rows.transpose(0, 1) if self.tokens_outside else rows
-        if self.sequences is not None and self.tokens is not None:
-            return positions.movedim((self.sequences, self.tokens), (0, 1)).flatten(2)
-        if self.tokens is not None:
-            return positions.movedim(self.tokens, 0).reshape(1, tokens, -1)
-        return positions.reshape(sequences, 1, -1)
 
 
 @dataclass(frozen=True)
@@ -243,21 +192,22 @@ class TokenAxes:
         if self._index != part.index:
             # The values can be compared for the batch alone of which the parts were run.
             raise self._refusal(target, x, "it was not called in the first padded batch")
-        kinds = [_kind(size, part) for size in sizes]
-        candidates = _candidates(kinds, [size[0] for size in sizes], part.mask.shape)
-        if isinstance(candidates, str):
-            raise self._refusal(target, x, candidates)
+        sequences, tokens = part.mask.shape
+        left = len(range(tokens)[part.columns])
+        possible = candidates(sizes, (sequences, tokens), (len(part.chosen), left))
+        if isinstance(possible, str):
+            raise self._refusal(target, x, possible)
         step = max(1, positions.shape[-1] // _FEATURES)
         positions = positions[..., ::step]
-        misfits = {axes: self._misfit(axes, positions, first, second, part) for axes in candidates}
-        axes = min(candidates, key=lambda candidate: misfits[candidate][0])
+        misfits = {axes: self._misfit(axes, positions, first, second, part) for axes in possible}
+        axes = min(possible, key=lambda candidate: misfits[candidate][0])
         order, cut = misfits[axes]
         if order > _SAME:
             raise self._refusal(target, x, "its rows are not in the order of the sequences and tokens")
-        if len(candidates) > 1:
+        if len(possible) > 1:
             # The tokens that do not count tell the order, too.
-            orders = {c: misfits[c][0] + self._misfit(c, positions, first, second, part, False)[0] for c in candidates}
-            axes, other = sorted(candidates, key=lambda candidate: orders[candidate])
+            orders = {c: misfits[c][0] + self._misfit(c, positions, first, second, part, False)[0] for c in possible}
+            axes, other = sorted(possible, key=lambda candidate: orders[candidate])
             if not orders[axes] < 0.1 * orders[other]:
                 raise self._refusal(target, x, "whether its rows go by sequences or by tokens cannot be told")
             cut = misfits[axes][1]
@@ -325,37 +275,3 @@ def _choose(mask: Tensor, padding: Tensor | None) -> tuple[list[int], slice, boo
                 return chosen, slice(amount, None) if flip else slice(tokens - amount), True, flip
     chosen = ([b for b in range(sequences) if mask[b].any()] or list(range(sequences)))[-number:][::-1]
     return chosen, slice(max(1, tokens - 1)), False, False
-
-
-def _kind(size: tuple[int, int, int], part: _Part) -> str:
-    """What an axis is, by its sizes in the batch, in the part, and in the cut part."""
-    sequences, tokens = part.mask.shape
-    some, fewer = len(part.chosen), len(range(tokens)[part.columns])
-    if size[0] == size[1] == size[2]:
-        return "other"
-    if size == (sequences, some, some):
-        return "sequences"
-    if size == (tokens, tokens, fewer):
-        return "tokens"
-    if size == (sequences * tokens, some * tokens, some * fewer):
-        return "both"
-    return "unknown"
-
-
-def _candidates(kinds: list[str], sizes: list[int], shape: torch.Size) -> list[Axes] | str:
-    """What the kinds of the axes admit, or why nothing."""
-    if "unknown" in kinds:
-        return "it sees selected tokens, or others than those of the mask"
-    found = {kind: [axis for axis, k in enumerate(kinds) if k == kind] for kind in ("sequences", "tokens", "both")}
-    sequences, tokens, both = found["sequences"], found["tokens"], found["both"]
-    if both:
-        if sequences or tokens or len(both) > 1:
-            return "several of its axes follow the tokens"
-        return [Axes(both=both[0]), Axes(both=both[0], tokens_outside=True)]
-    if len(sequences) > 1 or len(tokens) > 1:
-        return "several of its axes follow the sequences or the tokens"
-    if not sequences and shape[0] > 1:
-        return "none of its axes follows the sequences"
-    if not tokens and any(size > 1 for size, kind in zip(sizes, kinds, strict=True) if kind == "other"):
-        return "its rows are not tokens"
-    return [Axes(sequences[0] if sequences else None, tokens[0] if tokens else None)]

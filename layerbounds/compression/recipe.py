@@ -11,7 +11,7 @@ from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError
 from layerbounds.layers.bias import Bias
 from layerbounds.layers.layer import Layer
-from layerbounds.methods.registry import run_heuristic
+from layerbounds.methods.registry import find_heuristic, resolve_options, run_heuristic
 from layerbounds.problems.grids import Granularity, Range
 from layerbounds.problems.problem import Problem
 from layerbounds.problems.pruning import pruning_problem
@@ -72,6 +72,9 @@ class Recipe:
         if self.method == SOLVE and self.options:
             option = next(iter(self.options))
             raise InputError(f"method 'solve' has no option {option!r}; pass time_limit, jobs or seed.")
+        if self.method != SOLVE:
+            # A mistyped name must not cost a run of the model.
+            resolve_options(find_heuristic(self.method), self.options)
 
     @property
     def _prunes(self) -> bool:

@@ -195,10 +195,10 @@ def significant(value: float | None, digits: int = 4) -> str:
 
 
 def fixed(value: float | None, decimals: int) -> str:
-    """Format a number with some decimals; what is undefined becomes a dash."""
+    """Format a number with some decimals, zero without a sign; what is undefined becomes a dash."""
     if value is None or np.isnan(value):
         return MISSING
-    return f"{value:.{decimals}f}" if np.isfinite(value) else significant(value)
+    return f"{value:z.{decimals}f}" if np.isfinite(value) else significant(value)
 
 
 def interval(low: float | None, high: float | None, decimals: int, collapse: bool) -> str:
