@@ -149,3 +149,25 @@ def test_constants_of_several_rows_are_enclosed() -> None:
         total = sum(map(Fraction, constants), Fraction(0))
         assert several.constant >= 0.0 and Fraction(several.constant) <= total <= Fraction(several.constant_above)
         assert several.constant_above <= np.nextafter(several.constant, np.inf)
+
+
+def test_blocks_of_a_mask_are_kept_whole() -> None:
+    """Weights that drop half of a kept block are not what the bound is about: evaluation says so, too."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((40, 8))
+    x[:, 7] = 0.0
+    layer = lb.Layer.from_activations(rng.standard_normal((1, 8)), x)
+    problem = lb.pruning_problem(layer, k=4, pattern="block:2", refit=False)
+    half = np.where(np.arange(8) < 4, layer.matrix, 0.0)
+    assert lb.evaluate(problem, half).feasible.all()
+    half[0, 1] = 0.0
+    evaluation = lb.evaluate(problem, half)
+    assert not evaluation.feasible.any() and evaluation.violation[0] == abs(layer.matrix[0, 1])
+    whole = problem.project(half, [0])
+    assert lb.evaluate(problem, whole).feasible.all() and whole[0, 1] == layer.matrix[0, 1]
+    # An input without energy may be dropped from a kept block.
+    last = np.where(np.arange(8) >= 4, layer.matrix, 0.0)
+    for value in (layer.matrix[0, 7], 0.0):
+        last[0, 7] = value
+        assert lb.evaluate(problem, last).feasible.all()
+    assert lb.evaluate(problem, lb.solve(problem).weights).feasible.all()

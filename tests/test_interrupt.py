@@ -52,6 +52,8 @@ def endless(monkeypatch):
     """Preparations that never end, also of small layers."""
     work = Endless()
     monkeypatch.setattr(preparation, "_prepare", work)
+    # What other tests prepared would be taken from there.
+    preparation._cache.clear()
     # The package's function of this name hides the module.
     monkeypatch.setattr(sys.modules["layerbounds.solve"], "LONG_PREPARATION", 1)
     return work

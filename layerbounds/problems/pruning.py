@@ -79,7 +79,8 @@ class PruningProblem(Problem):
 
     def allowed(self, channel: int) -> Support:
         """The structure, and the weights that are kept."""
-        return Support(self.structure, self.layer.matrix[channel], self.refit)
+        idle = ~self.layer.live(self.layer.group_of(channel))
+        return Support(self.structure, self.layer.matrix[channel], self.refit, idle)
 
     def row_template(self, channel: int) -> Float:
         """Weights of the channel's dead inputs: they are dropped."""

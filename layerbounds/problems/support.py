@@ -26,11 +26,14 @@ class Support(AllowedSet):
         The dense weights: what a kept weight is where ``refit`` is False.
     refit : bool
         Whether kept weights may take any value.
+    idle : ndarray of bool, shape (n,), or None
+        Inputs without energy, whose weights may be zero although their unit is kept.
     """
 
     structure: Structure
     original: Float
     refit: bool
+    idle: Bool | None = None
 
     @property
     def requirement(self) -> str:
@@ -46,23 +49,32 @@ class Support(AllowedSet):
         """The largest weights of the point; where they may not change, kept ones return to the original."""
         structure = self.structure
         norms = np.bincount(structure.unit, weights=point**2, minlength=len(structure.group))
-        mask = structure.keep_largest(norms) & (point != 0.0)
+        mask = structure.keep_largest(norms) & self._kept(point)
         return np.where(mask, point if self.refit else self.original, 0.0)
 
     def violation(self, weights: Float) -> float:
         """Kept units beyond the capacities; for masks plus the largest change of a kept weight."""
         excess = float(self.structure.excess(weights[None])[0])
-        if not self.refit:
-            excess += float(np.max(np.where(weights == 0.0, 0.0, np.abs(weights - self.original)), initial=0.0))
-        return excess
+        return excess if self.refit else excess + float(np.max(self._changes(weights), initial=0.0))
 
     def exact(self, weights: Float) -> Float:
         """The weights themselves."""
         if np.any(self.structure.excess(weights[None])):
             raise NotAllowedError("weights that break the pattern")
-        if not self.refit and np.any((weights != 0.0) & (weights != self.original)):
+        if not self.refit and np.any(self._changes(weights)):
             raise NotAllowedError("changed kept weights, which stay as they are in a mask-only problem")
         return weights
+
+    def _kept(self, weights: Float) -> Bool:
+        """The inputs of units that have a weight other than zero."""
+        return np.asarray(self.structure.kept_units(weights[None])[0][self.structure.unit])
+
+    def _changes(self, weights: Float) -> Float:
+        """By how much weights of kept units differ from the original ones."""
+        dropped = ~self._kept(weights)
+        if self.idle is not None:
+            dropped |= self.idle & (weights == 0.0)
+        return np.where(dropped, 0.0, np.abs(weights - self.original))
 
     def restrict(self, live: Bool) -> Support:
         """The structure of the live inputs; dead ones are dropped first."""
