@@ -307,3 +307,13 @@ def test_layers_of_the_same_name_must_be_the_same_layers() -> None:
             InputError, match="layer '0' has other sizes, strides, paddings or groups in the compressed"
         ):
             lb.capture(model, [torch.randn(9, 2, 5, 5)], compressed_model=nn.Sequential(other, nn.ReLU()))
+
+
+def test_errors_of_the_batches_are_not_those_of_the_file(tmp_path: Path) -> None:
+    def batches() -> Any:
+        yield torch.randn(8, 3)
+        raise FileNotFoundError("image 7")
+
+    with pytest.raises(FileNotFoundError, match="image 7"):
+        lb.capture_to_file(tmp_path / "out.safetensors", nn.Sequential(nn.Linear(3, 2)), batches())
+    assert not list(tmp_path.iterdir())

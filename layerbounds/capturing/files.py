@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +36,30 @@ def write_capture(path: str | os.PathLike[str], capture_run: CaptureRun) -> tupl
     info: dict[str, Any] = {}
     rows: dict[str, dict[str, Any]] = {}
     files: dict[str, Path] = {}
-    try:
-        with tempfile.TemporaryDirectory(prefix=target.name, suffix=".part", dir=target.parent) as folder:
-            for layer in capture_run.layers():
-                info[layer.name] = layer_info(layer)
-                rows[layer.name] = describe_layer(layer)
-                for key, value in layer_tensors(layer).items():
-                    files[key] = Path(folder) / f"{len(files)}.npy"
+    with ExitStack() as stack:
+        with _writing(path):
+            part = tempfile.TemporaryDirectory(prefix=target.name, suffix=".part", dir=target.parent)
+            folder = stack.enter_context(part)
+        # Not within: what the user's batches raise is no fault of the file.
+        for layer in capture_run.layers():
+            info[layer.name] = layer_info(layer)
+            rows[layer.name] = describe_layer(layer)
+            for key, value in layer_tensors(layer).items():
+                files[key] = Path(folder) / f"{len(files)}.npy"
+                with _writing(path):
                     np.save(files[key], value)
-            order = [name for name in capture_run.report.order if name in info]
-            tensors: dict[str, NDArray[Any]] = {key: np.load(file, mmap_mode="r") for key, file in files.items()}
-            write_tensors(target, tensors, file_metadata({name: info[name] for name in order}))
-            del tensors
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error}); choose another file.") from error
+        order = [name for name in capture_run.report.order if name in info]
+        tensors: dict[str, NDArray[Any]] = {key: np.load(file, mmap_mode="r") for key, file in files.items()}
+        write_tensors(target, tensors, file_metadata({name: info[name] for name in order}))
+        del tensors
     return capture_run.report, [rows[name] for name in order]
+
+
+@contextmanager
+def _writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write {os.fspath(path)} ({error.strerror or error}); free space or choose another place."
+        ) from error

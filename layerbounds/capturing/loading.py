@@ -145,12 +145,10 @@ def load_weights(model: nn.Module, path: Path) -> list[str]:
     missing = [k for k in problems.missing_keys if not _may_be_absent(k) and not _tied(k, own, state)]
     unexpected = [key for key in problems.unexpected_keys if not _may_be_absent(key)]
     names = {key: name for name, key in keys.items()}
-    for words, wrong in (
-        ("lacks", missing),
-        ("has tensors that the model lacks:", [names.get(k, k) for k in unexpected]),
-    ):
-        if wrong:
-            raise InputError(f"{path} {words} {some(wrong)}; the weights belong to another model.")
+    surplus = f"has tensors that the model lacks: {some([names.get(k, k) for k in unexpected])}" if unexpected else ""
+    if missing or unexpected:
+        what = " and ".join(part for part in (f"lacks {some(missing)}" if missing else "", surplus) if part)
+        raise InputError(f"{path} {what}; the weights belong to another model, or their names have another prefix.")
     return [*notes, *(f"{names.get(key, key)} is not used" for key in problems.unexpected_keys)]
 
 

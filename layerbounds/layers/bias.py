@@ -20,6 +20,8 @@ Bias = Literal["keep", "refit"]
 #: A centred variance below this fraction of the mean square is rounding: the input is constant, and the bias takes its
 #: place.
 CONSTANT_INPUT = 1e-13
+#: Relative error of a centred variance beyond which a Gram matrix of float32 numbers is not centred.
+MOST_ERROR = 0.01
 
 
 def apply_bias(layer: Layer, bias: Bias) -> Layer:
@@ -42,7 +44,8 @@ def with_refitted_bias(layer: Layer) -> Layer:
     Raises
     ------
     InputError
-        If the mean of the inputs is not known.
+        If the mean of the inputs is not known, or the Gram matrix holds float32 numbers, in which the variance of an
+        input with a large mean is lost.
     """
     if layer.bias == "refit":
         return layer
@@ -56,6 +59,7 @@ def with_refitted_bias(layer: Layer) -> Layer:
     for g, rows in enumerate(layer.group_rows()):
         mean = layer.input_mean[g]
         centred = layer.gram[g] - np.outer(mean, mean)
+        _check_digits(layer, layer.gram[g], centred)
         still = np.diag(centred) <= CONSTANT_INPUT * np.diag(layer.gram[g])
         centred[still] = 0.0
         centred[:, still] = 0.0
@@ -77,6 +81,23 @@ def with_refitted_bias(layer: Layer) -> Layer:
         bias="refit",
         provenance=layer.provenance,
     )
+
+
+def _check_digits(layer: Layer, gram: Float, centred: Float) -> None:
+    """Refuse what rounding to float32, of which every entry is a number, has left of the variance of an input."""
+    with np.errstate(over="ignore"):
+        if not np.array_equal(gram, gram.astype(np.float32)):
+            return
+    variance, square = np.diag(centred), np.diag(gram)
+    rounding = 0.5 * float(np.finfo(np.float32).eps) * square
+    lost = np.flatnonzero((variance != 0.0) & (rounding > MOST_ERROR * np.abs(variance)))
+    if len(lost):
+        i = int(lost[0])
+        raise InputError(
+            f"the gram of layer {layer.name!r} holds float32 numbers, and input {i} has mean square {square[i]:.3g} "
+            f"and variance {variance[i]:.3g}, whose digits are lost; add the Gram matrix up in float64, or keep the "
+            "bias."
+        )
 
 
 def bias_change(layer: Layer, weights: ArrayLike) -> Float:
