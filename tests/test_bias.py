@@ -20,6 +20,12 @@ def test_variances_lost_in_float32_are_refused(rng: np.random.Generator) -> None
     with pytest.raises(InputError, match=r"input 1 has mean square 9e.06 and variance .*, whose digits are lost"):
         apply_bias(rough, "refit")
     assert apply_bias(rough, "keep") is rough
+    # Large means of all inputs leave negative eigenvalues, which are set to zero.
+    raised = Layer.from_activations(weight, x + 3000.0, "a")
+    rough = Layer(weight, raised.gram.astype(np.float32), "a", input_mean=raised.input_mean)
+    assert rough.gram_reports[0].projected
+    with pytest.raises(InputError, match="digits are lost"):
+        apply_bias(rough, "refit")
     # A constant is a constant in any precision, and an ordinary mean costs ordinary digits.
     x[:, 1] = 3000.0
     x[:, 2] += 30.0

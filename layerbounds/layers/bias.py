@@ -20,7 +20,7 @@ Bias = Literal["keep", "refit"]
 #: A centred variance below this fraction of the mean square is rounding: the input is constant, and the bias takes its
 #: place.
 CONSTANT_INPUT = 1e-13
-#: Relative error of a centred variance beyond which a Gram matrix of float32 numbers is not centred.
+#: Relative error of a centred variance beyond which a Gram matrix that was rounded to float32 is not centred.
 MOST_ERROR = 0.01
 
 
@@ -44,7 +44,7 @@ def with_refitted_bias(layer: Layer) -> Layer:
     Raises
     ------
     InputError
-        If the mean of the inputs is not known, or the Gram matrix holds float32 numbers, in which the variance of an
+        If the mean of the inputs is not known, or the Gram matrix was rounded to float32, in which the variance of an
         input with a large mean is lost.
     """
     if layer.bias == "refit":
@@ -59,7 +59,7 @@ def with_refitted_bias(layer: Layer) -> Layer:
     for g, rows in enumerate(layer.group_rows()):
         mean = layer.input_mean[g]
         centred = layer.gram[g] - np.outer(mean, mean)
-        _check_digits(layer, layer.gram[g], centred)
+        _check_digits(layer, g, centred)
         still = np.diag(centred) <= CONSTANT_INPUT * np.diag(layer.gram[g])
         centred[still] = 0.0
         centred[:, still] = 0.0
@@ -83,10 +83,14 @@ def with_refitted_bias(layer: Layer) -> Layer:
     )
 
 
-def _check_digits(layer: Layer, gram: Float, centred: Float) -> None:
-    """Refuse what rounding to float32, of which every entry is a number, has left of the variance of an input."""
+def _check_digits(layer: Layer, group: int, centred: Float) -> None:
+    """Refuse what rounding to float32 has left of the variance of an input.
+
+    Every entry is a float32 number then, or the matrix had eigenvalues so far below zero that it had to be projected.
+    """
+    gram = layer.gram[group]
     with np.errstate(over="ignore"):
-        if not np.array_equal(gram, gram.astype(np.float32)):
+        if not layer.gram_reports[group].projected and not np.array_equal(gram, gram.astype(np.float32)):
             return
     variance, square = np.diag(centred), np.diag(gram)
     rounding = 0.5 * float(np.finfo(np.float32).eps) * square
@@ -94,7 +98,7 @@ def _check_digits(layer: Layer, gram: Float, centred: Float) -> None:
     if len(lost):
         i = int(lost[0])
         raise InputError(
-            f"the gram of layer {layer.name!r} holds float32 numbers, and input {i} has mean square {square[i]:.3g} "
+            f"the gram of layer {layer.name!r} was rounded to float32, and input {i} has mean square {square[i]:.3g} "
             f"and variance {variance[i]:.3g}, whose digits are lost; add the Gram matrix up in float64, or keep the "
             "bias."
         )
