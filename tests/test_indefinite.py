@@ -171,3 +171,23 @@ def test_blocks_of_a_mask_are_kept_whole() -> None:
         last[0, 7] = value
         assert lb.evaluate(problem, last).feasible.all()
     assert lb.evaluate(problem, lb.solve(problem).weights).feasible.all()
+
+
+def test_weights_along_a_negative_direction_are_not_below_the_bound() -> None:
+    # Rounding has left the stored matrix with a negative direction along which no refit would have a least error.
+    found = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=(2, 4))
+        layer = lb.Layer(rng.normal(size=(1, 4)), x.T @ x / 2)
+        if not layer.gram_reports[0].raised:
+            continue
+        found += 1
+        problem = lb.pruning_problem(layer, k=3)
+        solution = lb.solve(problem, jobs=1)
+        values, vectors = np.linalg.eigh(layer.gram[0])
+        for size in (1e2, 1e5, 1e8, 1e10):
+            for direction in vectors.T[:2]:
+                weights = problem.project(layer.matrix + size * direction, [0])
+                assert lb.evaluate(problem, weights).error[0] >= solution.lower_bound[0] * (1 - 1e-9)
+    assert found >= 5

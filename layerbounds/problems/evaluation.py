@@ -59,7 +59,7 @@ def squared_error(gram: Float, deviation: Float) -> float:
 
 
 def evaluate(problem: Problem, weights: ArrayLike, channels: Sequence[int] | None = None) -> Evaluation:
-    """Score anybody's weights on the layer's own, undamped Gram matrix.
+    """Score anybody's weights on the layer's own, undamped Gram matrix (`Problem.gram`).
 
     Parameters
     ----------
@@ -79,13 +79,11 @@ def evaluate(problem: Problem, weights: ArrayLike, channels: Sequence[int] | Non
     matrix = layer.channel_weights(weights, rows, "weights")
     sets = problem.sets(rows)
     position = {channel: i for i, channel in enumerate(rows)}
-    single = np.array(
-        [
-            squared_error(layer.channel_gram(c), matrix[i] - layer.target[c]) + layer.constant[c]
-            for i, c in enumerate(rows)
-        ]
-    )
-    error = np.array([single[[position[c] for c in s]].sum() for s in sets])
+    error = np.zeros(len(sets))
+    for index, s in enumerate(sets):
+        gram = problem.gram(s[0])
+        for c in s:
+            error[index] += squared_error(gram, matrix[position[c]] - layer.target[c]) + layer.constant[c]
     energy = layer.energy()
     energies = np.array([energy[s].sum() for s in sets])
     relative = np.divide(error, energies, out=np.full(len(sets), np.nan), where=energies > 0)

@@ -13,6 +13,7 @@ import numpy as np
 from layerbounds.arguments import members, shown
 from layerbounds.arrays import Float, Int
 from layerbounds.exceptions import InputError
+from layerbounds.layers.gram import raise_diagonal
 from layerbounds.layers.layer import Layer
 from layerbounds.problems.allowed import AllowedSet
 
@@ -58,6 +59,16 @@ class Problem(ABC):
     @abstractmethod
     def allowed(self, channel: int) -> AllowedSet:
         """The allowed weights of a channel (or of the set of rows that begins with it), dead inputs included."""
+
+    def gram(self, channel: int) -> Float:
+        """The Gram matrix that counts for a channel, shape (n, n).
+
+        Where weights may take any value, a matrix of few inputs that rounding left indefinite counts with a diagonal
+        larger by the share `layerbounds.layers.gram.GramReport.raised`: without it there would be no least error.
+        """
+        stored = self.layer.channel_gram(channel)
+        raised = self.layer.gram_reports[self.layer.group_of(channel)].raised
+        return raise_diagonal(stored, raised) if raised and self.allowed(channel).free else stored
 
     @abstractmethod
     def row_template(self, channel: int) -> Float:

@@ -10,7 +10,6 @@ import numpy as np
 
 from layerbounds.arrays import Bool, Float
 from layerbounds.kernels import exact
-from layerbounds.layers.gram import raise_diagonal
 from layerbounds.problems.allowed import AllowedSet
 from layerbounds.problems.problem import Problem
 
@@ -94,14 +93,11 @@ def make_task(problem: Problem, rows: int | list[int], shared: object, warm_star
     layer = problem.layer
     index = [rows] if isinstance(rows, int) else rows
     live = layer.live(layer.group_of(index[0]))
-    gram = layer.channel_gram(index[0])
-    if not live.all():
-        gram = np.ascontiguousarray(gram[np.ix_(live, live)])
+    gram = problem.gram(index[0])
     allowed = problem.allowed(index[0]).restrict(live)
-    raised = layer.gram_reports[layer.group_of(index[0])].raised if allowed.free else 0.0
     return Task(
         rows=tuple(index),
-        gram=raise_diagonal(gram, raised) if raised else gram,
+        gram=gram if live.all() else np.ascontiguousarray(gram[np.ix_(live, live)]),
         targets=np.ascontiguousarray(layer.target[index][:, live]),
         constants=layer.constant[index],
         energy=float(np.sum(layer.energy()[index])),
@@ -109,5 +105,5 @@ def make_task(problem: Problem, rows: int | list[int], shared: object, warm_star
         allowed=allowed,
         shared=shared,
         warm_start=None if warm_start is None else warm_start[..., live],
-        raised=raised,
+        raised=layer.gram_reports[layer.group_of(index[0])].raised if allowed.free else 0.0,
     )
