@@ -185,7 +185,7 @@ def test_weights_along_a_negative_direction_are_not_below_the_bound() -> None:
         found += 1
         problem = lb.pruning_problem(layer, k=3)
         solution = lb.solve(problem, jobs=1)
-        values, vectors = np.linalg.eigh(layer.gram[0])
+        _, vectors = np.linalg.eigh(layer.gram[0])
         for size in (1e2, 1e5, 1e8, 1e10):
             for direction in vectors.T[:2]:
                 weights = problem.project(layer.matrix + size * direction, [0])
