@@ -10,21 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from layerbounds.kernels.compilation import kernel
-
-
-@kernel()
-def nearest(levels, count, x):
-    """Index of the level nearest to x; the lower one of equals."""
-    low, high = 0, count - 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        if levels[middle] <= x:
-            low = middle
-        else:
-            high = middle
-    if high > low and levels[high] - x < x - levels[low]:
-        return high
-    return low
+from layerbounds.kernels.quantization.rounding import nearest
 
 
 @kernel()
