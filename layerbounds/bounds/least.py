@@ -11,7 +11,7 @@ and what that minimum is depends on the allowed set alone. A family's folder in 
 from __future__ import annotations
 
 import functools
-import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Callable
 from typing import Any
