@@ -128,7 +128,11 @@ def recipe_files(recipe: str) -> set[str]:
     return set(re.findall(r"`layerbounds/([\w/]+\.py)`", "\n".join(items).replace("NAME", "toy")))
 
 
-@pytest.mark.parametrize("recipe", list(NEW))
+@pytest.mark.parametrize(
+    "recipe",
+    # Those that try all small problems take longer.
+    [pytest.param(name, marks=pytest.mark.slow if name in ("backend", "family") else ()) for name in NEW],
+)
 def test_a_newcomer_adds(recipe: str, tmp_path: Path) -> None:
     touched = {*NEW[recipe], *CHANGED[recipe]}
     assert recipe_files(recipe) == touched
