@@ -19,7 +19,7 @@ from layerbounds.layers.gram import raise_diagonal
 from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task, make_task
 from layerbounds.proofs import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE, Control, RawSolve, Status
-from layerbounds.search.pruning import family
+from layerbounds.search.pruning import dispatch, exchanges, family
 from layerbounds.search.pruning.independent_sets import search_supports
 
 #: Second input as a multiple of the first one.
@@ -261,3 +261,45 @@ def test_a_raised_diagonal_is_reported_and_the_matrix_stays() -> None:
     # Exactly singular matrices need nothing.
     x = rng.integers(-4, 5, size=(4, 9)).astype(np.float64)
     assert lb.Layer(layer.weight, x.T @ x / 4).gram_reports[0].raised == 0.0
+
+
+def test_an_exchange_that_divides_by_zero_costs_nothing() -> None:
+    # The warm start keeps inputs whose combination makes another one, and its exchanges divide by that one's pivot.
+    counts = np.array(
+        [
+            [20, 6, 1, 12, 0, 6],
+            [6, 16, 2, 9, 2, -6],
+            [1, 2, 14, 2, 12, 3],
+            [12, 9, 2, 19, 6, 0],
+            [0, 2, 12, 6, 19, 3],
+            [6, -6, 3, 0, 3, 8],
+        ]
+    )
+    target = np.array([[-0.473, 0.161, 0.295, -0.336, 0.778, -0.512]])
+    layer = lb.Layer(target, counts * (1e24 / 9))
+    problem = lb.pruning_problem(layer, pattern="1:3")
+    start = np.array([[0.0, -5.47, 0.0, -5.25, 0.0, 0.0]])
+    for weights in (start, np.array([[1.0, 0, 0, 1.0, 0, 0]]), np.array([[0, 0, 1.0, 0, 1.0, 0]])):
+        check(problem, lb.solve(problem, warm_start=weights, jobs=1), optimum(problem))
+        assert lb.evaluate(problem, lb.run_heuristic("swap", problem)).feasible.all()
+
+
+def test_an_exchange_that_breaks_down_keeps_its_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(exchanges.subset, "improve", broken)
+    problem = lb.pruning_problem(make_layer("negated", 9, 1), k=4)
+    assert lb.evaluate(problem, lb.run_heuristic("swap", problem)).feasible.all()
+    solution = lb.solve(problem, jobs=1, node_limit=1)
+    assert lb.evaluate(problem, solution.weights).feasible.all()
+
+
+def test_what_breaks_down_in_floating_point_is_solved_in_integers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(task: Task[Support], limits: Control) -> RawSolve:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(dispatch, "_branch_and_bound", broken)
+    problem = lb.pruning_problem(make_layer("zero weights", 7, 1), k=3)
+    solution = lb.solve(problem, jobs=1)
+    assert solution.status == [Status.OPTIMAL] and solution.notes == {}

@@ -7,12 +7,12 @@ import numpy as np
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError
 from layerbounds.kernels.pruning.masks import descend_mask
-from layerbounds.kernels.pruning.subset import improve
 from layerbounds.methods.magnitude import magnitude
 from layerbounds.methods.obs import obs
 from layerbounds.methods.pruning import PruningView, finish, single_inputs
 from layerbounds.methods.wanda import wanda
 from layerbounds.search.pruning.correlated_inputs import nearest_inputs
+from layerbounds.search.pruning.exchanges import improved
 
 STARTS = {"magnitude": magnitude, "wanda": wanda, "obs": obs}
 
@@ -43,5 +43,5 @@ def swap(view: PruningView, start: str = "obs", kicks: int = 100) -> Float:
     state = view.rng.integers(1, 2**63, size=1, dtype=np.uint64)
     energy = max(float(view.target @ b), 0.0)
     gram = np.ascontiguousarray(view.gram)
-    improve(gram, b, energy, group, capacity, chosen, int(kicks), nearest_inputs(gram), state)
+    chosen = improved(gram, b, energy, group, capacity, chosen, int(kicks), nearest_inputs(gram), state)
     return finish(view, chosen)

@@ -60,7 +60,14 @@ def search_pruning(task: Task[Support], control: Control) -> RawSolve:
         found = search_exactly(task, control) if few else search_supports(task, control)
         if found is not None:
             return found
-    raw = _branch_and_bound(task, control)
+    try:
+        raw = _branch_and_bound(task, control)
+    except (np.linalg.LinAlgError, ArithmeticError):
+        # Integers do not break down where floating-point numbers do.
+        closed = search_exactly(task, control) if few else search_supports(task, control) if every else None
+        if closed is None:
+            raise
+        return closed
     if few and raw.termination in (Status.OPTIMAL, Status.GAP_REACHED):
         certified = certify(task, raw, control.gap)
         if certified.status == Status.UNRESOLVED and control.remaining() > 0:

@@ -23,6 +23,7 @@ from layerbounds.problems.tasks import Task
 from layerbounds.proofs import Control
 from layerbounds.search.frontier import Forkable, Incumbent
 from layerbounds.search.pruning.correlated_inputs import nearest_inputs
+from layerbounds.search.pruning.exchanges import improved
 from layerbounds.search.pruning.refit import refit
 
 Flags = npt.NDArray[np.int8]
@@ -181,7 +182,7 @@ class SubsetSearch(Forkable):
     def polish(self, chosen: Bool, kicks: int) -> None:
         """Local search from a set, if there is time for it."""
         if self.affords(IMPROVE_CUBIC, 0.5):
-            subset.improve(
+            chosen = improved(
                 self.gram, self.b, self.energy, self.group, self.capacity, chosen, kicks, self.nearest, self.random
             )
         self.offer(chosen)
