@@ -15,7 +15,6 @@ from layerbounds.arrays import Float
 PROJECT = Path(__file__).resolve().parent.parent
 #: Files of ``--quick``: a first answer in less than a minute, from every part of the package.
 QUICK = {
-    "arrays",
     "certify",
     "cluster_codes",
     "companion",
