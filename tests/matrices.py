@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numba import njit
 from numpy.typing import ArrayLike
 
 from layerbounds.arrays import Float
@@ -27,3 +30,8 @@ def assert_close(actual: ArrayLike, expected: ArrayLike, tolerance: float = 1e-1
     """
     scale = float(np.max(np.abs(np.asarray(expected)), initial=0.0))
     np.testing.assert_allclose(actual, expected, rtol=0.0, atol=tolerance * scale)
+
+
+def from_python(kernel: Any) -> Any:
+    """A kernel that only other kernels call, callable."""
+    return njit(lambda *arguments: kernel(*arguments))

@@ -11,6 +11,7 @@ from itertools import combinations, product
 
 import numpy as np
 import pytest
+from matrices import from_python
 from threadpoolctl import threadpool_limits
 
 import layerbounds as lb
@@ -106,7 +107,7 @@ def test_savings_of_every_set(rng: np.random.Generator) -> None:
     codes = np.delete(np.arange(1 << free), [3, 4, 9])
     s = np.zeros(len(codes))
     stacks = np.empty((15, n, n)), np.empty((15, n + 1)), np.empty(15, dtype=np.int64)
-    kernels.enumerate_savings(b, place, kept, free, c, codes, s, *stacks)
+    from_python(kernels.enumerate_savings)(b, place, kept, free, c, codes, s, *stacks)
     for code, saving in zip(codes, s, strict=True):
         local = [p for p in range(kept + free) if p < kept or (int(code) >> (kept + free - 1 - p)) & 1]
         ids = place[local]

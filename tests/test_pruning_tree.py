@@ -9,6 +9,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from matrices import from_python
 from threadpoolctl import threadpool_limits
 
 import layerbounds as lb
@@ -213,7 +214,7 @@ def test_dependent_kept_inputs_close_no_node() -> None:
     base = subset_relaxation.reduce(gram, np.ones(n), inputs, kept, total, reduced, residual)
     assert np.isnan(base)
     found = np.zeros((4, n), dtype=bool)
-    count = subset_sets.close_by_sets(
+    count = from_python(subset_sets.close_by_sets)(
         (inputs, kept, total, reduced, residual), base, status, np.int64(1), np.ones(n), np.array([0.5, 0.6]),
         0.0, 1.0, 10.0, 1e-9, 1e5, found,
     )  # fmt: skip
@@ -228,7 +229,7 @@ def test_the_rest_of_a_large_inverse_follows_a_change_of_the_diagonal(rng: np.ra
         # The work space may be larger.
         space = np.full((n + 2, n + 2), np.nan)
         space[:n, :n] = inverse
-        subset_diagonal.update_rest(space, n, k0, k1, delta)
+        from_python(subset_diagonal.update_rest)(space, n, k0, k1, delta)
         # M − Δ on the rows from k0 to k1.
         matrix = np.linalg.inv(inverse)
         matrix[range(k0, k1), range(k0, k1)] -= delta

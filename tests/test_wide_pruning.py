@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+from matrices import from_python
 
 import layerbounds as lb
 from layerbounds.bounds.minorants.centre import Centre
@@ -75,7 +76,7 @@ def test_the_tableau_is_that_of_the_sweeps(rng: np.random.Generator) -> None:
     b = gram @ rng.normal(size=n)
     kept = rng.random(n) < 0.4
     a, r, swept, slack = np.empty((n, n)), np.empty(n), np.empty(n, dtype=bool), np.empty(1, dtype=np.int64)
-    subset.start(gram, b, kept, a, r, swept, slack, np.zeros(n, np.int64), np.array([int(kept.sum())]))
+    from_python(subset.start)(gram, b, kept, a, r, swept, slack, np.zeros(n, np.int64), np.array([int(kept.sum())]))
     tableau = wide._tableau(gram, b, kept)
     assert tableau is not None
     np.testing.assert_allclose(tableau[0], a, atol=1e-9 * np.abs(a).max())

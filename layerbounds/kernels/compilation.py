@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from numba import njit
-from numba.core import event
+from numba.core import config, event, types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
-from numba.core.dispatcher import Dispatcher
+from numba.core.compiler import Flags
+from numba.core.registry import CPUDispatcher
 
 from layerbounds.kernels.folder import kernel_folder
 
@@ -164,9 +164,56 @@ class KernelCache(FunctionCache):
             super().save_overload(signature, compiled)
 
 
+class KernelFlags(Flags):
+    """Options of the compilation of a kernel.
+
+    numba works with a copy. It knows what it has made of its own functions, as `np.empty`, by all options of the
+    caller: here callers that differ in their wrappers alone share one copy. One object is also compared at once.
+    """
+
+    _shared: ClassVar[dict[str, Flags]] = {}
+
+    def copy(self) -> Any:
+        """Options that are not to be changed."""
+        alike: Any = Flags(self)
+        alike.no_cpython_wrapper = True
+        return self._shared.setdefault(repr(alike), alike)
+
+
+class Kernel(CPUDispatcher):
+    """A function that is compiled for each combination of argument types when it is first called."""
+
+    def __init__(self, py_func: Any, *arguments: Any, **named: Any) -> None:
+        super().__init__(py_func, *arguments, **named)
+        self._cache = KernelCache(py_func)
+        compiler: Any = vars(self)["_compiler"]
+        compiler._customize_flags = KernelFlags
+
+    def get_call_template(self, args: Any, kws: Any) -> Any:
+        """For a call from another kernel. Numbers known beforehand are of no type of their own.
+
+        Otherwise a function would be compiled once more for each of them, even for a variable's first value, which
+        type inference sees before the others.
+        """
+        return super().get_call_template(tuple(types.unliteral(a) for a in args), kws)
+
+    def add_overload(self, compiled: Any) -> None:
+        """Register what was compiled, for calls from Python where it has code for these."""
+        if self.targetoptions["no_cpython_wrapper"]:
+            self.overloads[tuple(compiled.signature.args)] = compiled
+        else:
+            super().add_overload(compiled)
+
+    def _compile_for_args(self, *args: Any, **kws: Any) -> Any:
+        if self.targetoptions["no_cpython_wrapper"]:
+            message = f"{self.py_func.__qualname__} is called by other kernels only; declare it without nested=True"
+            raise TypeError(message)
+        return super()._compile_for_args(*args, **kws)  # type: ignore[misc]
+
+
 def is_kernel(dispatcher: Any) -> bool:
     """Whether a compiled function is one of this package."""
-    return isinstance(vars(dispatcher).get("_cache"), KernelCache)
+    return isinstance(dispatcher, Kernel)
 
 
 def kernel(
@@ -175,6 +222,7 @@ def kernel(
     fastmath: bool | frozenset[str] = False,
     inline: bool = False,
     force_inline: bool = False,
+    nested: bool = False,
 ) -> Any:
     """Decorator of a function that numba compiles when it is first called.
 
@@ -191,23 +239,24 @@ def kernel(
     force_inline : bool
         It is compiled for itself, with its own ``fastmath``, and LLVM puts it into its callers whatever its size: for
         parts of inner loops, where a call passes a hundred words of arguments.
+    nested : bool
+        Only other kernels call it: what takes Python's arguments apart is not compiled. A call from Python is an error.
     """
-    flags = set(fastmath) if isinstance(fastmath, frozenset) else fastmath
-    compile_lazily: Any = njit
+    options = {
+        "nopython": True,
+        "nogil": True,
+        "boundscheck": None,
+        "error_model": error_model,
+        "fastmath": set(fastmath) if isinstance(fastmath, frozenset) else fastmath,
+        "inline": "always" if inline else "never",
+        "forceinline": force_inline,
+        # Nothing calls kernels from C.
+        "no_cfunc_wrapper": True,
+        "no_cpython_wrapper": nested,
+    }
 
     def decorate(function: Any) -> Any:
-        # Nothing calls kernels from C.
-        compiled = compile_lazily(
-            nogil=True,
-            error_model=error_model,
-            fastmath=flags,
-            inline="always" if inline else "never",
-            forceinline=force_inline,
-            no_cfunc_wrapper=True,
-        )(function)
         # Without numba's compiler, as in a debugger, it is the function itself.
-        if isinstance(compiled, Dispatcher):
-            vars(compiled)["_cache"] = KernelCache(function)
-        return compiled
+        return function if vars(config)["DISABLE_JIT"] else Kernel(function, targetoptions=options)
 
     return decorate

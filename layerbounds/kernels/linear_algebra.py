@@ -11,7 +11,7 @@ import numpy as np
 from layerbounds.kernels.compilation import REORDER, kernel
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def factorize(a, m, stop):
     """Upper Cholesky factor UᵀU of the leading m × m block, in place, four rows at a time; False where it breaks down.
 
@@ -48,7 +48,7 @@ def factorize(a, m, stop):
     return True
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def forward(a, m, stop, x):
     """Solve the first ``stop`` equations of Uᵀy = x in place, and take them off the others; returns Σ y² of those."""
     total = 0.0
@@ -62,7 +62,7 @@ def forward(a, m, stop, x):
     return total
 
 
-@kernel(error_model="numpy", fastmath=REORDER)
+@kernel(error_model="numpy", fastmath=REORDER, nested=True)
 def backward(a, m, stop, x):
     """Solve the first ``stop`` equations of Uy = x in place, the other entries being known."""
     for i in range(stop - 1, -1, -1):
@@ -73,14 +73,14 @@ def backward(a, m, stop, x):
         x[i] = (x[i] - t) / row[i]
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def back_substitute(a, m, x):
     """Solve UᵀU y = x in place."""
     forward(a, m, m, x)
     backward(a, m, m, x)
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def solve(a, m, x):
     """Solve UᵀU y = x in place, rows in turn; rounds otherwise than `back_substitute`."""
     for i in range(m):
@@ -95,7 +95,7 @@ def solve(a, m, x):
         x[i] = t / a[i, i]
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def invert_factor(u, m, inverse):
     """The upper triangle of (UᵀU)⁻¹, by products of four rows of U⁻ᵀ; ``u`` keeps the factor."""
     # Rows that fill the last four are zero.
@@ -130,7 +130,7 @@ def invert_factor(u, m, inverse):
                 row[q] += f0 * w0[q] + f1 * w1[q] + f2 * w2[q] + f3 * w3[q]
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def invert_by_sweeps(a, m):
     """Inverse of the leading block of a positive definite matrix, in place, by sweeps; False where a pivot is not."""
     for k in range(m):
@@ -157,7 +157,7 @@ def invert_by_sweeps(a, m):
     return True
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def inverse_diagonal(a, m, i, y):
     """Entry (i, i) of (UᵀU)⁻¹."""
     total = 0.0
@@ -172,7 +172,7 @@ def inverse_diagonal(a, m, i, y):
     return total
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def rank(key, order):
     """Indices by ascending key; numba's own sort takes seconds to compile."""
     for i in range(len(key)):
@@ -183,7 +183,7 @@ def rank(key, order):
         order[at] = i
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def solve_system(a, b):
     """Solve AX = B by elimination with row exchanges, for any small square matrix; both are overwritten, B by X."""
     n, width = len(a), b.shape[1]
@@ -211,7 +211,7 @@ def solve_system(a, b):
             b[k, j] = x / a[k, k]
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def multiply(a, b, c):
     """C = AB for small matrices."""
     for i in range(len(a)):

@@ -13,7 +13,7 @@ from layerbounds.kernels.compilation import kernel
 MOST, WIDEST = 14, 30
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def ones(code):
     """Number of bits set."""
     count = 0

@@ -58,7 +58,7 @@ def best_block(gradient, old, most, barrier, least, change):
     return total < np.inf
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def add_products(left, right, target):
     """Add LᵀR to a matrix, four rows of each at a time."""
     m, n = left.shape

@@ -13,7 +13,7 @@ from layerbounds.kernels.linear_algebra import factorize, invert_by_sweeps, solv
 from layerbounds.kernels.pruning.clusters import CUTOFF, arrange, assess, bounds
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def moments(b, place, kept, free, c, codes, number, s, lse, tau, price, k, cov, mean, tilt, share, x, t, index):
     """Moments of a cluster's choices under the smoothed maximum's weights.
 
@@ -108,7 +108,7 @@ def moments(b, place, kept, free, c, codes, number, s, lse, tau, price, k, cov, 
     return square_number - mean_number * mean_number
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def mix(minorant, order, codes, c, s, lse, tau, price, mixture, space):
     """The moments of all clusters into ``mixture``, see `moments`; the variance of the number of kept inputs."""
     block, first = minorant[0], minorant[3]

@@ -18,7 +18,7 @@ UNIT = 2.0**-53
 CUTOFF = 10.0
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def arrange(first, member, status, place, kept, free):
     """Order the inputs of each cluster: kept ones, then free ones."""
     for g in range(len(first) - 1):
@@ -33,7 +33,7 @@ def arrange(first, member, status, place, kept, free):
         free[g] = p - first[g] - kept[g]
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def enumerate_savings(b, place, kept, free, c, codes, s, matrix, vector, depth_of):
     """Savings c_Sᵀ(B_SS)⁻¹c_S of the kept inputs with each set of free ones, by Schur complements.
 
@@ -89,7 +89,7 @@ def enumerate_savings(b, place, kept, free, c, codes, s, matrix, vector, depth_o
         s[at] = vector[depth_of[free], last]
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def knapsack(top, free, room, best, following):
     """Largest Σ top[g, j_g] with Σ j_g ≤ room."""
     for r in range(room + 1):
@@ -107,7 +107,7 @@ def knapsack(top, free, room, best, following):
     return best[room]
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def mean_count(lse, free, tau, price):
     """Σ of the mean numbers of kept inputs of the clusters at a price, and its derivative with respect to −price/τ."""
     total = 0.0
@@ -132,7 +132,7 @@ def mean_count(lse, free, tau, price):
     return total, variance
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def find_price(lse, free, tau, room, price):
     """The price at which the clusters together keep ``room`` inputs; 0 if they want no more than that."""
     total, _ = mean_count(lse, free, tau, 0.0)
@@ -160,7 +160,7 @@ def find_price(lse, free, tau, room, price):
     return price
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def evaluate(
     gram, norm, b, energy, reach, block, loss, smallest, first, member, place, kept, free, base, code, number, u, c,
     s, top, matrix, vector, depth_of, resid, out,
@@ -241,7 +241,7 @@ def evaluate(
     out[6] = extra + 2.0 * gamma * (energy + size * size + 2.0 * charge)
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def bounds(free, base, number, s, top, budget, room, tau, n, lse, best, following, out):
     """Bounds from the savings.
 
@@ -290,7 +290,7 @@ def bounds(free, base, number, s, top, budget, room, tau, n, lse, best, followin
     out[3] = out[5] - split - out[6] - 2.0 * gamma * abs(split)
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def assess(problem, minorant, order, codes, sharing, u, tau, price, c, s, top, lse, space, out):
     """Savings at a point, and their bounds: `evaluate` and `bounds`, whose search of the price starts at ``price``.
 

@@ -13,7 +13,7 @@ from layerbounds.kernels.compilation import kernel
 MANY_FOUND, MANY_APART = -1, -2
 
 
-@kernel()
+@kernel(nested=True)
 def note(chosen, counts, many, other, row):
     """Write down the first inputs of a set that count, and one that does not."""
     at = 0
@@ -26,7 +26,7 @@ def note(chosen, counts, many, other, row):
         row[q] = -1
 
 
-@kernel()
+@kernel(nested=True)
 def keep(chosen, many, row):
     """Write down the first inputs of a set."""
     for q in range(len(row)):

@@ -11,7 +11,7 @@ from layerbounds.kernels.compilation import kernel
 from layerbounds.kernels.linear_algebra import sort
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def enter(group, free, status, z, used):
     """Move a point to the fixed units and, by a factor for each group, to the capacities; ``used`` becomes Σ_g z."""
     n = len(z)
@@ -31,7 +31,7 @@ def enter(group, free, status, z, used):
                 used[g] += z[i]
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def mask_bound(a, beta, energy, d, group, free, status, z, h, saving, edge):
     """The bound of a point, but for rounding: f(z) and per free unit the better one of dropping and keeping."""
     n = len(beta)
@@ -66,7 +66,7 @@ def mask_bound(a, beta, energy, d, group, free, status, z, h, saving, edge):
     return value
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def steepest_moves(d, group, status, z, h, unit, slope):
     """Per group the free unit that gains most by going up and the one that gains most by going down, −1 for none."""
     for g in range(len(unit)):
@@ -86,7 +86,7 @@ def steepest_moves(d, group, status, z, h, unit, slope):
                 unit[g, 1] = i
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def choose_move(least, free, used, unit, slope):
     """The steepest feasible move, one unit up and another one down, or one alone: group and units; −1 for none."""
     worst = least
@@ -117,7 +117,7 @@ def choose_move(least, free, used, unit, slope):
     return g, up, down
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def best_step(a, d, z, room, slope, up, down):
     """How far a move of one or two units goes: to the least value, or to the end of what is feasible."""
     total = 0.0

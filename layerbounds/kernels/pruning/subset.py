@@ -18,7 +18,7 @@ DEPENDENT = 1e-9
 STEPS, WALK = 32, 0.03
 
 
-@kernel()
+@kernel(nested=True)
 def sweep(a, r, kept, k):
     """Add input k to the kept set, or remove it; returns the change of the objective."""
     n = len(r)
@@ -43,7 +43,7 @@ def sweep(a, r, kept, k):
     return -rk * rk / pivot
 
 
-@kernel()
+@kernel(nested=True)
 def start(gram, b, chosen, a, r, kept, slack, group, capacity):
     """Fill the tableau for a given set; dependent inputs are left out. Returns the (negative) saving."""
     n = len(b)
@@ -62,7 +62,7 @@ def start(gram, b, chosen, a, r, kept, slack, group, capacity):
     return value
 
 
-@kernel()
+@kernel(nested=True)
 def fill(gram, a, r, kept, slack, group):
     """Add the input of largest saving while a group has room; returns the change of the objective."""
     n = len(r)
@@ -199,7 +199,7 @@ def kick(gram, a, r, kept, slack, group, many, near, wide, state):
     return value
 
 
-@kernel()
+@kernel(nested=True)
 def put(a, r, kept, slack, to_a, to_r, to_kept, to_slack):
     """Copy the state of a search."""
     for i in range(len(r)):

@@ -15,8 +15,9 @@ from layerbounds.kernels.linear_algebra import (
 UNIT = 2.0**-53
 #: Least share of an entry that is left by a sweep: the relaxation finds inputs of very small entries at no cost.
 SHRINK = 0.7
-#: Order of the largest matrix whose inverse is updated one coordinate at a time.
-CACHED = 128
+#: Order of the largest matrix whose inverse fits into the cache and is updated one coordinate at a time; how many
+#: coordinates are changed before the rest of a larger one.
+CACHED, WIDTH = 128, 16
 
 
 @kernel(error_model="numpy")
@@ -43,7 +44,7 @@ def emphasis(group, free, status, u, d, save, edge, floor, alpha):
     return total / count if count else 0.0
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def update_rest(inverse, n, k0, k1, delta):
     """Carry a change of M's diagonal by −``delta`` between ``k0`` and ``k1`` over to the rows of M⁻¹ from ``k1`` to n.
 
@@ -82,45 +83,60 @@ def update_rest(inverse, n, k0, k1, delta):
                         target[k1 + j] += f * other[j]
 
 
+@kernel(error_model="numpy", inline=True)
+def ascend_block(local, begin, alpha, mu, d, delta):
+    """The coordinates from ``begin`` on, ``local`` being their block of M⁻¹; ``delta`` becomes how much they grow.
+
+    Each coordinate is optimal at d_i = s_i α_i/(α_i + μ), where s_i = d_i + 1/(M⁻¹)_ii is the largest feasible value;
+    it falls to no less than ``SHRINK`` times its value. Later coordinates need M⁻¹ after this change: a rank-one update
+    of what is left of its upper triangle.
+    """
+    m = len(delta)
+    factor = np.zeros(4)
+    for p0 in range(0, m, 4):
+        p1 = min(p0 + 4, m)
+        for p in range(p0, p1):
+            row = local[p]
+            for o in range(p0, p):
+                other = local[o]
+                g = factor[o - p0] * other[p]
+                for j in range(p, m):
+                    row[j] += g * other[j]
+            t = row[p]
+            most = d[begin + p] + 1.0 / t
+            new = max(most * alpha[begin + p] / (alpha[begin + p] + mu), SHRINK * d[begin + p])
+            delta[p] = new - d[begin + p]
+            d[begin + p] = new
+            factor[p - p0] = delta[p] / (1.0 - delta[p] * t)
+        if p1 == m:
+            break
+        r0, r1, r2, r3 = local[p0], local[p0 + 1], local[p0 + 2], local[p0 + 3]
+        for q in range(p1, m):
+            f0, f1, f2, f3 = factor[0] * r0[q], factor[1] * r1[q], factor[2] * r2[q], factor[3] * r3[q]
+            row = local[q]
+            for j in range(q, m):
+                row[j] += f0 * r0[j] + f1 * r1[j] + f2 * r2[j] + f3 * r3[j]
+
+
 @kernel(error_model="numpy")
 def ascend(inverse, alpha, mu, d):
     """One sweep of coordinate ascent on Σ α_i log d_i + μ logdet(M), M = H' − D, given M⁻¹, which is overwritten.
 
-    Each coordinate is optimal at d_i = s_i α_i/(α_i + μ), where s_i = d_i + 1/(M⁻¹)_ii is the largest feasible value;
-    it falls to no less than ``SHRINK`` times its value. Later coordinates need M⁻¹ after this change: a rank-one update
-    of what is left of its upper triangle where it fits into the cache; else sixteen coordinates at a time, so that the
-    update is a matrix product.
+    This serves matrices of orders up to ``CACHED``; see `ascend_block`. ``inverse`` may have more rows than ``d``.
     """
+    ascend_block(inverse, 0, alpha, mu, d, np.zeros(len(d)))
+
+
+@kernel(error_model="numpy")
+def ascend_wide(inverse, alpha, mu, d):
+    """The same for larger matrices: ``WIDTH`` coordinates at a time, so that the update of the rest is a product."""
     n = len(d)
-    width = n if n <= CACHED else 16
-    for k0 in range(0, n, width):
-        k1 = min(k0 + width, n)
-        m = k1 - k0
-        local = inverse if m == n else inverse[k0:k1, k0:k1].copy()
-        delta, factor = np.zeros(m), np.zeros(4)
-        for p0 in range(0, m, 4):
-            p1 = min(p0 + 4, m)
-            for p in range(p0, p1):
-                row = local[p]
-                for o in range(p0, p):
-                    other = local[o]
-                    g = factor[o - p0] * other[p]
-                    for j in range(p, m):
-                        row[j] += g * other[j]
-                t = row[p]
-                most = d[k0 + p] + 1.0 / t
-                new = max(most * alpha[k0 + p] / (alpha[k0 + p] + mu), SHRINK * d[k0 + p])
-                delta[p] = new - d[k0 + p]
-                d[k0 + p] = new
-                factor[p - p0] = delta[p] / (1.0 - delta[p] * t)
-            if p1 == m:
-                break
-            r0, r1, r2, r3 = local[p0], local[p0 + 1], local[p0 + 2], local[p0 + 3]
-            for q in range(p1, m):
-                f0, f1, f2, f3 = factor[0] * r0[q], factor[1] * r1[q], factor[2] * r2[q], factor[3] * r3[q]
-                row = local[q]
-                for j in range(q, m):
-                    row[j] += f0 * r0[j] + f1 * r1[j] + f2 * r2[j] + f3 * r3[j]
+    for k0 in range(0, n, WIDTH):
+        k1 = min(k0 + WIDTH, n)
+        local, delta = np.empty((k1 - k0, k1 - k0)), np.zeros(k1 - k0)
+        for p in range(k1 - k0):
+            copy(inverse[k0 + p, k0:k1], local[p])
+        ascend_block(local, k0, alpha, mu, d, delta)
         if k1 == n:
             return
         update_rest(inverse, n, k0, k1, delta)
@@ -146,11 +162,12 @@ def prove(gram, d, index, m, inner, work):
     return factorize(work, m, m)
 
 
-@kernel(error_model="numpy")
-def climb(gram, d, alpha, mu, tuned, inputs, kept, m, a, work, inverse):
+@kernel(error_model="numpy", nested=True)
+def climb(gram, d, alpha, mu, tuned, inputs, kept, m, a, work, inverse, wide):
     """A sweep of coordinate ascent on a node's diagonal, into ``tuned``; False where its proof fails.
 
-    ``inputs``, ``kept``, ``m`` and ``a`` as in `relax`.
+    ``inputs``, ``kept``, ``m`` and ``a`` as in `relax`. Where ``wide`` is None there are no more than ``CACHED``
+    inputs, and what larger matrices need is not compiled.
     """
     copy(d, tuned)
     free = m - kept
@@ -162,15 +179,17 @@ def climb(gram, d, alpha, mu, tuned, inputs, kept, m, a, work, inverse):
     if free == 0 or not factorize(work, free, free):
         return False
     invert_factor(work, free, inverse)
-    if free > CACHED:
-        for p in range(free):
-            for q in range(p):
-                inverse[p, q] = inverse[q, p]
     values, weights = np.empty(free), np.empty(free)
     for p in range(free):
         values[p] = d[inputs[kept + p]]
         weights[p] = alpha[inputs[kept + p]]
-    ascend(inverse, weights, mu, values)
+    if wide is not None and free > CACHED:
+        for p in range(free):
+            for q in range(p):
+                inverse[p, q] = inverse[q, p]
+        ascend_wide(inverse, weights, mu, values)
+    else:
+        ascend(inverse, weights, mu, values)
     for p in range(free):
         if not values[p] > 0.0:
             return False

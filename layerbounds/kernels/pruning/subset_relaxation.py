@@ -54,7 +54,7 @@ def alive(status, index):
     return kept, m
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def top_sum(values, count, many):
     """Sum of the largest ``many`` of ``values[:count]``, reordered; the first one left out, the last one in."""
     first = max(count - many, 0)
@@ -71,7 +71,7 @@ def top_sum(values, count, many):
 
 
 # A division by zero must give a useless bound (NaN compares false), not an exception.
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def bound_at(gram, norm, b, energy, reach, d, group, free, status, point, resid, scores, scratch, support, edge):
     """Proven lower bound of a node at a point.
 
@@ -169,7 +169,7 @@ def bound_at(gram, norm, b, energy, reach, d, group, free, status, point, resid,
     return energy - quad - kept - 2.0 * gamma * (energy + size * size + 2.0 * charge + kept)
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def next_state(root, group, free, status, point, resid, scores, scratch, state):
     """New active set: z_i = min(1, β_i/θ) with Σ z = the group's room, β_i = √d_i |v_i|; whether it is another one.
 

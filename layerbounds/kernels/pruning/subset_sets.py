@@ -306,7 +306,7 @@ def estimate(base, number, s, price, gap):
     return sets.sum()
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def near_count(save, index, m, room, price, gap, most):
     """About how many sets of ``room`` single inputs lie within a gap, by steps of the gap's 24th part."""
     steps = 24
@@ -334,7 +334,7 @@ def near_count(save, index, m, room, price, gap, most):
     return number[room].sum()
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def close_by_sets(left, base, status, room, save, edge, value, cut, energy, margin, most, found):
     """Enumerate the sets of a node of one group whose bound stays below the cut.
 
@@ -370,7 +370,7 @@ def close_by_sets(left, base, status, room, save, edge, value, cut, energy, marg
     sets = np.empty((len(found), room), np.int64)
     count = near_sets(
         a, r, room, child, best, root, np.arange(m), np.ones(m, np.int64), gap, energy - base - cut - margin,
-        np.int64(MOST_WORK), sets,
+        MOST_WORK, sets,
     )  # fmt: skip
     for x in range(count):
         for i in range(n):

@@ -101,13 +101,13 @@ def pick(d, status, u, work, m, index, v, candidates):
     return arg
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def before(bound, turn, x, y):
     """Whether node x comes before node y: smaller bounds first, then older nodes."""
     return bound[x] < bound[y] or (bound[x] == bound[y] and turn[x] < turn[y])
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def push(heap, size, bound, turn, node):
     """Add a node to the heap of ``size`` nodes."""
     at = size
@@ -120,7 +120,7 @@ def push(heap, size, bound, turn, node):
     heap[at] = node
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def pop(heap, size, bound, turn):
     """Take the first node off the heap of ``size`` nodes."""
     first = heap[0]
@@ -140,7 +140,7 @@ def pop(heap, size, bound, turn):
     return first
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def error_of(gram, b, chosen, energy):
     """Error of the best weights on a set, as computed."""
     n = len(b)
@@ -153,7 +153,7 @@ def error_of(gram, b, chosen, energy):
     return energy - reduce(gram, b, kept, m, m, np.empty((m, m)), np.empty(m))
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def release(node, row, uses, spare, spare_rows, counts):
     """Give a node and its share of a minorant back."""
     spare[counts[1]] = node
@@ -170,9 +170,8 @@ def relax_node(layer, d, group, free, status, state, cut, left, results):
     gram, norm, b, energy, reach = layer
     inputs, kept, live, reduced, residual = left
     u, save, edge, work, v, index, scores, out = results
-    # A constant as an argument would be a type of its own, for which numba compiles once more.
     return relax(
-        gram, norm, b, energy, reach, d, group, free, status, state, np.int64(ROUNDS), cut,
+        gram, norm, b, energy, reach, d, group, free, status, state, ROUNDS, cut,
         inputs, kept, live, reduced, residual, u, save, edge, work, v, index, scores, out,
     )  # fmt: skip
 
@@ -180,11 +179,11 @@ def relax_node(layer, d, group, free, status, state, cut, left, results):
 @kernel(error_model="numpy", inline=True)
 def improve(layer, d, group, free, status, state, now, cut, left, results, tuning):
     """Improve a node's diagonal; its bound, and whether that is the one of the new diagonal, ``tuning[0]``."""
-    tuned, trial, alpha, other, inverse = tuning
+    tuned, trial, alpha, other, inverse, wide = tuning
     inputs, kept, live, reduced, _ = left
     mean = emphasis(group, free, status, results[0], d, results[1], results[2], FLOOR, alpha)
     if not mean > 0.0 or not climb(
-        layer[0], d, alpha, TREE_MU * mean, tuned, inputs, kept, live, reduced, other, inverse
+        layer[0], d, alpha, TREE_MU * mean, tuned, inputs, kept, live, reduced, other, inverse, wide
     ):
         return now, False
     copy(state, trial)
@@ -196,7 +195,7 @@ def improve(layer, d, group, free, status, state, now, cut, left, results, tunin
     return relax_node(layer, d, group, free, status, state, cut, left, results), False
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def own_row(node, row, uses, spare_rows, counts):
     """Take a row for a minorant of the node's own, and give its share of the present one back; returns the row."""
     old = row[node]
@@ -210,14 +209,14 @@ def own_row(node, row, uses, spare_rows, counts):
     return row[node]
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def round_set(status, save, edge, group, chosen):
     """The kept inputs, and the free ones whose saving is among those that their group has room for."""
     for i in range(len(status)):
         chosen[i] = status[i] == 1 or (status[i] == 0 and save[i] >= edge[group[i], 1])
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def undecided(status, save):
     """How many inputs are free, and the one of largest saving among them; −1 where none is."""
     free = 0
@@ -230,7 +229,7 @@ def undecided(status, save):
     return free, first
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def queue(node, bound, turn, heap, counts):
     """Put a node among the open ones."""
     turn[node] = counts[3]
@@ -239,7 +238,7 @@ def queue(node, bound, turn, heap, counts):
     counts[0] += 1
 
 
-@kernel(error_model="numpy")
+@kernel(error_model="numpy", nested=True)
 def split(node, branch, group, status, state, room, bound, row, uses, spare, counts):
     """Drop an input at a node; returns a new one that keeps it."""
     child = spare[counts[1] - 1]
@@ -261,7 +260,7 @@ def split(node, branch, group, status, state, room, bound, row, uses, spare, cou
 @kernel(error_model="numpy")
 def run(
     gram, norm, b, energy, reach, group, upper, cut, margin, most, budget, last,
-    status, state, room, bound, turn, row, spare, d, uses, spare_rows, heap, counts, closed, found,
+    status, state, room, bound, turn, row, spare, d, uses, spare_rows, heap, counts, closed, found, wide,
 ):  # fmt: skip
     """Best-first branch and bound with the diagonal dual, until something has to be done outside.
 
@@ -285,6 +284,8 @@ def run(
         ``closed[0]`` is the smallest bound of a closed node, or of what was cut off one.
     found
         Result: flags of sets that have to be evaluated exactly.
+    wide
+        None where there are no more than ``CACHED`` inputs, see `climb`; else anything.
 
     Returns
     -------
@@ -302,7 +303,7 @@ def run(
     alpha, tuned, trial = np.zeros(n), np.zeros(n), np.empty(n, np.int8)
     layer = (gram, norm, b, energy, reach)
     results = (u, save, edge, work, v, index, scores, out)
-    tuning = (tuned, trial, alpha, other, inverse)
+    tuning = (tuned, trial, alpha, other, inverse, wide)
     chosen = np.empty(n, np.bool_)
     while counts[0] > 0 and bound[heap[0]] < cut:
         if budget <= 0 or counts[4] >= last:

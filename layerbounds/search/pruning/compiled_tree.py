@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from layerbounds.arrays import Float, Int
 from layerbounds.kernels.pruning import subset_tree
+from layerbounds.kernels.pruning.subset_diagonal import CACHED
 from layerbounds.proofs import Status
 from layerbounds.search.frontier import Frontier
 from layerbounds.search.pruning.subset_search import EXACT, Flags, Node, SubsetSearch, set_bound
@@ -67,6 +68,7 @@ class Subtree:
         self.nearest = np.array([np.inf])
         self.found = np.zeros((EXACT, search.size), dtype=bool)
         self.margin = 2.0 * search.saving_error(search.size)
+        self.wide = True if search.size > CACHED else None
         self.expanded = 0
         self.put(nodes)
 
@@ -113,7 +115,7 @@ class Subtree:
                 search.gram, search.norm, search.b, search.low_energy, search.reach, search.group,
                 search.incumbent.value, cut(), self.margin, MOST_SETS, budget, last,
                 self.status, self.state, self.room, self.bound, self.turn, self.row, self.spare,
-                self.d, self.uses, self.spare_rows, self.open, self.counts, self.nearest, self.found,
+                self.d, self.uses, self.spare_rows, self.open, self.counts, self.nearest, self.found, self.wide,
             )  # fmt: skip
             self.expanded = int(self.counts[4])
             if event == subset_tree.FULL:

@@ -388,7 +388,8 @@ class SubsetSearch(Forkable):
         # (H/kept − D)⁻¹ is the free block of the inverse.
         inverse = symmetric_inverse(np.asfortranarray(factor[len(kept) :, len(kept) :]))
         d = node.d[free]
-        subset_diagonal.ascend(np.ascontiguousarray(inverse), self.alpha[free], mu, d)
+        ascend = subset_diagonal.ascend if len(d) <= subset_diagonal.CACHED else subset_diagonal.ascend_wide
+        ascend(np.ascontiguousarray(inverse), self.alpha[free], mu, d)
         if not np.all(d > 0):
             return False
         self.tuned[:] = node.d
