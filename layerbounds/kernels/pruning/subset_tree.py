@@ -285,7 +285,7 @@ def run(
     found
         Result: flags of sets that have to be evaluated exactly.
     wide
-        None where there are no more than ``CACHED`` inputs, see `climb`; else anything.
+        As in `climb`.
 
     Returns
     -------
@@ -298,8 +298,7 @@ def run(
     edge = np.zeros((groups, 2))
     work, other, inverse, reduced = np.empty((n, n)), np.empty((n, n)), np.empty((n, n)), np.empty((n, n))
     index, inputs = np.zeros(n, np.int64), np.zeros(n, np.int64)
-    residual = np.zeros(n)
-    out = np.zeros(1)
+    residual, out = np.zeros(n), np.zeros(1)
     alpha, tuned, trial = np.zeros(n), np.zeros(n), np.empty(n, np.int8)
     layer = (gram, norm, b, energy, reach)
     results = (u, save, edge, work, v, index, scores, out)
