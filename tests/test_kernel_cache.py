@@ -285,3 +285,26 @@ def test_the_solution_of_a_small_system(rng: np.random.Generator) -> None:
         x = b.copy()
         from_python(linear_algebra.solve_system)(a.copy(), x)
         np.testing.assert_allclose(a @ x, b, atol=1e-10)
+
+
+def test_a_kernel_for_other_kernels_is_compiled_once_and_not_for_python() -> None:
+    @compilation.kernel(nested=True)
+    def inner(x, factor):  # type: ignore[no-untyped-def]
+        return x * factor
+
+    @compilation.kernel()
+    def outer(x):  # type: ignore[no-untyped-def]
+        # Type inference sees the first value alone before it sees the others.
+        factor = 0
+        total = inner(x, 7)
+        for _ in range(3):
+            factor += 1
+            total += inner(x, factor)
+        return total
+
+    for each in (inner, outer):
+        each._cache.disable()
+    assert outer(2) == 2 * (7 + 1 + 2 + 3)
+    assert len(inner.overloads) == 1
+    with pytest.raises(TypeError, match="called by other kernels only"):
+        inner(2, 3)

@@ -234,3 +234,16 @@ def test_the_rest_of_a_large_inverse_follows_a_change_of_the_diagonal(rng: np.ra
         matrix = np.linalg.inv(inverse)
         matrix[range(k0, k1), range(k0, k1)] -= delta
         np.testing.assert_allclose(space[k1:n, k1:n], np.linalg.inv(matrix)[k1:, k1:], atol=1e-11)
+
+
+def test_a_sweep_over_a_large_diagonal_is_that_over_a_small_one(rng: np.random.Generator) -> None:
+    n = 41
+    x = rng.normal(size=(3 * n, n))
+    gram = x.T @ x / n
+    d = np.full(n, 0.5 * np.linalg.eigvalsh(gram)[0])
+    inverse, alpha = np.linalg.inv(gram - np.diag(d)), rng.random(n)
+    small, large = d.copy(), d.copy()
+    subset_diagonal.ascend(inverse.copy(), alpha, 0.3, small)
+    subset_diagonal.ascend_wide(inverse.copy(), alpha, 0.3, large)
+    assert np.abs(small - d).max() > 0.1 * d[0]
+    np.testing.assert_allclose(small, large, rtol=1e-9)
