@@ -297,7 +297,7 @@ def test_a_kernel_for_other_kernels_is_compiled_once_and_not_for_python() -> Non
         # Type inference sees the first value alone before it sees the others.
         factor = 0
         total = inner(x, 7)
-        for _ in range(3):
+        while factor < 3:
             factor += 1
             total += inner(x, factor)
         return total
