@@ -13,10 +13,11 @@ import layerbounds as lb
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError, UnknownNameError
 from layerbounds.problems.codebooks import codebook
-from layerbounds.problems.fitting import MSE_STEPS, codebook_grid, uniform_grid
+from layerbounds.problems.fitting import codebook_grid, uniform_grid
 from layerbounds.problems.grids import Granularity, given_grid
 from layerbounds.problems.levels import nearest_levels
 from layerbounds.problems.quantization import quantization_problem
+from layerbounds.problems.ranges.mse import MSE_STEPS
 
 CODEBOOKS = ["binary", "ternary", "nf4", "fp4", "mxfp4"]
 
@@ -263,7 +264,7 @@ def test_explicit_symmetric_scales(weight: Float) -> None:
         ({"bits": 9}, "bits is 9"),
         ({"bits": 3.0}, "bits is 3.0"),
         ({"bits": True}, "bits is True"),
-        ({"bits": 3, "range": "max"}, "range is 'max'; choose 'mse', 'minmax' or 'gram'"),
+        ({"bits": 3, "range": "max"}, "range is 'max'; choose 'mse', 'minmax', 'gram',"),
         ({"bits": 1, "range": "max"}, "range is 'max'"),
         ({"bits": 3, "granularity": 0}, "granularity is 0"),
         ({"bits": 3, "granularity": -4}, "granularity is -4"),

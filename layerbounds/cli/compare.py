@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
@@ -27,7 +27,6 @@ from layerbounds.comparison.compare import comparison_problems
 from layerbounds.comparison.records import MethodComparison, compare_problems
 from layerbounds.layers.files import find_layer
 from layerbounds.layers.weight_files import read_layer_weights
-from layerbounds.problems.grids import Range
 from layerbounds.report.comparison import comparison_tables
 from layerbounds.report.comparison_plot import plot_comparison
 from layerbounds.report.files import STDOUT, write_csv, write_json
@@ -78,12 +77,15 @@ def compare_command(
     fit: Annotated[
         str | None,
         typer.Option(
-            "--range", metavar="LIST", help="How scales are fitted: mse (default), minmax, gram; each is its own grid."
+            "--range",
+            metavar="LIST",
+            help="How scales are fitted, each its own grid: mse (default), others of `layerbounds ranges`, or all.",
         ),
     ] = None,
     symmetric: Annotated[
-        bool, typer.Option("--symmetric/--asymmetric", help="Without or with an integer zero point.")
-    ] = True,
+        bool | None,
+        typer.Option("--symmetric/--asymmetric", help="Without (default) or with a zero point."),
+    ] = None,
     backend: Annotated[str, typer.Option("--backend", metavar="NAME", help="See `layerbounds backends`.")] = "native",
     time_limit: Annotated[
         float, typer.Option("--time-limit", metavar="SECONDS", help="Search time per channel and grid.")
@@ -114,8 +116,7 @@ def compare_command(
         codebook=parse_names(codebook),
         symmetric=symmetric,
         granularity=parse_granularity(granularity),
-        # Checked where the grid is built.
-        range=None if fit is None else [cast(Range, name) for name in parse_names(fit)],
+        range=None if fit is None else parse_names(fit),
     )
     selection = parse_channels(channels, chosen.out_features)
     given = {}

@@ -35,7 +35,6 @@ from layerbounds.cli.outputs import check_outputs, deliver
 from layerbounds.compression.compress import compress
 from layerbounds.compression.outcome import CompressedModel, LayerOutcome
 from layerbounds.layers.bias import Bias
-from layerbounds.problems.grids import Range
 from layerbounds.report.files import STDOUT, write_json
 
 
@@ -68,7 +67,9 @@ def compress_command(
     granularity: Annotated[
         str | None, typer.Option("--granularity", metavar="WHAT", help="tensor, channel or a number of inputs.")
     ] = None,
-    fit: Annotated[str | None, typer.Option("--range", metavar="HOW", help="mse (default), minmax or gram.")] = None,
+    fit: Annotated[
+        str | None, typer.Option("--range", metavar="HOW", help="mse (default) or another of `layerbounds ranges`.")
+    ] = None,
     symmetric: Annotated[
         bool | None,
         typer.Option("--symmetric/--asymmetric", help="Without (default) or with an integer zero point."),
@@ -123,7 +124,7 @@ def compress_command(
             layers=layers,
             granularity=parse_granularity(granularity),
             symmetric=symmetric,
-            range=cast(Range | None, fit),
+            range=fit,
             refit=not mask_only,
             bias=cast(Bias, bias),
             sequential=not independent,

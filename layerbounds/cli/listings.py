@@ -1,4 +1,4 @@
-"""``layerbounds backends`` and ``layerbounds heuristics``: what is registered."""
+"""``layerbounds backends``, ``layerbounds heuristics`` and ``layerbounds ranges``: what is registered."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from layerbounds.cli.console import result_console
 from layerbounds.cli.options import JsonOption
 from layerbounds.cli.outputs import check_outputs
 from layerbounds.methods.registry import describe_heuristics
+from layerbounds.problems.ranges.registry import RANGES
 from layerbounds.report.files import STDOUT, write_json
-from layerbounds.report.tables import backend_table, heuristic_table
+from layerbounds.report.tables import backend_table, heuristic_table, range_table
 from layerbounds.solvers.registry import backends
 
 
@@ -32,3 +33,14 @@ def heuristics_command(json_out: JsonOption = None) -> None:
         write_json(json_out, {"heuristics": [{field: getattr(row, field) for field in fields} for row in rows]})
     if json_out != STDOUT:
         result_console().print(heuristic_table(rows))
+
+
+def ranges_command(json_out: JsonOption = None) -> None:
+    """List the ranges: the rules that fit the scales of grids."""
+    check_outputs({"--json": json_out}, {})
+    rows = list(RANGES.values())
+    if json_out is not None:
+        fields = ("name", "summary", "source", "kinds", "needs_layer")
+        write_json(json_out, {"ranges": [{field: getattr(row, field) for field in fields} for row in rows]})
+    if json_out != STDOUT:
+        result_console().print(range_table(rows))

@@ -17,7 +17,7 @@ from layerbounds.cli.capture import capture_command
 from layerbounds.cli.compare import compare_command
 from layerbounds.cli.compress import compress_command
 from layerbounds.cli.layers import layers_command
-from layerbounds.cli.listings import backends_command, heuristics_command
+from layerbounds.cli.listings import backends_command, heuristics_command, ranges_command
 from layerbounds.cli.solve import solve_command
 from layerbounds.cli.tensors import tensors_command
 from layerbounds.cli.theory import theory_command
@@ -37,6 +37,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "layers": layers_command,
     "backends": backends_command,
     "heuristics": heuristics_command,
+    "ranges": ranges_command,
 }
 
 # Typer keeps the base class of its usage errors to itself, and where it lives depends on the version.

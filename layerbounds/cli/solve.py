@@ -25,7 +25,7 @@ from layerbounds.layers.bias import Bias, apply_bias
 from layerbounds.layers.files import find_layer
 from layerbounds.layers.layer import Layer
 from layerbounds.problems.gram_range import fitted_grid
-from layerbounds.problems.grids import Granularity, Range
+from layerbounds.problems.grids import Granularity
 from layerbounds.problems.problem import Problem, check_channels
 from layerbounds.problems.pruning import pruning_problem
 from layerbounds.problems.quantization import quantization_problem
@@ -56,7 +56,9 @@ def solve_command(
     ] = None,
     fit: Annotated[
         str | None,
-        typer.Option("--range", metavar="HOW", help="How scales are fitted: mse (default), minmax or gram."),
+        typer.Option(
+            "--range", metavar="HOW", help="How scales are fitted: mse (default) or another of `layerbounds ranges`."
+        ),
     ] = None,
     symmetric: Annotated[
         bool | None,
@@ -154,17 +156,16 @@ def _problem(
     granularity: Granularity | None,
     fit: str | None,
 ) -> Problem:
-    range_ = cast(Range | None, fit)  # checked where the grid is built
     if bits is None and codebook is None:
         raise InputError("pass --bits or --codebook to quantize, or --density, --k or --pattern N:M to prune.")
     if bits is not None and codebook is not None:
         raise InputError("pass either --bits or --codebook, and not both.")
     if codebook is None:
-        return quantization_problem(layer, bits, symmetric=symmetric, granularity=granularity, range=range_)
+        return quantization_problem(layer, bits, symmetric=symmetric, granularity=granularity, range=fit)
     if symmetric is False:
         raise InputError("a codebook has no zero point; leave out --asymmetric.")
     return quantization_problem(
-        layer, grid=fitted_grid(layer, codebook=codebook, granularity=granularity, range=range_ or "mse")
+        layer, grid=fitted_grid(layer, codebook=codebook, granularity=granularity, range=fit or "mse")
     )
 
 

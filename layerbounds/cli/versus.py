@@ -28,7 +28,7 @@ from layerbounds.contests.run import default_jobs, sample_channels, versus_layer
 from layerbounds.exceptions import InputError
 from layerbounds.layers.files import atomic_path, find_layer
 from layerbounds.layers.layer import Layer
-from layerbounds.problems.grids import Granularity, Range
+from layerbounds.problems.grids import Granularity
 from layerbounds.report.files import STDOUT, write_json
 from layerbounds.report.versus_plots import plot_comparison, plot_network
 from layerbounds.report.versus_tables import comparison_table, network_markdown, network_table, rule, summary_lines
@@ -54,7 +54,9 @@ def versus_command(
     granularity: Annotated[
         str, typer.Option("--granularity", metavar="WHAT", help="tensor, channel, or a number of inputs.")
     ] = "channel",
-    fit: Annotated[str, typer.Option("--range", metavar="HOW", help="Scales: mse or minmax.")] = "mse",
+    fit: Annotated[
+        str, typer.Option("--range", metavar="HOW", help="Scales: mse (default) or another of `layerbounds ranges`.")
+    ] = "mse",
     symmetric: Annotated[
         bool, typer.Option("--symmetric/--asymmetric", help="Grids without or with zero point.")
     ] = True,
@@ -97,7 +99,7 @@ def versus_command(
     layers, selection = _select(input_file, layer, every, channels, sample)
     rules = Rules(
         cast(Granularity, parse_granularity(granularity)),
-        cast(Range, fit),  # checked where the grids are built
+        fit,
         symmetric,
         pattern,
         not mask_only,

@@ -11,7 +11,7 @@ from layerbounds.arguments import flag
 from layerbounds.comparison.records import MethodComparison, compare_problems
 from layerbounds.exceptions import InputError
 from layerbounds.layers.layer import Layer, as_layer
-from layerbounds.problems.gram_range import fitted_grid
+from layerbounds.problems.gram_range import fitted_grid, fitting_ranges
 from layerbounds.problems.grids import Granularity, Grid, Range
 from layerbounds.problems.patterns import parse_pattern
 from layerbounds.problems.problem import Problem
@@ -27,7 +27,7 @@ def compare(
     pattern: str | Iterable[str] | None = None,
     refit: bool = True,
     codebook: str | Iterable[str] | None = None,
-    symmetric: bool = True,
+    symmetric: bool | None = None,
     granularity: Granularity | None = None,
     range: Range | Iterable[Range] | None = None,
     grids: Grid | Iterable[Grid] = (),
@@ -58,8 +58,9 @@ def compare(
         Codebook grids.
     symmetric, granularity
         As in `uniform_grid`.
-    range : {"mse", "minmax", "gram"} or several, optional
-        Every range is a grid of its own, with its own bounds; default: "mse".
+    range : str or several, optional
+        Names of ranges (docs/grids.md), or "all": those that fit the grid. Every range is a grid of its own, with its
+        own bounds; default: "mse".
     grids : Grid or iterable of Grid
         Further grids, taken as they are.
     methods : iterable of str, optional
@@ -109,7 +110,7 @@ def comparison_problems(
     pattern: str | Iterable[str] | None = None,
     refit: bool = True,
     codebook: str | Iterable[str] | None = None,
-    symmetric: bool = True,
+    symmetric: bool | None = None,
     granularity: Granularity | None = None,
     range: Range | Iterable[Range] | None = None,
     grids: Grid | Iterable[Grid] = (),
@@ -117,23 +118,24 @@ def comparison_problems(
     """The problems that `compare` treats, quantization first; parameters as there."""
     as_layer(layer)
     flag(refit, "refit")
-    flag(symmetric, "symmetric")
+    if symmetric is not None:
+        flag(symmetric, "symmetric")
     problems: list[Problem] = []
     widths, names, rules, densities = (_several(value) for value in (bits, codebook, pattern, density))
     fitted = bool(widths or names)
-    if not fitted and (range is not None or granularity is not None or not symmetric):
+    if not fitted and (range is not None or granularity is not None or symmetric is False):
         raise InputError("range, granularity and symmetric=False are for grids fitted here; pass bits or a codebook.")
-    if not symmetric and not widths:
+    if symmetric is False and not widths:
         raise InputError("a codebook has no zero point; leave out symmetric=False.")
     if not refit and not (rules or densities):
         raise InputError("refit=False is for pruning; pass a density or a pattern, or leave it out.")
     ranges: list[Range] = ["mse"] if range is None else _several(range)
     for width in widths:
-        for fit in ranges:
+        for fit in _named(ranges, width, None, symmetric):
             grid = fitted_grid(layer, width, symmetric=symmetric, granularity=granularity, range=fit)
             problems.append(quantization_problem(layer, grid=grid))
     for name in names:
-        for fit in ranges:
+        for fit in _named(ranges, None, name, None):
             grid = fitted_grid(layer, codebook=name, granularity=granularity, range=fit)
             problems.append(quantization_problem(layer, grid=grid))
     problems.extend(QuantizationProblem(layer, grid) for grid in _several(grids))
@@ -149,6 +151,12 @@ def comparison_problems(
         raise InputError("there is nothing to compare; pass bits, a codebook, a grid, a density or an N:M pattern.")
     unique = {problem.fingerprint(): problem for problem in reversed(problems)}
     return [problem for problem in problems if unique[problem.fingerprint()] is problem]
+
+
+def _named(ranges: Sequence[Range], bits: int | None, codebook: str | None, symmetric: bool | None) -> list[Range]:
+    """The ranges of a grid: where "all" is asked for, those that fit it, the others in the order asked for."""
+    every = fitting_ranges(bits, codebook, symmetric) if "all" in ranges else []
+    return list(dict.fromkeys(name for fit in ranges for name in (every if fit == "all" else [fit])))
 
 
 def _several(value: Any) -> list[Any]:

@@ -9,16 +9,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from layerbounds.arguments import flag, one_of, shown, whole_number
+from layerbounds.arguments import flag, shown, whole_number
 from layerbounds.arrays import Float, Int, as_float64, as_numpy
 from layerbounds.exceptions import InputError
 from layerbounds.problems.levels import Levels, nearest_levels
 
 Granularity = Literal["tensor", "channel"] | int
-#: ``"gram"`` needs the layer: `layerbounds.problems.gram_range`.
-Range = Literal["mse", "minmax", "gram"]
+#: A name in `layerbounds.problems.ranges.registry`.
+Range = str
 
-RANGES = ("mse", "minmax", "gram")
 MAX_BITS = 8
 
 
@@ -226,15 +225,6 @@ def granularity_size(granularity: Granularity, n: int) -> int:
             f"granularity is {shown(granularity)}; choose 'tensor', 'channel' or a positive number of inputs per group."
         )
     return min(int(granularity), n)
-
-
-def check_range(range: str) -> None:
-    """Refuse what is no range of a weight tensor."""
-    if isinstance(range, str) and range == "gram":
-        raise InputError(
-            "range 'gram' is fitted to the output error of a layer; pass it to quantization_problem or call gram_grid."
-        )
-    one_of(range, "range", RANGES)
 
 
 def given_grid(

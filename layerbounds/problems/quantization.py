@@ -131,12 +131,13 @@ def quantization_problem(
     g_idx : array_like of int, shape (n,), optional
         With ``scale``: the scale group of each flattened input, as GPTQ stores it, instead of consecutive blocks.
     symmetric : bool, optional
-        As in `uniform_grid`; default: True, unless ``zero_point`` is given.
+        As in `uniform_grid`; default: True, unless ``zero_point`` is given or the range fits zero points only.
     granularity : {"tensor", "channel"} or int, optional
         As in `uniform_grid`; default: "channel". With ``scale`` of several groups it is the number of inputs in a
         group, which may be left out where the groups are of equal size.
-    range : {"mse", "minmax", "gram"}, optional
-        As in `uniform_grid`; default: "mse". ``"gram"`` fits the scales to the layer's output error (`gram_grid`).
+    range : str, optional
+        As in `uniform_grid`; default: "mse". ``"gram"``, ``"piso"`` and ``"awq"`` fit the scales to the layer's output
+        error (`gram_grid`).
     bias : {"keep", "refit"}
         Whether the layer's bias stays as it is or is re-fitted together with the weights.
 
@@ -165,7 +166,7 @@ def quantization_problem(
         fitted = fitted_grid(
             layer,
             bits,
-            symmetric=True if symmetric is None else symmetric,
+            symmetric=symmetric,
             granularity="channel" if granularity is None else granularity,
             range="mse" if range is None else range,
         )

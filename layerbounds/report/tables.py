@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from layerbounds.methods.base import Heuristic
+from layerbounds.problems.ranges.rule import RangeRule
 from layerbounds.proofs import Status
 from layerbounds.solution import Solution
 from layerbounds.solvers.registry import BackendInfo
@@ -182,6 +183,26 @@ def heuristic_table(rows: Iterable[Heuristic]) -> Table:
     for row in rows:
         patterns = f" ({', '.join(row.patterns)})" if row.patterns else ""
         table.add_row(row.name, row.summary, ", ".join(row.capabilities) + patterns, row.source)
+    return table
+
+
+def range_table(rows: Iterable[RangeRule]) -> Table:
+    """Ranges, one row each.
+
+    Parameters
+    ----------
+    rows : iterable of RangeRule
+        From `layerbounds.problems.ranges.registry`.
+
+    Returns
+    -------
+    rich.table.Table
+    """
+    table = _table("ranges")
+    for heading in ("name", "the scale", "grids", "source"):
+        _text(table, heading)
+    for row in rows:
+        table.add_row(row.name, row.summary, ", ".join(row.kinds), row.source)
     return table
 
 
