@@ -6,7 +6,8 @@ import numpy as np
 import scipy.linalg
 
 from layerbounds.arrays import Float, Int
-from layerbounds.kernels.factorization import cholesky
+from layerbounds.cancellation import checkpoint
+from layerbounds.kernels.factorization import cholesky, symmetric_inverse
 
 
 def factorize(gram: Float) -> tuple[Float, Float] | None:
@@ -44,3 +45,33 @@ def rounding_order(gram: Float, act_order: bool, reverse: bool = False) -> Int:
     """Order of the inputs for kernels that fix the last one first: GPTQ quantizes the first column first."""
     order = np.argsort(np.diag(gram), kind="stable") if act_order else np.arange(len(gram))[::-1]
     return np.asarray(order[::-1] if reverse else order)
+
+
+def elimination_order(gram: Float, exponent: float) -> Int:
+    """Greedy order: the variable fixed next has the largest H_ii^λ times its Schur complement.
+
+    λ = 0 is the V-BLAST order (Wolniansky et al. 1998); larger λ suits active boxes.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        ``order[-1]`` is fixed first.
+    """
+    n = gram.shape[0]
+    factor = cholesky(gram)
+    assert factor is not None
+    covariance = symmetric_inverse(factor)
+    tiny = float(np.finfo(np.float64).tiny)
+    weight = (np.diag(gram) / np.max(np.diag(gram))) ** exponent
+    free = np.ones(n, dtype=np.bool_)
+    order = np.empty(n, dtype=np.int64)
+    for position in range(n - 1, -1, -1):
+        checkpoint()
+        score = np.where(free, weight / np.maximum(np.diag(covariance), tiny), -1.0)
+        pick = int(np.argmax(score))
+        order[position] = pick
+        free[pick] = False
+        column = covariance[:, pick].copy()
+        if column[pick] > 0:
+            covariance -= np.outer(column, column / column[pick])
+    return order

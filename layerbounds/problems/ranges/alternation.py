@@ -10,12 +10,14 @@ import numpy as np
 from layerbounds.arrays import Float, Int
 from layerbounds.kernels.quantization.neighbourhood import search_neighbourhoods
 from layerbounds.kernels.quantization.rounding import beam, coordinate_descent
-from layerbounds.kernels.successive import factors_in_order, rounding_order
+from layerbounds.kernels.successive import damped, elimination_order, factors_in_order, rounding_order
 
 #: Passes over the scale groups when scales are fitted to codes.
 _PASSES = 4
 #: Inputs up to which every rounding ends with moves of pairs: beyond that they take longer than all the rest.
 _PAIRS = 128
+#: Share of the mean diagonal that makes a singular matrix one that has a V-BLAST order.
+_DAMP = 1e-9
 #: Nodes for each subset of weights.
 _BUDGET = 1000
 
@@ -25,9 +27,10 @@ class Inputs:
 
     def __init__(self, gram: Float) -> None:
         self.gram = np.ascontiguousarray(gram)
-        # Inputs with the most energy first.
-        self.order: Int = rounding_order(self.gram, True)
-        self.pivots, self.shifts = factors_in_order(self.gram, self.order, 0.0)
+        self.orders: list[tuple[Int, Float, Float]] = []
+        # Inputs with the most energy first; and V-BLAST, which is better for some matrices and worse for others.
+        for order in (rounding_order(self.gram, True), elimination_order(damped(self.gram, _DAMP), 0.0)):
+            self.orders.append((order, *factors_in_order(self.gram, order, 0.0)))
         size = np.sqrt(np.diag(self.gram))
         self.relation: Float = np.abs(self.gram) / np.outer(size, size)
 
@@ -65,15 +68,17 @@ class Channel:
         return float(deviation @ (self.inputs.gram @ deviation))
 
     def rounded(self, scale: Float, width: int) -> Int:
-        """Choice of codes by a beam search."""
-        inputs, levels = self.inputs, self.levels(scale)
+        """Choice of codes by a beam search, the best of two orders."""
+        levels = self.levels(scale)
         count = np.full(len(levels), levels.shape[1], dtype=np.int64)
-        ordered = np.zeros(len(levels), dtype=np.int64)
-        target, table = np.ascontiguousarray(self.target[inputs.order]), np.ascontiguousarray(levels[inputs.order])
-        beam(width, inputs.pivots, inputs.shifts, target, table, count, ordered)
-        choice = np.empty_like(ordered)
-        choice[inputs.order] = ordered
-        return choice
+        found = []
+        for order, pivots, shifts in self.inputs.orders:
+            ordered, choice = np.zeros(len(levels), dtype=np.int64), np.zeros(len(levels), dtype=np.int64)
+            target, table = np.ascontiguousarray(self.target[order]), np.ascontiguousarray(levels[order])
+            beam(width, pivots, shifts, target, table, count, ordered)
+            choice[order] = ordered
+            found.append(choice)
+        return min(found, key=lambda choice: self.error(scale, choice))
 
     def descended(self, scale: Float, choice: Int, pairs: bool) -> Int:
         """A choice improved by single codes, and by pairs."""

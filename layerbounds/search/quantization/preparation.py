@@ -14,7 +14,8 @@ from layerbounds.bounds.minorants.diagonal import maximize_minorant
 from layerbounds.bounds.minorants.first_order import ascend_minorant
 from layerbounds.cancellation import checkpoint
 from layerbounds.exceptions import InputError
-from layerbounds.kernels.factorization import UNIT, cholesky, gamma, symmetric_inverse
+from layerbounds.kernels.factorization import UNIT, cholesky, gamma
+from layerbounds.kernels.successive import elimination_order
 from layerbounds.search.shared_results import Recent
 
 #: Inverses of leading blocks are kept for the depths that fit into this many bytes.
@@ -152,36 +153,6 @@ def regularizations(gram: Float) -> Iterator[Float]:
         yield np.asarray(factor * len(gram) * UNIT * diagonal)
     for factor in (2.0**4, 2.0**8, 2.0**12, 2.0**20, 2.0**32):
         yield np.asarray(factor * len(gram) * UNIT * (2.0**12 * diagonal + np.max(diagonal)))
-
-
-def elimination_order(gram: Float, exponent: float) -> Int:
-    """Greedy order: the variable fixed next has the largest H_ii^λ times its Schur complement.
-
-    λ = 0 is the V-BLAST order (Wolniansky et al. 1998); larger λ suits active boxes.
-
-    Returns
-    -------
-    ndarray of shape (n,)
-        ``order[-1]`` is fixed first.
-    """
-    n = gram.shape[0]
-    factor = cholesky(gram)
-    assert factor is not None
-    covariance = symmetric_inverse(factor)
-    tiny = float(np.finfo(np.float64).tiny)
-    weight = (np.diag(gram) / np.max(np.diag(gram))) ** exponent
-    free = np.ones(n, dtype=np.bool_)
-    order = np.empty(n, dtype=np.int64)
-    for position in range(n - 1, -1, -1):
-        checkpoint()
-        score = np.where(free, weight / np.maximum(np.diag(covariance), tiny), -1.0)
-        pick = int(np.argmax(score))
-        order[position] = pick
-        free[pick] = False
-        column = covariance[:, pick].copy()
-        if column[pick] > 0:
-            covariance -= np.outer(column, column / column[pick])
-    return order
 
 
 def schedule(n: int) -> list[int]:
