@@ -22,6 +22,7 @@ TOYS = Path(__file__).parent / "toys"
 NEW = {
     "heuristic": {"methods/toy.py": "heuristic.py"},
     "grid": {},
+    "range": {"problems/ranges/toy.py": "range.py"},
     "pattern": {},
     "backend": {"solvers/toy.py": "backend.py"},
     "family": {
@@ -40,6 +41,15 @@ CHANGED = {
         ]
     },
     "grid": {"problems/codebooks.py": [('    "ternary"', '    "toy": (-1.0, 0.0, 3.0),\n')]},
+    "range": {
+        "problems/ranges/registry.py": [
+            ("\n_RULES", "from layerbounds.problems.ranges.toy import toy\n"),
+            (
+                '    RangeRule(\n        "minmax"',
+                '    RangeRule("toy", "mean magnitude", "–", weights=separately(toy)),\n',
+            ),
+        ]
+    },
     "pattern": {
         "problems/patterns.py": [
             ("#: All patterns.", (TOYS / "pattern.txt").read_text().lstrip("\n")),
@@ -65,6 +75,12 @@ assert any(row["method"] == "toy" for row in lb.compare(layer, 3, methods=["toy"
     "grid": """
 problem = lb.quantization_problem(layer, grid=lb.codebook_grid(layer.weight, "toy"))
 check(problem, "native")
+""",
+    "range": """
+problem = lb.quantization_problem(layer, 2, range="toy")
+assert problem.label.endswith(", toy") and problem.grid.scale[0, 0] == np.abs(layer.matrix).mean()
+check(problem, "native")
+assert "toy" in [row["grid"].split(", ")[1] for row in lb.compare(layer, 3, range="all", methods=["rtn"], jobs=1)]
 """,
     "pattern": """
 problem = lb.pruning_problem(layer, pattern="spread", k=2)
