@@ -17,6 +17,7 @@ from layerbounds.problems.patterns import parse_pattern
 from layerbounds.problems.problem import Problem
 from layerbounds.problems.pruning import pruning_problem
 from layerbounds.problems.quantization import QuantizationProblem, quantization_problem
+from layerbounds.problems.ranges.registry import find_range
 
 
 def compare(
@@ -154,9 +155,12 @@ def comparison_problems(
 
 
 def _named(ranges: Sequence[Range], bits: int | None, codebook: str | None, symmetric: bool | None) -> list[Range]:
-    """The ranges of a grid: where "all" is asked for, those that fit it, the others in the order asked for."""
-    every = fitting_ranges(bits, codebook, symmetric) if "all" in ranges else []
-    return list(dict.fromkeys(name for fit in ranges for name in (every if fit == "all" else [fit])))
+    """The ranges of a grid, each once, in the order asked for; "all" are those that fit it."""
+    names: list[Range] = []
+    for fit in ranges:
+        every = isinstance(fit, str) and fit == "all"
+        names += fitting_ranges(bits, codebook, symmetric) if every else [find_range(fit).name]
+    return list(dict.fromkeys(names))
 
 
 def _several(value: Any) -> list[Any]:
