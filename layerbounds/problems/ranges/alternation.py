@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from layerbounds.arrays import Float, Int
+from layerbounds.kernels.factorization import cholesky
 from layerbounds.kernels.quantization.neighbourhood import search_neighbourhoods
 from layerbounds.kernels.quantization.rounding import beam, coordinate_descent
 from layerbounds.kernels.successive import damped, elimination_order, factors_in_order, rounding_order
@@ -16,7 +17,7 @@ from layerbounds.kernels.successive import damped, elimination_order, factors_in
 _PASSES = 4
 #: Inputs up to which every rounding ends with moves of pairs: beyond that they take longer than all the rest.
 _PAIRS = 128
-#: Share of the mean diagonal that makes a singular matrix one that has a V-BLAST order.
+#: Share of the mean diagonal that gives a singular matrix a V-BLAST order, mostly.
 _DAMP = 1e-9
 #: Nodes for each subset of weights.
 _BUDGET = 1000
@@ -29,10 +30,18 @@ class Inputs:
         self.gram = np.ascontiguousarray(gram)
         self.orders: list[tuple[Int, Float, Float]] = []
         # Inputs with the most energy first; and V-BLAST, which is better for some matrices and worse for others.
-        for order in (rounding_order(self.gram, True), elimination_order(damped(self.gram, _DAMP), 0.0)):
+        for order in (rounding_order(self.gram, True), elimination_order(_positive_definite(self.gram), 0.0)):
             self.orders.append((order, *factors_in_order(self.gram, order, 0.0)))
         size = np.sqrt(np.diag(self.gram))
         self.relation: Float = np.abs(self.gram) / np.outer(size, size)
+
+
+def _positive_definite(gram: Float) -> Float:
+    """The matrix, damped as far as its factorization needs."""
+    fraction = _DAMP
+    while cholesky(matrix := damped(gram, fraction)) is None:
+        fraction *= 10.0
+    return matrix
 
 
 @dataclass(frozen=True, eq=False)
