@@ -38,6 +38,8 @@ def as_numpy(value: Any, what: str) -> NDArray[Any]:
         elif isinstance(value, np.ma.MaskedArray) and np.any(np.ma.getmaskarray(value)):
             raise InputError(f"{what} is a masked array with masked values; fill or remove them first.")
         array = np.asarray(value)
+        if array.dtype.name == "bfloat16":  # which other packages add to NumPy
+            array = array.astype(np.float32)
     except InputError:
         raise
     except Exception as error:  # whatever a foreign array type raises
@@ -52,6 +54,11 @@ def as_numpy(value: Any, what: str) -> NDArray[Any]:
                 f"{what} holds {bad} NaN or infinite value{'s' if bad > 1 else ''}; remove or repair them first."
             )
     return array
+
+
+def type_name(value: Any) -> str:
+    """What an array or tensor calls the type of its numbers: ``"float32"``, ``"bfloat16"``, …; ``""`` for lists."""
+    return str(getattr(value, "dtype", "")).removeprefix("torch.")
 
 
 def as_float64(value: Any, what: str) -> Float:

@@ -23,6 +23,10 @@ TRANSPARENT = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"
 _MUCH_NEARER = 0.5
 
 
+#: What weights may be stored as, as arrays call it.
+_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
 @dataclass(frozen=True, eq=False)
 class LayerWeights:
     """Weights for some output channels of a layer, as they were found in a file.
@@ -33,10 +37,13 @@ class LayerWeights:
     note : str
         What is worth knowing about the tensor that they come from; empty where it has the name and the layout of the
         layer.
+    dtype : str
+        The type in which they are stored: ``"float32"``, ``"bfloat16"``, …; ``"float64"`` for all but floats.
     """
 
     values: Float
     note: str
+    dtype: str = "float64"
 
 
 def load_weights(path: str | os.PathLike[str], layer: Layer, channels: Sequence[int] | None = None) -> Float:
@@ -83,6 +90,7 @@ def read_layer_weights(
             _check_folding(layer, file)
         where = f"{name}.weight in {os.fspath(path)}"
         weight = as_float64(file.read(f"{name}.weight"), where)
+        dtype = _TYPES.get(file.entry(f"{name}.weight").kind, "float64")
         held = list(range(layer.out_features))
         if f"{name}.channels" in file.names:
             held = _channels(file, f"{name}.channels", layer)
@@ -109,7 +117,7 @@ def read_layer_weights(
         )
     place = {channel: row for row, channel in enumerate(held)}
     values = np.ascontiguousarray(weight.reshape(rows, -1)[[place[c] for c in wanted]])
-    return LayerWeights(values, "; ".join([*notes, *file.notes]))
+    return LayerWeights(values, "; ".join([*notes, *file.notes]), dtype)
 
 
 def canonical(name: str) -> str:

@@ -50,5 +50,8 @@ class AllowedSet(ABC):
         """The set on the inputs with energy, a mask of shape (n,); the others cost nothing."""
 
     @abstractmethod
-    def pieces(self) -> Iterator[tuple[Float, Bool]]:
-        """The set as a finite union, for trying everything: values, and which weights may take any."""
+    def pieces(self) -> Iterator[tuple[Float, Float, bool]]:
+        """The set as a finite union, for trying everything: offset, directions and whether only nonnegative x count.
+
+        A piece is the weights offset + directions @ x, directions of shape (n, k), for all x of shape (k,).
+        """

@@ -6,7 +6,7 @@ import numpy as np
 
 from layerbounds.arguments import shown
 from layerbounds.arrays import Float
-from layerbounds.exceptions import UnknownNameError
+from layerbounds.exceptions import InputError, UnknownNameError
 
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
@@ -45,6 +45,11 @@ def codebook(name: str) -> Float:
     ----------
     name : {"binary", "ternary", "nf4", "fp4", "mxfp4"}
     """
+    if isinstance(name, str) and name.lower() == "free":
+        raise InputError(
+            "a free codebook has no codes for a scale; call quantization_problem(layer, bits, codebook='free'), "
+            "or `layerbounds solve --codebook free --bits N`."
+        )
     try:
         codes = _CODEBOOKS[name.lower()]
     except (AttributeError, KeyError):

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from layerbounds.arrays import Bool, Float, Int
+from layerbounds.arguments import shown
+from layerbounds.arrays import Bool, Float, Int, type_name
+from layerbounds.exceptions import InputError
+from layerbounds.problems.float_types import FLOAT_TYPES, rounded
 from layerbounds.problems.problem import Problem, as_problem, check_channels
 
 
@@ -30,6 +33,12 @@ class Evaluation:
         Quantization: how many weights are not exactly a level.
     steps : ndarray of shape (channels,)
         Quantization: the largest distance to a level in units of the gap between the levels around.
+    snapped_error : ndarray of shape (channels,)
+        f of the allowed weights that these stand for: exactly s·(q − z) with the codes q that explain them, or come
+        closest, and the best scales s that do; the nearest levels of a grid; the weights themselves where they are
+        allowed otherwise.
+    scale, zero_point : ndarray of shape (rows, scale groups), or None
+        Quantization: those of the grid, or the ones that explain the weights, or come closest.
     """
 
     error: Float
@@ -38,6 +47,9 @@ class Evaluation:
     violation: Float
     off_grid: Int
     steps: Float
+    snapped_error: Float
+    scale: Float | None = None
+    zero_point: Float | None = None
 
     def describe(self) -> str:
         """One line that says whether the weights are allowed and, if not, by how much they are off."""
@@ -58,25 +70,54 @@ def squared_error(gram: Float, deviation: Float) -> float:
     return max(float(deviation @ (gram @ deviation)), 0.0)
 
 
-def evaluate(problem: Problem, weights: ArrayLike, channels: Sequence[int] | None = None) -> Evaluation:
+def evaluate(
+    problem: Problem, weights: ArrayLike, channels: Sequence[int] | None = None, *, dtype: object = None
+) -> Evaluation:
     """Score anybody's weights on the layer's own, undamped Gram matrix (`Problem.gram`).
 
     Parameters
     ----------
-    problem : QuantizationProblem or PruningProblem
+    problem : QuantizationProblem, FreeScaleProblem or PruningProblem
     weights : array_like of shape (rows, *weight.shape[1:]) or (rows, n)
         Of the chosen channels, in their order, or of all output channels.
     channels : sequence of int, optional
         The output channels to score; default: all.
+    dtype : {"float64", "float32", "bfloat16", "float16"}, optional
+        Free scales: the type to which s·(q − z) was rounded once; default: that of the array or tensor.
 
     Raises
     ------
     InputError
-        On weights of another shape, even if they have the right number of entries.
+        On weights of another shape, even if they have the right number of entries, or that are no numbers of the type.
     """
     layer = as_problem(problem).layer
     rows = check_channels(problem, channels)
+    problem = problem.rounded_to(float_type(weights, dtype))
     matrix = layer.channel_weights(weights, rows, "weights")
+    if dtype is not None:
+        _check_type(matrix, float_type(weights, dtype))
+    sets = problem.sets(rows)
+    error = _errors(problem, matrix, rows)
+    energy = layer.energy()
+    energies = np.array([energy[s].sum() for s in sets])
+    relative = np.divide(error, energies, out=np.full(len(sets), np.nan), where=energies > 0)
+    judged = problem.judged(matrix, rows)
+    return Evaluation(
+        error=error,
+        relative_error=relative,
+        feasible=judged.violation == 0.0,
+        violation=judged.violation,
+        off_grid=judged.off_grid,
+        steps=judged.steps,
+        snapped_error=_errors(problem, judged.snapped, rows),
+        scale=judged.scale,
+        zero_point=judged.zero_point,
+    )
+
+
+def _errors(problem: Problem, matrix: Float, rows: Sequence[int]) -> Float:
+    """The error of each set of rows."""
+    layer = problem.layer
     sets = problem.sets(rows)
     position = {channel: i for i, channel in enumerate(rows)}
     error = np.zeros(len(sets))
@@ -84,9 +125,23 @@ def evaluate(problem: Problem, weights: ArrayLike, channels: Sequence[int] | Non
         gram = problem.gram(s[0])
         for c in s:
             error[index] += squared_error(gram, matrix[position[c]] - layer.target[c]) + layer.constant[c]
-    energy = layer.energy()
-    energies = np.array([energy[s].sum() for s in sets])
-    relative = np.divide(error, energies, out=np.full(len(sets), np.nan), where=energies > 0)
-    violation = problem.violation(matrix, rows)
-    off_grid, steps = problem.off_grid(matrix, rows)
-    return Evaluation(error, relative, violation == 0.0, violation, off_grid, steps)
+    return error
+
+
+def float_type(weights: ArrayLike, dtype: object = None) -> str:
+    """The type to which weights were rounded: as said, or that of the array; float64 where it says none of these."""
+    if dtype is None:
+        name = type_name(weights)
+        return name if name in FLOAT_TYPES else "float64"
+    name = str(dtype).removeprefix("torch.")
+    if isinstance(dtype, type) and issubclass(dtype, np.floating):
+        name = np.dtype(dtype).name
+    if name not in FLOAT_TYPES:
+        raise InputError(f"dtype is {shown(dtype)}; choose {', '.join(map(repr, FLOAT_TYPES))}.")
+    return name
+
+
+def _check_type(matrix: Float, dtype: str) -> None:
+    many = int(np.count_nonzero(rounded(matrix, dtype) != matrix))
+    if many:
+        raise InputError(f"{many} of the weights {'is' if many == 1 else 'are'} no {dtype}; leave out dtype.")

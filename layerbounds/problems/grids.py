@@ -171,24 +171,28 @@ def _check_levels(codes: Float, scale: Float, zero: Float) -> None:
         )
 
 
-def _numbers_of_groups(value: ArrayLike, what: str, n: int, count: int) -> Int:
-    """The number of each input's scale group."""
+def numbers_of_groups(value: ArrayLike, what: str, n: int, count: int | None = None) -> Int:
+    """The number of each input's scale group, below ``count`` where that is given."""
     array = as_numpy(value, what)
     if array.shape != (n,) or array.dtype.kind not in "iu":
         raise InputError(
             f"{what} has shape {array.shape} and type {array.dtype}; pass {n} integers, one for each input."
         )
-    if array.min() < 0 or array.max() >= count:
-        raise InputError(
-            f"{what} holds numbers from {array.min()} to {array.max()}; scale has the groups 0 to {count - 1}."
+    most = n if count is None else count
+    if array.min() < 0 or array.max() >= most:
+        groups = (
+            f"groups are numbered from 0 to at most {n - 1}"
+            if count is None
+            else f"scale has the groups 0 to {most - 1}"
         )
+        raise InputError(f"{what} holds numbers from {array.min()} to {array.max()}; {groups}.")
     return array.astype(np.int64)
 
 
 def _groups(group: ArrayLike | None, size: int | None, n: int, count: int) -> tuple[Int, int | None]:
     """The scale group of each input, and the size of the blocks if they are consecutive."""
     if group is not None:
-        chosen = _numbers_of_groups(group, "group", n, count)
+        chosen = numbers_of_groups(group, "group", n, count)
         run = int(np.argmax(chosen != 0)) or n
         block = run if np.array_equal(chosen, np.arange(n) // run) else None
         if size is not None and not np.array_equal(chosen, np.arange(n) // whole_number(size, "group_size", 1)):
@@ -299,7 +303,7 @@ def given_grid(
             f"scale has shape {array.shape}{hint}; pass ({out_features},) or ({out_features}, scale_groups), a row for "
             "each output channel."
         )
-    group = None if g_idx is None else _numbers_of_groups(g_idx, "g_idx", n, _by_channel(array, "scale").shape[1])
+    group = None if g_idx is None else numbers_of_groups(g_idx, "g_idx", n, _by_channel(array, "scale").shape[1])
     low = 0 if zeros is not None else -(2 ** (width - 1))
     kind = "symmetric, given scale" if zeros is None else "asymmetric, given scale and zero point"
     return Grid(

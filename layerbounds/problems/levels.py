@@ -66,7 +66,7 @@ class Levels(AllowedSet):
         """The levels of the live inputs."""
         return Levels(self.values[live], self.codes[live], self.scale[live], self.zero_point[live], self.uniform)
 
-    def pieces(self) -> Iterator[tuple[Float, Bool]]:
+    def pieces(self) -> Iterator[tuple[Float, Float, bool]]:
         """Every point of the grid."""
         for point in product(*self.values.tolist()):
-            yield np.array(point), np.zeros(len(point), dtype=bool)
+            yield np.array(point), np.zeros((len(point), 0)), False

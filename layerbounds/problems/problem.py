@@ -16,6 +16,8 @@ from layerbounds.exceptions import InputError
 from layerbounds.layers.gram import raise_diagonal
 from layerbounds.layers.layer import Layer
 from layerbounds.problems.allowed import AllowedSet
+from layerbounds.problems.grids import Grid
+from layerbounds.problems.judgement import Judgement
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +76,12 @@ class Problem(ABC):
     def row_template(self, channel: int) -> Float:
         """Weights of the channel's dead inputs (and others to be overwritten), shape (n,)."""
 
+    def complete(self, channel: int, weights: Float) -> Float:
+        """Weights of all inputs of a channel, shape (n,), from allowed ones of the live inputs."""
+        row = self.row_template(channel)
+        row[self.layer.live(self.layer.group_of(channel))] = weights
+        return row
+
     @abstractmethod
     def like(self, layer: Layer) -> Self:
         """A small problem of the same kind, for another layer: what compiles and refuses the same."""
@@ -103,6 +111,34 @@ class Problem(ABC):
         for s, weights in self._per_set(matrix, channels):
             result[[position[c] for c in s]] = self.allowed(s[0]).nearest(weights)
         return result
+
+    def complete_set(self, rows: Sequence[int], weights: Float) -> Float:
+        """Weights of all inputs of a set of channels, shape (rows, n), from allowed ones of the live inputs."""
+        return np.stack([self.complete(c, w) for c, w in zip(rows, np.atleast_2d(weights), strict=True)])
+
+    def rounded_to(self, dtype: str) -> Problem:
+        """The problem for evaluated weights that were rounded to a floating-point type; most do not ask."""
+        return self
+
+    def judged(self, matrix: Float, channels: Sequence[int]) -> Judgement:
+        """Whether weights, shape (rows, n), are allowed, and which allowed ones they stand for."""
+        violation = self.violation(matrix, channels)
+        off_grid, steps = self.off_grid(matrix, channels)
+        snapped = matrix.copy()
+        position = {channel: i for i, channel in enumerate(channels)}
+        for index, s in enumerate(self.sets(channels)):
+            if violation[index] > 0:
+                rows = [position[c] for c in s]
+                snapped[rows] = self.project(matrix[rows], s)
+        return Judgement(violation, off_grid, steps, snapped, *self.scales(matrix, channels))
+
+    def scales(self, matrix: Float, channels: Sequence[int]) -> tuple[Float, Float] | tuple[None, None]:
+        """Scales and zero points of allowed weights, each of shape (rows, scale groups); None where there are none."""
+        return None, None
+
+    def grid_of(self, matrix: Float, channels: Sequence[int]) -> Grid | None:
+        """The grid that allowed weights, shape (rows, n), are on; None where there is none."""
+        return None
 
     def off_grid(self, matrix: Float, channels: Sequence[int]) -> tuple[Int, Float]:
         """How many weights of each set are no level, and how far the worst is from one, in gaps between levels."""

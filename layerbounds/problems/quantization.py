@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,6 +16,8 @@ from layerbounds.exceptions import InputError
 from layerbounds.layers.bias import Bias, apply_bias
 from layerbounds.layers.layer import Layer, as_layer
 from layerbounds.problems.fitting import codebook_grid, uniform_grid
+from layerbounds.problems.free_codebook import FREE, FreeCodebookProblem, free_codebook_problem
+from layerbounds.problems.free_scale import free_scale_problem
 from layerbounds.problems.gram_range import fitted_grid
 from layerbounds.problems.grids import Granularity, Grid, Range, given_grid
 from layerbounds.problems.levels import Levels, nearest_levels
@@ -83,6 +86,15 @@ class QuantizationProblem(Problem):
                 steps[row] = float(np.max(distance[off] / gap[off]))
         return count, steps
 
+    def scales(self, matrix: Float, channels: Sequence[int]) -> tuple[Float, Float]:
+        """Those of the grid."""
+        rows = list(channels)
+        return self.grid.scale[rows], self.grid.zero_point[rows]
+
+    def grid_of(self, matrix: Float, channels: Sequence[int]) -> Grid:
+        """The problem's own, of all output channels."""
+        return self.grid
+
     def row_template(self, channel: int) -> Float:
         """Weights of the channel's dead inputs (and others to be overwritten): the levels nearest to the original."""
         return self.allowed(channel).nearest(self.layer.matrix[channel])
@@ -108,14 +120,16 @@ def quantization_problem(
     grid: Grid | None = None,
     scale: ArrayLike | None = None,
     zero_point: ArrayLike | None = None,
+    signed_scale: bool = False,
     g_idx: ArrayLike | None = None,
     symmetric: bool | None = None,
     granularity: Granularity | None = None,
     range: Range | None = None,
     density: float | None = None,
     bias: Bias = "keep",
-) -> QuantizationProblem:
-    """Quantize a layer: with a fitted uniform grid (``bits``), a given grid, or given scales and zero points.
+    codebook: str | ArrayLike | None = None,
+) -> Problem:
+    """Quantize a layer: on a fitted or given grid, with given scales, or over all scales or levels.
 
     Parameters
     ----------
@@ -123,23 +137,35 @@ def quantization_problem(
     bits : int, optional
     grid : Grid, optional
         Instead of all other arguments but ``bias``.
-    scale : array_like of shape (out,) or (out, scale_groups), optional
+    scale : array_like of shape (out,) or (out, scale_groups), or "free", optional
         With ``bits``: the step sizes, not zero; negative ones mirror the codes. Nothing is fitted, so that ``range`` is
-        left out. One number with ``granularity="tensor"``.
-    zero_point : array_like of the shape of ``scale``, optional
-        With ``scale``: levels are scale · ({0, …, 2^bits − 1} − zero_point) instead of symmetric ones.
+        left out. One number with ``granularity="tensor"``. ``"free"``: all positive scales are allowed, and those that
+        are best for the output error are found together with the codes.
+    zero_point : array_like of the shape of ``scale``, or {"free", "real"}, optional
+        With given scales: levels are scale · ({0, …, 2^bits − 1} − zero_point) instead of symmetric ones. With free
+        ones: ``"free"`` allows the zero points 0, …, 2^bits − 1, ``"real"`` all.
+    signed_scale : bool
+        Whether free scales may be negative, too, for formats that store their sign.
     g_idx : array_like of int, shape (n,), optional
         With ``scale``: the scale group of each flattened input, as GPTQ stores it, instead of consecutive blocks.
     symmetric : bool, optional
-        As in `uniform_grid`; default: True, unless ``zero_point`` is given or the range fits zero points only.
+        As in `uniform_grid`; default: True, unless ``zero_point`` is given or the range fits zero points only. With a
+        free scale, False means integer zero points.
     granularity : {"tensor", "channel"} or int, optional
-        As in `uniform_grid`; default: "channel". With ``scale`` of several groups it is the number of inputs in a
+        As in `uniform_grid`; default: "channel". With given scales of several groups it is the number of inputs in a
         group, which may be left out where the groups are of equal size.
     range : str, optional
         As in `uniform_grid`; default: "mse". ``"gram"``, ``"piso"`` and ``"awq"`` fit the scales to the layer's output
         error (`gram_grid`).
     bias : {"keep", "refit"}
         Whether the layer's bias stays as it is or is re-fitted together with the weights.
+    codebook : str or array_like, optional
+        Instead of ``bits``: a codebook of `codebook_grid`, with ``granularity``, and ``range`` or ``scale="free"``. Or
+        ``"free"`` with ``bits``: each output channel may take any 2^bits values.
+
+    Returns
+    -------
+    QuantizationProblem, FreeScaleProblem or FreeCodebookProblem
 
     Raises
     ------
@@ -149,6 +175,31 @@ def quantization_problem(
     if density is not None:
         raise InputError("quantization and pruning together are not available yet; pass either bits or density.")
     layer = apply_bias(as_layer(layer), bias)
+    free_levels = isinstance(codebook, str) and codebook.lower() == FREE
+    if isinstance(scale, str) and grid is None and not free_levels:
+        if scale != "free":
+            raise InputError(f"scale is {shown(scale)}; pass 'free' or numbers.")
+        if (bits is None) == (codebook is None):
+            raise InputError("pass either bits or a codebook with scale='free', and not both.")
+        if range is not None:
+            raise InputError("free scales are not fitted; leave out range, or scale='free'.")
+        return free_scale_problem(
+            layer,
+            bits,
+            codebook_name=codebook,
+            zero_point=zero_point,
+            g_idx=g_idx,
+            symmetric=symmetric,
+            granularity=granularity,
+            signed_scale=signed_scale,
+        )
+    if signed_scale is not False:
+        raise InputError("signed_scale belongs to scale='free'; given scales may have any sign.")
+    if isinstance(zero_point, str):
+        raise InputError(f"zero_point is {shown(zero_point)}; pass numbers, or scale='free' with it.")
+    if codebook is not None:
+        given = {"grid": grid, "scale": scale, "zero_point": zero_point, "g_idx": g_idx, "symmetric": symmetric}
+        return _with_codebook(layer, codebook, bits, {**given, "granularity": granularity, "range": range})
     if (bits is None) == (grid is None):
         raise InputError("pass either bits or grid, and not both.")
     if grid is not None:
@@ -173,7 +224,7 @@ def quantization_problem(
         return QuantizationProblem(layer, fitted)
     if range is not None:
         raise InputError("given scales are not fitted; leave out range, or scale.")
-    given = given_grid(
+    grid = given_grid(
         scale,
         bits,
         layer.in_features,
@@ -183,4 +234,19 @@ def quantization_problem(
         g_idx=g_idx,
         out_features=layer.out_features,
     )
-    return QuantizationProblem(layer, given)
+    return QuantizationProblem(layer, grid)
+
+
+def _with_codebook(
+    layer: Layer, codebook: str | ArrayLike, bits: int | None, others: dict[str, Any]
+) -> QuantizationProblem | FreeCodebookProblem:
+    """A named or given codebook, or a free one."""
+    if isinstance(codebook, str) and codebook.lower() == FREE:
+        return free_codebook_problem(layer, bits, **others)
+    granularity, fit = others.pop("granularity"), others.pop("range")
+    surplus = [name for name, value in {"bits": bits, **others}.items() if value is not None]
+    if surplus:
+        raise InputError(f"a codebook says itself what its levels are; leave out {surplus[0]}, or codebook.")
+    return QuantizationProblem(
+        layer, fitted_grid(layer, codebook=codebook, granularity=granularity, range="mse" if fit is None else fit)
+    )

@@ -80,7 +80,7 @@ class Support(AllowedSet):
         """The structure of the live inputs; dead ones are dropped first."""
         return Support(self.structure.restrict(live), self.original[live], self.refit)
 
-    def pieces(self) -> Iterator[tuple[Float, Bool]]:
+    def pieces(self) -> Iterator[tuple[Float, Float, bool]]:
         """Every choice of kept units that the capacities allow."""
         structure = self.structure
         per_group = []
@@ -91,4 +91,5 @@ class Support(AllowedSet):
             kept = np.zeros(len(structure.group), dtype=bool)
             kept[[unit for part in choice for unit in part]] = True
             mask = kept[structure.unit]
-            yield np.where(mask, self.original, 0.0), mask if self.refit else np.zeros(len(mask), dtype=bool)
+            directions = np.eye(len(mask))[:, mask if self.refit else []]
+            yield np.where(mask, self.original, 0.0), directions, False
