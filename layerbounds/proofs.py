@@ -170,8 +170,119 @@ class BlockDual:
         return _is_finite(self.z, (n,)) and _is_finite(self.matrix, (n, n)) and np.shape(self.block) == (n,)
 
 
+@dataclass(frozen=True, eq=False)
+class ScaleMinorant:
+    """A matrix diag(d) + V diag(g) Vᵀ below the Gram matrix, V integer forms (docs/scales.md).
+
+    Attributes
+    ----------
+    d : ndarray of shape (n,)
+        Nonnegative.
+    forms : ndarray of shape (n, cuts)
+        V; every form lies within one group of scales, and the codes are integers where there are forms.
+    weights : ndarray of shape (cuts,)
+        g, nonnegative.
+    """
+
+    d: Float
+    forms: Float
+    weights: Float
+
+    def is_valid(self, n: int) -> bool:
+        """Whether shapes fit, numbers are finite, weights are not negative and coefficients are small integers."""
+        forms = FormTerms(self.forms, self.weights, np.zeros_like(self.weights))
+        return _is_finite(self.d, (n,)) and bool(np.all(self.d >= 0)) and forms.is_valid(n)
+
+
+@dataclass(frozen=True, eq=False)
+class ScalePoint:
+    """A dual point for some scales.
+
+    Attributes
+    ----------
+    z : ndarray of shape (rows, n)
+        Of each row that shares the scales.
+    minorant : int
+    multipliers : ndarray of shape (rows, cuts)
+        Of the minorant's forms.
+    """
+
+    z: Float
+    minorant: int
+    multipliers: Float
+
+
+@dataclass(frozen=True, eq=False)
+class ScaleDual:
+    """Dual points that bound the error together, whatever the scales are (docs/scales.md).
+
+    A tree divides all scales s > 0, one for each group of inputs: node k divides at ``at[k]`` the scale of group
+    ``axis[k]``, the part below is node ``child[k]``, the part above the next one. Where ``axis[k]`` is −1, point
+    ``child[k]`` bounds what is left.
+
+    Attributes
+    ----------
+    minorants : tuple of ScaleMinorant
+    points : tuple of ScalePoint
+    axis, child : ndarray of int64, shape (nodes,)
+        Children come after their parents.
+    at : ndarray of shape (nodes,)
+    root : ndarray of int64, shape (1,) or (boxes,)
+        The tree's first node: of each list of codes, or of all of them together.
+    dropped : tuple of int
+        With real zero points the input of each group whose code is one of the lists' zeros: points are of the others.
+    """
+
+    minorants: tuple[ScaleMinorant, ...]
+    points: tuple[ScalePoint, ...]
+    axis: Int
+    at: Float
+    child: Int
+    root: Int
+    dropped: tuple[int, ...] = ()
+
+    def is_valid(self, n: int) -> bool:
+        """Whether shapes fit n inputs, numbers are finite and the nodes make a tree."""
+        left = n - len(self.dropped)
+        nodes = np.shape(self.axis)
+        if len(set(self.dropped)) < len(self.dropped) or not all(0 <= i < n for i in self.dropped):
+            return False
+        if nodes == (0,) or np.shape(self.child) != nodes or not _is_finite(self.at, nodes) or np.ndim(self.root) != 1:
+            return False
+        number = np.arange(nodes[0])
+        ends = self.axis < 0
+        points = bool(np.all((self.child[ends] >= 0) & (self.child[ends] < len(self.points))))
+        inside = bool(np.all((self.child[~ends] > number[~ends]) & (self.child[~ends] + 1 < nodes[0])))
+        roots = bool(np.all((self.root >= 0) & (self.root < nodes[0]))) and len(self.root) > 0
+        if not (points and inside and roots) or not all(minorant.is_valid(left) for minorant in self.minorants):
+            return False
+        return all(self._fits(point, left) for point in self.points)
+
+    def _fits(self, point: ScalePoint, left: int) -> bool:
+        if not 0 <= point.minorant < len(self.minorants) or np.ndim(point.z) != 2:
+            return False
+        rows, cuts = len(point.z), self.minorants[point.minorant].weights.size
+        return _is_finite(point.z, (rows, left)) and _is_finite(point.multipliers, (rows, cuts))
+
+
+@dataclass(frozen=True, eq=False)
+class Leaf:
+    """Weights that stand for all allowed ones with the same codes: what a search over scales has visited.
+
+    Attributes
+    ----------
+    weights : ndarray of shape (n,) or (rows, n)
+    """
+
+    weights: Float
+
+    def is_valid(self, n: int) -> bool:
+        """Whether they are weights of n inputs."""
+        return bool(np.shape(self.weights)[-1:] == (n,) and np.all(np.isfinite(self.weights)))
+
+
 #: What a family's certified minimum is derived from.
-Dual = DualPoint | BlockDual
+Dual = DualPoint | BlockDual | ScaleDual | Leaf
 
 
 def _is_finite(array: Any, shape: tuple[int, ...]) -> bool:
@@ -190,7 +301,8 @@ class SearchProof:
     allowance : float
         How much rounding can have hidden, same units (docs/numerics.md).
     leaves : ndarray of shape (leaves, n) or None
-        With it, what was visited below ``cut`` are exactly these weights: certification evaluates them one by one.
+        With it, what was visited below ``cut`` are exactly these weights, or the sets that they stand for (`Leaf`):
+        certification evaluates them one by one.
     """
 
     cut: float

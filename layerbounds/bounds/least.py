@@ -20,7 +20,7 @@ import layerbounds.bounds as folders
 from layerbounds.arrays import Float
 from layerbounds.exceptions import CertificationError
 from layerbounds.problems.allowed import AllowedSet
-from layerbounds.proofs import Dual
+from layerbounds.proofs import Dual, Leaf
 
 #: From the Gram matrix, the target, the allowed set and the dual point to the bound.
 Least = Callable[[Float, Float, Any, Any], float]
@@ -34,6 +34,11 @@ def _table() -> dict[tuple[type, type], Least]:
         if folder.ispkg and importlib.util.find_spec(name) is not None:
             table.update(importlib.import_module(name).LEAST)
     return table
+
+
+def has_leaves(allowed: AllowedSet) -> bool:
+    """Whether points that a search has visited stand for more than themselves: `least` of a `Leaf` is their error."""
+    return (type(allowed), Leaf) in _table()
 
 
 def least(gram: Float, target: Float, allowed: AllowedSet, dual: Dual) -> float:

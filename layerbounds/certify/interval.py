@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from layerbounds.arrays import Float
-from layerbounds.bounds.least import least
+from layerbounds.bounds.least import has_leaves, least
+from layerbounds.bounds.objective import objective_interval
 from layerbounds.exceptions import CertificationError, NotAllowedError
-from layerbounds.kernels import exact
 from layerbounds.problems.allowed import AllowedSet
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import (
@@ -25,6 +24,7 @@ from layerbounds.proofs import (
     OPTIMAL_RELATIVE,
     BoundKind,
     Dual,
+    Leaf,
     RawSolve,
     Status,
     TracePoint,
@@ -33,12 +33,8 @@ from layerbounds.proofs import (
 #: Solvers work with tolerances: a claim that exceeds a feasible error by no more than this, relative to the error and
 #: to f(0), is lowered to it; any other is refused.
 CLAIM_RELATIVE, CLAIM_ABSOLUTE = 1e-5, 1e-9
-#: Errors of weights are computed exactly where extended precision leaves this share of them open, up to so many inputs,
-#: and for one of many points up to so few.
-VISIBLE, EXACT_INPUTS, FEW_INPUTS = 1e-8, 256, 8
-
-_LONG = np.longdouble
-_UNIT = float(np.finfo(_LONG).eps)
+#: The error of one of many points is computed exactly up to so many inputs.
+FEW_INPUTS = 8
 
 
 #: From feasible weights, or None, to a dual point.
@@ -87,8 +83,7 @@ def certify(task: Task[AllowedSet], raw: RawSolve, gap: float) -> CertifiedChann
     if raw.proof is not None:
         derived = _down(raw.proof.cut - raw.proof.allowance)
         for leaf in raw.proof.leaves if raw.proof.leaves is not None else ():
-            point = task.allowed.exact(leaf)
-            derived = min(derived, objective_interval(task.gram, task.target, point, FEW_INPUTS)[0])
+            derived = min(derived, _leaf_error(task, leaf))
         if derived > 0 and _down(derived + task.constant) > lower:
             lower, kind = _down(derived + task.constant), BoundKind.SEARCH
     if lower > upper:
@@ -169,6 +164,13 @@ def certify_foreign(
     return replace(result, status=status, claimed_lower=accepted, trace=trace, notes=tuple(notes))
 
 
+def _leaf_error(task: Task[AllowedSet], leaf: Float) -> float:
+    """The least error of what a visited point stands for, from below."""
+    if has_leaves(task.allowed):
+        return dual_bound(task, Leaf(leaf))
+    return objective_interval(task.gram, task.target, task.allowed.exact(leaf), FEW_INPUTS)[0]
+
+
 def _accepted_claim(task: Task[AllowedSet], claim: Any, upper: float) -> float:
     """The claim, lowered to the error of feasible weights where solver tolerances explain the rest; else NaN."""
     try:
@@ -188,38 +190,6 @@ def _reason(task: Task[AllowedSet], error: Exception) -> str:
 
 def _figure(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, (int, float)) else repr(value)
-
-
-def objective_interval(gram: Float, target: Float, weights: Float, most: int = EXACT_INPUTS) -> tuple[float, float]:
-    """Enclosure of Σ (v − w)ᵀH(v − w) over the rows of v, in extended precision, with an a-priori error bound.
-
-    Where that leaves visibly open what it is, as under cancellation, up to ``most`` inputs are evaluated exactly.
-
-    Parameters
-    ----------
-    gram : ndarray of shape (n, n)
-    target, weights : ndarray of shape (n,) or (rows, n)
-    """
-    deviation = np.atleast_2d(weights.astype(_LONG) - target.astype(_LONG))
-    matrix = gram.astype(_LONG)
-    size = np.abs(deviation)
-    value, magnitude = _LONG(0), _LONG(0)
-    for row, absolute in zip(deviation, size, strict=True):
-        value += row @ (matrix @ row)
-        if len(gram) > EXACT_INPUTS:
-            # For large matrices the magnitude is summed in float64, which is many times faster.
-            double = absolute.astype(np.float64)
-            magnitude += 1.01 * (double @ (np.abs(gram) @ double)) + np.finfo(np.float64).tiny * np.any(double)
-        else:
-            magnitude += absolute @ (np.abs(matrix) @ absolute)
-    error = 2 * (len(gram) + len(deviation) + 3) * _UNIT * magnitude
-    if value == 0 and error == 0:
-        return 0.0, 0.0
-    if not error <= VISIBLE * value and len(gram) <= most:
-        pairs = zip(np.atleast_2d(target), np.atleast_2d(weights), strict=True)
-        exactly = sum((exact.quadratic_form(gram, w, v) for w, v in pairs), Fraction(0))
-        return max(exact.float_below(exactly), 0.0), max(exact.float_above(exactly), 0.0)
-    return max(_down(float(value - error)), 0.0), max(_up(float(value + error)), 0.0)
 
 
 def dual_bound(task: Task[AllowedSet], dual: Dual) -> float:

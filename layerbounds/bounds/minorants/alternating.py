@@ -60,6 +60,8 @@ class AlternatingDirections:
         Integer forms, where the levels are integers.
     weights : ndarray of shape (cuts,), optional
         Weights of the forms.
+    inverse : ndarray of shape (n, n), optional
+        Of the smooth part's matrix (`smooth_inverse`), where it is known.
 
     Attributes
     ----------
@@ -79,13 +81,15 @@ class AlternatingDirections:
         start: Float,
         forms: csr_array | None = None,
         weights: Float | None = None,
+        inverse: Float | None = None,
     ) -> None:
         n = len(origin)
         self._levels, self._units = levels, units
         self._forms = csr_array((n, 0)) if forms is None else forms
         self._transposed = csr_array(self._forms.T)
         self._weights = np.zeros(0) if weights is None else weights
-        inverse = smooth_inverse(gram, units, self._forms, self._weights)
+        if inverse is None:
+            inverse = smooth_inverse(gram, units, self._forms, self._weights)
         self.usable = inverse is not None
         self._inverse = np.zeros((n, n)) if inverse is None else inverse
         self._pull = gram @ origin

@@ -14,10 +14,13 @@ from layerbounds.bounds.minorants.barrier import FAR, ascend_barrier
 from layerbounds.bounds.minorants.semidefinite import is_positive_semidefinite, semidefinite_shift, shrink_until
 from layerbounds.kernels.factorization import cholesky, inverse_diagonal
 
+#: Instead of the inverse of an entry of 0: what a tilt alone prices is least at an end of the box.
+STEEP = 1e150
+
 
 def reciprocals(minorants: Float) -> Float:
-    """Entrywise inverses, zeros left as they are."""
-    return np.divide(1.0, minorants, out=np.zeros_like(minorants), where=minorants > 0)
+    """Entrywise inverses by which tilts move the best level; `STEEP` where an entry is 0."""
+    return np.divide(1.0, minorants, out=np.full_like(minorants, STEEP), where=minorants > 0)
 
 
 def is_minorant(gram: Float, d: Float) -> bool:

@@ -62,7 +62,14 @@ def evaluate_relaxation(gram: Float, origin: Float, levels: Float, z: Float, d: 
 
 
 def maximize_relaxation(
-    gram: Float, origin: Float, levels: Float, count: Int, d: Float, start: Float, stop: Callable[[], bool]
+    gram: Float,
+    origin: Float,
+    levels: Float,
+    count: Int,
+    d: Float,
+    start: Float,
+    stop: Callable[[], bool],
+    inverse: Float | None = None,
 ) -> Relaxation:
     """Best z for a fixed diagonal: alternating directions, then coordinate descent and Newton steps off the levels.
 
@@ -82,10 +89,12 @@ def maximize_relaxation(
     start : ndarray of shape (n,)
     stop : callable
         Asked between rounds whether to end.
+    inverse : ndarray of shape (n, n), optional
+        As in `AlternatingDirections`.
     """
     z = np.clip(start, levels[0], levels[-1])
     best = evaluate_relaxation(gram, origin, levels, z, d)
-    method = AlternatingDirections(gram, origin, levels, d, z)
+    method = AlternatingDirections(gram, origin, levels, d, z, inverse=inverse)
     best = ascend(method, best, lambda: evaluate_relaxation(gram, origin, levels, method.z, d), _CYCLES, stop)
     z = np.clip(best.z, levels[0], levels[-1])
     # Sweeps cost n² each: small ill-conditioned problems need, and can have, many.

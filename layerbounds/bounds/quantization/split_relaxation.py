@@ -127,7 +127,13 @@ def evaluate_split(
 
 
 def maximize_split(
-    gram: Float, origin: Float, levels: Float, split: SplitWeights, start: Float, stop: Callable[[], bool]
+    gram: Float,
+    origin: Float,
+    levels: Float,
+    split: SplitWeights,
+    start: Float,
+    stop: Callable[[], bool],
+    inverse: Float | None = None,
 ) -> SplitRelaxation:
     """Best z and multipliers for fixed weights, by alternating directions.
 
@@ -138,10 +144,12 @@ def maximize_split(
     start : ndarray of shape (n,)
     stop : callable
         Asked between evaluations whether to end.
+    inverse : ndarray of shape (n, n), optional
+        As in `AlternatingDirections`.
     """
     z = np.clip(start, levels[0], levels[-1])
     best = evaluate_split(gram, origin, levels, split, z, np.zeros(len(split.weights)))
-    method = AlternatingDirections(gram, origin, levels, split.units, z, csr_array(split.forms), split.weights)
+    method = AlternatingDirections(gram, origin, levels, split.units, z, csr_array(split.forms), split.weights, inverse)
     return ascend(
         method, best, lambda: evaluate_split(gram, origin, levels, split, method.z, method.multipliers), CYCLES, stop
     )

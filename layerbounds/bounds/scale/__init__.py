@@ -1,0 +1,1 @@
+"""Bounds for quantization where the scales are chosen with the codes."""
