@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import scipy.linalg
 
 from layerbounds.arrays import Float, Int
-from layerbounds.cancellation import checkpoint
 from layerbounds.kernels.factorization import cholesky, symmetric_inverse
 
 
@@ -47,10 +48,19 @@ def rounding_order(gram: Float, act_order: bool, reverse: bool = False) -> Int:
     return np.asarray(order[::-1] if reverse else order)
 
 
-def elimination_order(gram: Float, exponent: float) -> Int:
+def elimination_order(gram: Float, exponent: float, between: Callable[[], None] | None = None) -> Int:
     """Greedy order: the variable fixed next has the largest H_ii^λ times its Schur complement.
 
     λ = 0 is the V-BLAST order (Wolniansky et al. 1998); larger λ suits active boxes.
+
+    Parameters
+    ----------
+    gram : ndarray of shape (n, n)
+        Positive definite.
+    exponent : float
+        λ.
+    between : callable, optional
+        Called before each step.
 
     Returns
     -------
@@ -66,7 +76,8 @@ def elimination_order(gram: Float, exponent: float) -> Int:
     free = np.ones(n, dtype=np.bool_)
     order = np.empty(n, dtype=np.int64)
     for position in range(n - 1, -1, -1):
-        checkpoint()
+        if between is not None:
+            between()
         score = np.where(free, weight / np.maximum(np.diag(covariance), tiny), -1.0)
         pick = int(np.argmax(score))
         order[position] = pick

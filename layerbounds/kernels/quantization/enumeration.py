@@ -405,6 +405,8 @@ def enumerate_levels(
             _leave_side(k, pick, slope * delta + t, count, lower, upper)
             continue
         chosen[k] = pick
+        # Before the tests that depend on it: what rounding may have hidden counts for pruned nodes as well.
+        reach[k] = max(reach[k], abs(delta))
         own = row[k + 1]
         bound = partial + _fix(k, delta, own, uniform, z, shifts, tilts, sparse, levels, low, high, weights, inverses)
         if learn and bound < 1.5 * cut[0]:
@@ -434,7 +436,6 @@ def enumerate_levels(
                 extreme[1] = max(extreme[1], float(moves[k + 1] + taken))
                 if bound >= cut[0]:
                     continue
-        reach[k] = max(reach[k], abs(delta))
         psi[k] = partial
         moves[k] = moves[k + 1] + taken
         floor[k] = rest_floor

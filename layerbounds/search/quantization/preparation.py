@@ -134,7 +134,7 @@ def factorize_ordered(gram: Float, exponent: float) -> tuple[Float, Int, Float, 
         shifted = gram + np.diag(shift)
         if cholesky(shifted) is None:
             continue
-        order = elimination_order(shifted, exponent)
+        order = elimination_order(shifted, exponent, checkpoint)
         ordered = np.ascontiguousarray(shifted[np.ix_(order, order)])
         lower = cholesky(ordered)
         if lower is not None and np.all(np.diag(lower) ** 2 > 1024 * len(gram) * UNIT * np.diag(ordered)):

@@ -1,0 +1,1 @@
+"""Searches over scales and codes together."""

@@ -1,0 +1,43 @@
+"""A bound over all scales without any search, for what other solvers worked on."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from layerbounds.arrays import Float
+from layerbounds.bounds.scale.projection import project
+from layerbounds.kernels.compilation import working_time
+from layerbounds.problems.scaled import ScaledLevels
+from layerbounds.problems.tasks import Task
+from layerbounds.proofs import ScaleDual
+from layerbounds.search.scale.envelope import Envelope
+from layerbounds.search.scale.group_envelope import GroupEnvelope
+
+
+def scale_dual(task: Task[ScaledLevels], weights: Float | None, seconds: float) -> ScaleDual | None:
+    """Dual points that grow for some seconds, around the scales of given weights; None where there are none."""
+    allowed, began = task.allowed, working_time()
+    known = allowed.nearest(task.target) if weights is None else weights
+    fit = allowed.fit(known)
+    deviation = np.atleast_2d(known - task.target)
+    error = max(float(np.sum((deviation @ task.gram) * deviation)), float(np.finfo(np.float64).tiny))
+    scale = np.ones(allowed.groups) if fit is None else np.abs(fit.scale)
+    gram, targets, limit = task.gram, task.targets, allowed.limit
+    dropped: tuple[int, ...] = ()
+    group = allowed.group
+    if allowed.zero == "real":
+        diagonal = np.diag(gram)
+        dropped = tuple(int(np.argmax(np.where(group == g, diagonal, -np.inf))) for g in range(allowed.groups))
+        found = project(gram, group, dropped)
+        if found is None or not len(found[1]):
+            return None
+        gram, left = found
+        targets = (targets - targets[:, np.array(dropped)[group]])[:, left]
+        limit, group = 2.0 * limit, group[left]
+    envelope: Envelope | GroupEnvelope
+    if allowed.groups > 1:
+        envelope = GroupEnvelope(gram, targets, allowed.boxes(), group, scale, error, limit, dropped)
+    else:
+        envelope = Envelope(gram, targets, allowed.boxes(), float(scale[0]), error, limit, dropped)
+    envelope.grow(lambda: working_time() - began > seconds)
+    return envelope.dual()
