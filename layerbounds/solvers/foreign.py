@@ -1,4 +1,4 @@
-"""What the foreign solvers share: the record of what they found and claim, and the import of optional packages."""
+"""What the foreign solvers share: how they begin, the record of what they found and claim, optional packages."""
 
 from __future__ import annotations
 
@@ -16,11 +16,36 @@ from layerbounds.problems.problem import Problem
 from layerbounds.problems.tasks import Task, make_task
 from layerbounds.proofs import OPTIMAL_RELATIVE, Control, RawSolve, Status, TracePoint
 from layerbounds.search.families import root_dual
-from layerbounds.solvers.base import Availability
-from layerbounds.solvers.formulation import Formulation, incumbent
+from layerbounds.solvers.base import Availability, Capability, Option
+from layerbounds.solvers.formulation import Formulation, choose_tie, formulate, incumbent
 
 #: Solvers are asked for this relative gap: tighter than what counts as optimal.
 SOLVER_GAP = 0.1 * OPTIMAL_RELATIVE
+#: What solvers of mixed-integer problems can treat and honour that take quadratic rows, convex or not.
+QUADRATIC_ROWS = frozenset(
+    {
+        Capability.UNIFORM,
+        Capability.CODEBOOK,
+        Capability.PRUNING,
+        Capability.MASK,
+        Capability.FREE_SCALE,
+        Capability.WARM_START,
+        Capability.NODE_LIMIT,
+        Capability.TRACE,
+        Capability.OPTIMALITY,
+        Capability.SINGULAR,
+    }
+)
+
+
+def formulation_option(usual: str) -> Option:
+    """The option ``formulation`` of these solvers; ``usual`` is what ``auto`` is where there is a choice."""
+    return Option(
+        "auto",
+        f"auto is {usual} for quantization and masks; for pruning with refit bigm, or indicator where the Gram matrix "
+        "is singular",
+        ("auto", "cholesky", "dense", "bigm", "perspective", "indicator"),
+    )
 
 
 def check_packages(names: Sequence[str], extra: str) -> Availability:
@@ -121,6 +146,16 @@ def warm_up(problem: Problem, package: str) -> None:
     tiny = Layer(np.linspace(-0.9, 1.0, 5)[None], np.eye(5) + 0.5)
     task = make_task(problem.like(tiny), 0, None, None)
     root_dual(task, incumbent(task, 0), 1.0)
+
+
+def begin(task: Task[Any], control: Control) -> RawSolve | tuple[Formulation, Record]:
+    """The answer where nothing is to be solved; else the problem, with an incumbent, and the record of the work."""
+    start = incumbent(task, control.seed) if len(task.target) else task.target.copy()
+    done = nothing_to_solve(task, control, start)
+    if done is not None:
+        return done
+    form = formulate(task, start, choose_tie(task, control.options["formulation"]))
+    return form, Record(task, control, start, form.unit)
 
 
 def nothing_to_solve(task: Task[Any], control: Control, start: Float) -> RawSolve | None:

@@ -1,8 +1,8 @@
 """One channel as a mixed-integer problem that any solver's modelling interface can take over (docs/backends.md).
 
 minimise ‖F u − g‖² + costᵀu + constant over low ≤ u ≤ high, some u_j integer, linear rows, and, where asked for, cones
-u_x² ≤ u_s·u_y and indicators u_y = 0 ⇒ u_x = 0. The objective is divided by the incumbent's error: solvers have
-absolute tolerances.
+u_x² ≤ u_s·u_y, indicators u_y = 0 ⇒ u_x = 0 and products u_p = u_s·u_q. The objective is divided by the incumbent's
+error: solvers have absolute tolerances.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class Formulation:
     rows : list of Row
     cones : list of (s, x, y)
     indicators : list of (y, x)
+    products : list of (p, s, q)
     unit : float
         Objective of the task, without its constant, / objective here.
     decode : callable
@@ -85,6 +86,7 @@ class Formulation:
     rows: list[Row] = field(default_factory=list)
     cones: list[tuple[int, int, int]] = field(default_factory=list)
     indicators: list[tuple[int, int]] = field(default_factory=list)
+    products: list[tuple[int, int, int]] = field(default_factory=list)
 
     @property
     def size(self) -> int:
@@ -102,24 +104,24 @@ def incumbent(task: Task[Any], seed: int) -> Float:
     Quantization: K-best beam with coordinate descent. Pruning: backward greedy removal, and exchanges for patterns of
     single inputs.
     """
-    found = _starts(task.allowed, task, np.random.default_rng([seed, task.channel]))
+    found = starts(task.allowed, task, np.random.default_rng([seed, task.channel]))
     if task.warm_start is not None:
         found.append(task.warm_start)
     return min(found, key=lambda v: squared_error(task.gram, v - task.target))
 
 
 @functools.singledispatch
-def _starts(allowed: AllowedSet, task: Task[Any], rng: np.random.Generator) -> list[Float]:
+def starts(allowed: AllowedSet, task: Task[Any], rng: np.random.Generator) -> list[Float]:
     """Allowed weights that heuristics find; one function for each kind of allowed set."""
     return [allowed.nearest(task.target)]
 
 
-@_starts.register
+@starts.register
 def _(allowed: Levels, task: Task[Levels], rng: np.random.Generator) -> list[Float]:
     return [beam(channel_view(allowed, task.gram, task.target, rng, {}))]
 
 
-@_starts.register
+@starts.register
 def _(allowed: Support, task: Task[Support], rng: np.random.Generator) -> list[Float]:
     view = PruningView(task.gram, task.target, allowed.original, allowed.structure, allowed.refit, rng)
     single = len(allowed.structure.group) == len(allowed.structure.unit)
@@ -156,21 +158,21 @@ def formulate(task: Task[Any], start: Float, form: str = "bigm") -> Formulation:
     """
     value = squared_error(task.gram, start - task.target)
     unit = max(value, OPTIMAL_ABSOLUTE * task.energy, float(np.finfo(np.float64).tiny))
-    return _formulation(task.allowed, task, start, unit, form)
+    return write_down(task.allowed, task, start, unit, form)
 
 
 @functools.singledispatch
-def _formulation(allowed: AllowedSet, task: Task[Any], start: Float, unit: float, form: str) -> Formulation:
-    """One function for each kind of allowed set."""
+def write_down(allowed: AllowedSet, task: Task[Any], start: Float, unit: float, form: str) -> Formulation:
+    """One function for each kind of allowed set; ``unit`` is the error by which the objective is divided."""
     raise UnsupportedProblemError(f"{allowed.requirement} cannot be written down for other solvers yet.")
 
 
-@_formulation.register
+@write_down.register
 def _(allowed: Levels, task: Task[Levels], start: Float, unit: float, form: str) -> Formulation:
     return _uniform(task, start, unit) if allowed.uniform else _codebook(task, start, unit)
 
 
-@_formulation.register
+@write_down.register
 def _(allowed: Support, task: Task[Support], start: Float, unit: float, form: str) -> Formulation:
     return _refit(task, start, unit, form) if allowed.refit else _mask(task, start, unit)
 

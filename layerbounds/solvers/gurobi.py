@@ -13,9 +13,18 @@ from layerbounds.exceptions import UnsupportedProblemError
 from layerbounds.problems.problem import Problem
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import Control, RawSolve, Status
-from layerbounds.solvers.base import Availability, Capability, Option
-from layerbounds.solvers.foreign import SOLVER_GAP, Record, check_packages, nothing_to_solve, warm_up
-from layerbounds.solvers.formulation import Formulation, choose_tie, dense_hessian, formulate, incumbent
+from layerbounds.solvers.base import Availability, Option
+from layerbounds.solvers.foreign import (
+    QUADRATIC_ROWS,
+    SOLVER_GAP,
+    Record,
+    begin,
+    check_packages,
+    formulation_option,
+    warm_up,
+)
+from layerbounds.solvers.formulation import Formulation, dense_hessian
+from layerbounds.solvers.scaled import check_scaled
 
 #: Tightest tolerances that Gurobi takes.
 TOLERANCE = 1e-9
@@ -26,26 +35,10 @@ class GurobiBackend:
     """Convex quadratic objective in the integers themselves, or in z = R(x − w)."""
 
     name = "gurobi"
-    capabilities = frozenset(
-        {
-            Capability.UNIFORM,
-            Capability.CODEBOOK,
-            Capability.PRUNING,
-            Capability.MASK,
-            Capability.WARM_START,
-            Capability.NODE_LIMIT,
-            Capability.TRACE,
-            Capability.OPTIMALITY,
-            Capability.SINGULAR,
-        }
-    )
+    capabilities = QUADRATIC_ROWS
     options: Mapping[str, Option] = MappingProxyType(
         {
-            "formulation": Option(
-                "auto",
-                "auto is dense; for pruning with refit with big-M, or indicators where the Gram matrix is singular",
-                ("auto", "cholesky", "dense", "bigm", "perspective", "indicator"),
-            ),
+            "formulation": formulation_option("dense"),
             "threads": Option(1, "threads of a channel", least=1),
         }
     )
@@ -57,25 +50,23 @@ class GurobiBackend:
 
     def prepare(self, problem: Problem, group: int, jobs: int) -> None:
         """Nothing is shared; imports and compilation happen here."""
+        check_scaled(problem, self.name)
         warm_up(problem, "gurobipy")
 
     def solve(self, task: Task[Any], control: Control) -> RawSolve:
         """Branch and bound of one channel."""
         import gurobipy
 
-        start = incumbent(task, control.seed) if len(task.target) else task.target.copy()
-        done = nothing_to_solve(task, control, start)
-        if done is not None:
-            return done
-        choice = control.options["formulation"]
-        form = formulate(task, start, choose_tie(task, choice))
-        record = Record(task, control, start, form.unit)
+        begun = begin(task, control)
+        if isinstance(begun, RawSolve):
+            return begun
+        form, record = begun
         try:
             with (
                 gurobipy.Env(params={"OutputFlag": 0}) as environment,
                 gurobipy.Model(env=environment) as model,
             ):
-                u = _build(model, form, choice == "cholesky")
+                u = _build(model, form, control.options["formulation"] == "cholesky")
                 _limit(model, control)
                 model.optimize(_watch(record, form, u))
                 return _read(model, form, u, record)
@@ -112,6 +103,8 @@ def _build(model: Any, form: Formulation, cholesky: bool) -> Any:
         model.addConstr(u[x] * u[x] <= u[s] * u[y])
     for y, x in form.indicators:
         model.addGenConstrIndicator(u[y].item(), False, u[x].item(), grb.EQUAL, 0.0)
+    for product, s, x in form.products:
+        model.addConstr(u[s] * u[x] == u[product])
     return u
 
 

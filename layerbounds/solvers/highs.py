@@ -22,8 +22,8 @@ from layerbounds.problems.problem import Problem
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import Control, RawSolve, Status
 from layerbounds.solvers.base import Availability, Capability, Option
-from layerbounds.solvers.foreign import SOLVER_GAP, Record, check_packages, nothing_to_solve, warm_up
-from layerbounds.solvers.formulation import Formulation, formulate, incumbent
+from layerbounds.solvers.foreign import SOLVER_GAP, Record, begin, check_packages, warm_up
+from layerbounds.solvers.formulation import Formulation
 from layerbounds.solvers.sublevel import is_singular
 
 #: z is multiplied by this, and the objective by its square: HiGHS takes rows as satisfied within 1e-6.
@@ -78,13 +78,10 @@ class HighsBackend:
 
     def solve(self, task: Task[Any], control: Control) -> RawSolve:
         """Outer approximation of one channel."""
-        start = incumbent(task, control.seed) if len(task.target) else task.target.copy()
-        done = nothing_to_solve(task, control, start)
-        if done is not None:
-            return done
-        form = formulate(task, start, control.options["formulation"])
-        record = Record(task, control, start, form.unit)
-        return OuterApproximation(form, record).run()
+        begun = begin(task, control)
+        if isinstance(begun, RawSolve):
+            return begun
+        return OuterApproximation(*begun).run()
 
 
 class OuterApproximation:

@@ -11,9 +11,18 @@ import numpy as np
 from layerbounds.problems.problem import Problem
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import Control, RawSolve, Status
-from layerbounds.solvers.base import Availability, Capability, Option
-from layerbounds.solvers.foreign import SOLVER_GAP, Record, check_packages, nothing_to_solve, warm_up
-from layerbounds.solvers.formulation import Formulation, choose_tie, dense_hessian, formulate, incumbent
+from layerbounds.solvers.base import Availability, Option
+from layerbounds.solvers.foreign import (
+    QUADRATIC_ROWS,
+    SOLVER_GAP,
+    Record,
+    begin,
+    check_packages,
+    formulation_option,
+    warm_up,
+)
+from layerbounds.solvers.formulation import Formulation, dense_hessian
+from layerbounds.solvers.scaled import check_scaled
 
 #: Feasibility tolerance: the default of 1e-6 would show in the sixth digit; SoPlex needs at least 1e-7.
 TOLERANCE = 1e-7
@@ -23,27 +32,10 @@ class ScipBackend:
     """t ≥ Σ z_i², z = R(x − w): the Cholesky epigraph, 40 times faster than the dense quadratic form at n = 16."""
 
     name = "scip"
-    capabilities = frozenset(
-        {
-            Capability.UNIFORM,
-            Capability.CODEBOOK,
-            Capability.PRUNING,
-            Capability.MASK,
-            Capability.WARM_START,
-            Capability.NODE_LIMIT,
-            Capability.TRACE,
-            Capability.OPTIMALITY,
-            Capability.SINGULAR,
-        }
-    )
+    capabilities = QUADRATIC_ROWS
     options: Mapping[str, Option] = MappingProxyType(
         {
-            "formulation": Option(
-                "auto",
-                "auto is cholesky for quantization and masks; for pruning with refit bigm, or indicator where the Gram "
-                "matrix is singular",
-                ("auto", "cholesky", "dense", "bigm", "perspective", "indicator"),
-            ),
+            "formulation": formulation_option("cholesky"),
             "memory": Option(4096, "limit of SCIP's own memory, MB", least=64),
         }
     )
@@ -56,18 +48,16 @@ class ScipBackend:
 
     def prepare(self, problem: Problem, group: int, jobs: int) -> None:
         """Nothing is shared; imports and compilation happen here."""
+        check_scaled(problem, self.name)
         warm_up(problem, "pyscipopt")
 
     def solve(self, task: Task[Any], control: Control) -> RawSolve:
         """Branch and bound of one channel."""
-        start = incumbent(task, control.seed) if len(task.target) else task.target.copy()
-        done = nothing_to_solve(task, control, start)
-        if done is not None:
-            return done
-        choice = control.options["formulation"]
-        form = formulate(task, start, choose_tie(task, choice))
-        record = Record(task, control, start, form.unit)
-        model, variables = _build(form, choice == "dense")
+        begun = begin(task, control)
+        if isinstance(begun, RawSolve):
+            return begun
+        form, record = begun
+        model, variables = _build(form, control.options["formulation"] == "dense")
         _limit(model, control)
         model.includeEventhdlr(_watch(record, form, variables), "layerbounds", "records bounds and points")
         model.optimizeNogil()
@@ -115,6 +105,8 @@ def _build(form: Formulation, dense: bool) -> tuple[Any, list[Any]]:
     for y, x in form.indicators:
         model.addConsIndicator(u[x] <= 0.0, binvar=u[y], activeone=False)
         model.addConsIndicator(-u[x] <= 0.0, binvar=u[y], activeone=False)
+    for product, s, x in form.products:
+        model.addCons(u[s] * u[x] == u[product])
     model.setObjective(t, "minimize")
     solution = model.createSol()
     for variable, value in zip(u, form.start, strict=True):
