@@ -13,6 +13,8 @@ from layerbounds.layers.layer import Layer
 from layerbounds.methods.registry import heuristics, run_heuristic
 from layerbounds.problems.evaluation import Evaluation, evaluate
 from layerbounds.problems.fitting import codebook_grid, uniform_grid
+from layerbounds.problems.free_codebook import FreeCodebookProblem
+from layerbounds.problems.free_scale import FreeScaleProblem
 from layerbounds.problems.gram_range import gram_grid
 from layerbounds.problems.grids import Grid
 from layerbounds.problems.pruning import PruningProblem, pruning_problem
@@ -27,6 +29,8 @@ __all__ = [
     "BoundKind",
     "Comparison",
     "Evaluation",
+    "FreeCodebookProblem",
+    "FreeScaleProblem",
     "Grid",
     "Layer",
     "LayerboundsError",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from layerbounds.arrays import Float, Int
 from layerbounds.layers.files import write_tensors
+from layerbounds.problems.grids import Grid
 from layerbounds.problems.problem import Problem
 from layerbounds.proofs import BoundKind, Status, TracePoint
 
@@ -100,6 +102,32 @@ class Solution:
             where=self.upper_bound > 0,
         )
 
+    @functools.cached_property
+    def _scales(self) -> tuple[Float, Float] | tuple[None, None]:
+        return self.problem.scales(self._matrix, self.channels)
+
+    @property
+    def _matrix(self) -> Float:
+        return np.asarray(self.weights.reshape(len(self.channels), -1))
+
+    @property
+    def scale(self) -> Float | None:
+        """Step sizes of the weights, shape (rows, scale groups): found or given; None where there are none."""
+        return self._scales[0]
+
+    @property
+    def zero_point(self) -> Float | None:
+        """Zero points of the weights, in the shape of ``scale``: found or given; None where there are none."""
+        return self._scales[1]
+
+    @functools.cached_property
+    def grid(self) -> Grid | None:
+        """The grid that the weights are on, None where there is none.
+
+        Where scales are free it has those that were found, a row for each of ``channels``; else it is the problem's.
+        """
+        return self.problem.grid_of(self._matrix, self.channels)
+
     def totals(self) -> dict[str, Any]:
         """Sums over the solved channels, with the interval of the summed error."""
         lower, upper, energy = (float(np.sum(a)) for a in (self.lower_bound, self.upper_bound, self.energy))
@@ -122,6 +150,14 @@ class Solution:
         """Everything but the weights, ready for JSON: infinite and undefined numbers become None."""
         layer = self.problem.layer
         sqnr = self.sqnr_db
+        position = {channel: i for i, channel in enumerate(self.channels)}
+
+        def levels(rows: list[int]) -> dict[str, Any]:
+            if self.scale is None or self.zero_point is None:
+                return {}
+            indices = [position[c] for c in rows]
+            return {"scale": self.scale[indices].tolist(), "zero_point": self.zero_point[indices].tolist()}
+
         entries = [
             {
                 "channel": rows[0] if len(rows) == 1 else None,
@@ -139,6 +175,7 @@ class Solution:
                 "energy": float(self.energy[i]),
                 "seconds": float(self.seconds[i]),
                 "nodes": int(self.nodes[i]),
+                **levels(rows),
                 "trace": [[p.seconds, p.nodes, p.lower, p.upper] for p in self.trace[i]],
             }
             for i, rows in enumerate(self.sets)
@@ -162,11 +199,17 @@ class Solution:
         }
 
     def save_weights(self, path: str | os.PathLike[str]) -> None:
-        """Write the weights to a safetensors file: ``NAME.weight``, float64, and ``NAME.channels``."""
+        """Write the weights to a safetensors file: ``NAME.weight``, float64, and ``NAME.channels``.
+
+        Where there are scales, ``NAME.scale`` and ``NAME.zero_point`` of shape (channels, scale groups), float64.
+        """
         name = self.problem.layer.name
+        tensors = {f"{name}.weight": self.weights, f"{name}.channels": np.asarray(self.channels, dtype=np.int64)}
+        if self.scale is not None and self.zero_point is not None:
+            tensors |= {f"{name}.scale": self.scale, f"{name}.zero_point": self.zero_point}
         write_tensors(
             path,
-            {f"{name}.weight": self.weights, f"{name}.channels": np.asarray(self.channels, dtype=np.int64)},
+            tensors,
             {"layerbounds.allowed": self.problem.label, "layerbounds.fingerprint": self.problem.fingerprint()},
         )
 

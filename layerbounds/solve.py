@@ -134,8 +134,7 @@ def solve(
     order = {channel: i for i, channel in enumerate(chosen)}
     weights = np.empty((len(chosen), layer.in_features))
     for s, result in zip(sets, certified, strict=True):
-        for channel, row in zip(s, np.atleast_2d(result.weights), strict=True):
-            weights[order[channel]] = full_weights(problem, channel, row)
+        weights[[order[channel] for channel in s]] = problem.complete_set(s, result.weights)
     return Solution(
         problem=problem,
         channels=chosen,
@@ -305,15 +304,6 @@ def _run(
                 future.cancel()
             raise
     return results, interrupted
-
-
-def full_weights(problem: Problem, channel: int, live_weights: Float) -> Float:
-    """Weights of all inputs of a channel: dead ones take the nearest level, or are dropped."""
-    layer = problem.layer
-    live = layer.live(layer.group_of(channel))
-    row = problem.row_template(channel)
-    row[live] = live_weights
-    return row
 
 
 def _check_options(time_limit: float, jobs: int | None, seed: int, node_limit: int | None) -> None:

@@ -23,7 +23,7 @@ from layerbounds.cli.options import (
     read_layers,
 )
 from layerbounds.cli.outputs import check_outputs, deliver
-from layerbounds.comparison.compare import comparison_problems
+from layerbounds.comparison.compare import comparison_problems, starting_ranges
 from layerbounds.comparison.records import MethodComparison, compare_problems
 from layerbounds.layers.files import find_layer
 from layerbounds.layers.weight_files import read_layer_weights
@@ -82,6 +82,22 @@ def compare_command(
             help="How scales are fitted, each its own grid: mse (default), others of `layerbounds ranges`, or all.",
         ),
     ] = None,
+    scale: Annotated[
+        str | None,
+        typer.Option(
+            "--scale",
+            metavar="free",
+            help="All scales: methods start at every range (or those of --range) and alternate with the best scales.",
+        ),
+    ] = None,
+    zero_point: Annotated[
+        str | None,
+        typer.Option("--zero-point", metavar="HOW", help="With --scale free: free (all integer zero points) or real."),
+    ] = None,
+    signed_scale: Annotated[
+        bool,
+        typer.Option("--signed-scale", help="With --scale free: scales may be negative, as those of llama.cpp are."),
+    ] = False,
     symmetric: Annotated[
         bool | None,
         typer.Option("--symmetric/--asymmetric", help="Without (default) or with a zero point."),
@@ -117,12 +133,16 @@ def compare_command(
         symmetric=symmetric,
         granularity=parse_granularity(granularity),
         range=None if fit is None else parse_names(fit),
+        scale=scale,
+        zero_point=zero_point,
+        signed_scale=signed_scale,
     )
     selection = parse_channels(channels, chosen.out_features)
-    given = {}
+    given, dtypes = {}, {}
     if weights is not None:
         found = read_layer_weights(weights, chosen, selection)
-        given[weights.name or weights.resolve().name] = found.values
+        name = weights.name or weights.resolve().name
+        given[name], dtypes[name] = found.values, found.dtype
         if found.note:
             print(f"note: {weights}: {found.note}", file=sys.stderr)
     limits = {"time_limit": time_limit, "gap": gap, "node_limit": node_limit, "backend": backend}
@@ -135,6 +155,8 @@ def compare_command(
             jobs=jobs,
             seed=seed,
             limits=limits,
+            ranges=starting_ranges(parse_names(fit)),
+            dtypes=dtypes,
             progress=None if advance is None else lambda done, total: advance(len(problems) * done // total),
         )
     options = {**asked(context), "channels": selection}

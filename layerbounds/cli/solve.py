@@ -24,7 +24,7 @@ from layerbounds.exceptions import InputError
 from layerbounds.layers.bias import Bias, apply_bias
 from layerbounds.layers.files import find_layer
 from layerbounds.layers.layer import Layer
-from layerbounds.problems.gram_range import fitted_grid
+from layerbounds.problems.free_codebook import FREE
 from layerbounds.problems.grids import Granularity
 from layerbounds.problems.problem import Problem, check_channels
 from layerbounds.problems.pruning import pruning_problem
@@ -64,10 +64,23 @@ def solve_command(
         bool | None,
         typer.Option("--symmetric/--asymmetric", help="Without (default) or with an integer zero point."),
     ] = None,
+    scale: Annotated[
+        str | None,
+        typer.Option("--scale", metavar="free", help="All scales instead of fitted ones: the best are found, too."),
+    ] = None,
+    zero_point: Annotated[
+        str | None,
+        typer.Option("--zero-point", metavar="HOW", help="With --scale free: free (all integer zero points) or real."),
+    ] = None,
+    signed_scale: Annotated[
+        bool, typer.Option("--signed-scale", help="With --scale free: scales may be negative, too.")
+    ] = False,
     codebook: Annotated[
         str | None,
         typer.Option(
-            "--codebook", metavar="NAME", help="Instead of --bits: binary, ternary, nf4, fp4 or mxfp4 as levels."
+            "--codebook",
+            metavar="NAME",
+            help="Instead of --bits: binary, ternary, nf4, fp4 or mxfp4 as levels; or, with --bits, free: any levels.",
         ),
     ] = None,
     density: Annotated[
@@ -115,18 +128,23 @@ def solve_command(
         {"--json": json_out, "--save-weights": save_weights, "--trace-plot": trace_plot}, {"--input": input_file}
     )
     given = parse_options(backend_options)
+    asked_for = {"scale": scale, "zero_point": zero_point, "signed_scale": signed_scale or None}
+    free = {name: value for name, value in asked_for.items() if value is not None}
     chosen_layer = apply_bias(find_layer(read_layers(input_file), layer), cast(Bias, bias))
     problem: Problem
     if density is not None or kept is not None or pattern is not None or mask_only:
         if bits is not None or codebook is not None:
             raise InputError("quantization and pruning together are not available yet; leave out one of them.")
-        if granularity is not None or fit is not None or symmetric is not None:
-            raise InputError("--granularity, --range and --symmetric are about grids; leave them out when pruning.")
+        if granularity is not None or fit is not None or symmetric is not None or free:
+            raise InputError(
+                "--granularity, --range, --symmetric, --scale and --zero-point are about grids; leave them out when "
+                "pruning."
+            )
         problem = pruning_problem(
             chosen_layer, density=density, k=kept, pattern=pattern or "unstructured", refit=not mask_only
         )
     else:
-        problem = _problem(chosen_layer, bits, codebook, symmetric, parse_granularity(granularity), fit)
+        problem = _problem(chosen_layer, bits, codebook, symmetric, parse_granularity(granularity), fit, free)
     selection = check_channels(problem, parse_channels(channels, chosen_layer.out_features))
     with channel_progress(chosen_layer.name, len(selection)) as progress:
         solution = solve(
@@ -155,17 +173,22 @@ def _problem(
     symmetric: bool | None,
     granularity: Granularity | None,
     fit: str | None,
+    free: dict[str, Any],
 ) -> Problem:
+    """A quantization problem; ``free`` has the arguments of free scales that were given."""
     if bits is None and codebook is None:
         raise InputError("pass --bits or --codebook to quantize, or --density, --k or --pattern N:M to prune.")
-    if bits is not None and codebook is not None:
+    any_levels = codebook is not None and codebook.lower() == FREE
+    if bits is not None and codebook is not None and not any_levels:
         raise InputError("pass either --bits or --codebook, and not both.")
-    if codebook is None:
-        return quantization_problem(layer, bits, symmetric=symmetric, granularity=granularity, range=fit)
-    if symmetric is False:
+    if codebook is not None and not any_levels and symmetric is False:
         raise InputError("a codebook has no zero point; leave out --asymmetric.")
+    if free.get("scale", "free") != "free":
+        raise InputError(f"--scale is {free['scale']}; write free, or pass numbers to quantization_problem in Python.")
+    if free and "scale" not in free:
+        raise InputError("--zero-point and --signed-scale are for free scales; pass --scale free with them.")
     return quantization_problem(
-        layer, grid=fitted_grid(layer, codebook=codebook, granularity=granularity, range=fit or "mse")
+        layer, bits, codebook=codebook, symmetric=symmetric, granularity=granularity, range=fit, **free
     )
 
 

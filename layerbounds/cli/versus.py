@@ -60,6 +60,14 @@ def versus_command(
     symmetric: Annotated[
         bool, typer.Option("--symmetric/--asymmetric", help="Grids without or with zero point.")
     ] = True,
+    scale: Annotated[
+        str | None,
+        typer.Option("--scale", metavar="free", help="Quantize at all scales instead of fitted ones."),
+    ] = None,
+    zero_point: Annotated[
+        str | None,
+        typer.Option("--zero-point", metavar="HOW", help="With --scale free: free (all integer zero points) or real."),
+    ] = None,
     pattern: Annotated[
         str,
         typer.Option("--pattern", metavar="HOW", help="unstructured, block:S, or N:16 (bits of every 16 inputs)."),
@@ -106,6 +114,8 @@ def versus_command(
         backend,
         default_jobs(jobs),
         seed,
+        scale,
+        zero_point,
     )
     total = len(chosen_bits) * sum(len(selection[entry.name]) for entry in layers)
     title = layers[0].name if len(layers) == 1 else f"{len(layers)} layers"

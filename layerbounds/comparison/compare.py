@@ -31,6 +31,9 @@ def compare(
     symmetric: bool | None = None,
     granularity: Granularity | None = None,
     range: Range | Iterable[Range] | None = None,
+    scale: str | None = None,
+    zero_point: str | None = None,
+    signed_scale: bool = False,
     grids: Grid | Iterable[Grid] = (),
     methods: Iterable[str] | None = None,
     weights: Mapping[str, ArrayLike] | None = None,
@@ -62,6 +65,14 @@ def compare(
     range : str or several, optional
         Names of ranges (docs/grids.md), or "all": those that fit the grid. Every range is a grid of its own, with its
         own bounds; default: "mse".
+    scale : {"free"}, optional
+        All scales: one certified interval for each ``bits`` and ``codebook``, and methods that start at the scales of
+        every range that fits, or of ``range``, alternate with the best scales for their codes, and are scored by the
+        best of it. Grids of the ranges themselves are compared as well if ``range`` is given.
+    zero_point : {"free", "real"}, optional
+        With ``scale``: as in `quantization_problem`.
+    signed_scale : bool
+        With ``scale``: scales may be negative, as those of ``range="llama.cpp"`` are.
     grids : Grid or iterable of Grid
         Further grids, taken as they are.
     methods : iterable of str, optional
@@ -95,12 +106,28 @@ def compare(
         symmetric=symmetric,
         granularity=granularity,
         range=range,
+        scale=scale,
+        zero_point=zero_point,
+        signed_scale=signed_scale,
         grids=grids,
     )
     limits = {"time_limit": time_limit, "gap": gap, "node_limit": node_limit, "backend": backend}
     return compare_problems(
-        problems, methods=methods, weights=weights, channels=channels, jobs=jobs, seed=seed, limits=limits
+        problems,
+        methods=methods,
+        weights=weights,
+        channels=channels,
+        jobs=jobs,
+        seed=seed,
+        limits=limits,
+        ranges=starting_ranges(range),
     )
+
+
+def starting_ranges(range: Range | Iterable[Range] | None) -> list[Range]:
+    """The ranges at which methods start where scales are free; none for all."""
+    named = _several(range)
+    return [] if "all" in named else named
 
 
 def comparison_problems(
@@ -114,6 +141,9 @@ def comparison_problems(
     symmetric: bool | None = None,
     granularity: Granularity | None = None,
     range: Range | Iterable[Range] | None = None,
+    scale: str | None = None,
+    zero_point: str | None = None,
+    signed_scale: bool = False,
     grids: Grid | Iterable[Grid] = (),
 ) -> list[Problem]:
     """The problems that `compare` treats, quantization first; parameters as there."""
@@ -130,7 +160,15 @@ def comparison_problems(
         raise InputError("a codebook has no zero point; leave out symmetric=False.")
     if not refit and not (rules or densities):
         raise InputError("refit=False is for pruning; pass a density or a pattern, or leave it out.")
-    ranges: list[Range] = ["mse"] if range is None else _several(range)
+    free = isinstance(scale, str) and scale == "free"
+    flag(signed_scale, "signed_scale")
+    if not free and (scale is not None or zero_point is not None or signed_scale):
+        raise InputError(
+            "scale may be 'free' here, and zero_point and signed_scale need scale='free'; pass given scales as grids."
+        )
+    if scale is not None and not fitted:
+        raise InputError("scale='free' is for bits or a codebook; pass one of them.")
+    ranges: list[Range] = (["mse"] if scale is None else []) if range is None else _several(range)
     for width in widths:
         for fit in _named(ranges, width, None, symmetric):
             grid = fitted_grid(layer, width, symmetric=symmetric, granularity=granularity, range=fit)
@@ -139,6 +177,19 @@ def comparison_problems(
         for fit in _named(ranges, None, name, None):
             grid = fitted_grid(layer, codebook=name, granularity=granularity, range=fit)
             problems.append(quantization_problem(layer, grid=grid))
+    if scale is not None:
+        for width, name in [*((w, None) for w in widths), *((None, c) for c in names)]:
+            problem = quantization_problem(
+                layer,
+                width,
+                codebook=name,
+                scale=scale,
+                zero_point=zero_point if name is None else None,
+                symmetric=symmetric if name is None else None,
+                granularity=granularity,
+                signed_scale=signed_scale,
+            )
+            problems.append(problem)
     problems.extend(QuantizationProblem(layer, grid) for grid in _several(grids))
     patterns = [parse_pattern(rule) for rule in rules or (["unstructured"] if densities else [])]
     if densities and not any(rule.needs_count for rule in patterns):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,10 +14,12 @@ from numpy.typing import ArrayLike
 
 from layerbounds.arguments import MOST_THREADS, as_mapping, members, whole_number
 from layerbounds.arrays import Float
+from layerbounds.comparison.rescaled import Rescaling, rescaling
 from layerbounds.exceptions import CertificationError, UnsupportedProblemError
 from layerbounds.methods.registry import run_channels
 from layerbounds.methods.specs import MethodSpec, choose_methods, parse_method, tiny_like, warm_up
-from layerbounds.problems.evaluation import Evaluation, evaluate
+from layerbounds.problems.evaluation import Evaluation, evaluate, float_type
+from layerbounds.problems.grids import Range
 from layerbounds.problems.problem import Problem, check_channels
 from layerbounds.solution import Solution
 from layerbounds.solve import solve
@@ -114,6 +117,8 @@ def compare_problems(
     seed: int = 0,
     limits: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    ranges: Sequence[Range] = (),
+    dtypes: Mapping[str, str] | None = None,
 ) -> MethodComparison:
     """Compare on given problems of one layer; Ctrl-C keeps what is finished.
 
@@ -126,10 +131,15 @@ def compare_problems(
         Arguments for `solve`.
     progress : callable, optional
         Called before each method and each search with (steps done, steps in all).
+    ranges : sequence of str
+        Where scales are free: the ranges at whose scales the methods start; default: all that fit.
+    dtypes : mapping of name to str, optional
+        Where scales are free: the types to which ``weights`` were rounded; default: those of the arrays.
     """
     specs = None if methods is None else [parse_method(m) for m in members(methods, "methods")]
     chosen = check_channels(problems[0], channels)
-    plans = [choose_methods(problem, specs) for problem in problems]
+    free = [rescaling(problem, ranges) for problem in problems]
+    plans = [choose_methods(p if r is None else r.starts[0], specs) for p, r in zip(problems, free, strict=True)]
     unused = [s.label for s in specs or () if not any(s in plan for plan in plans)]
     if unused:
         raise UnsupportedProblemError(
@@ -137,7 +147,7 @@ def compare_problems(
         )
     layer = problems[0].layer
     given = {
-        name: layer.channel_weights(value, chosen, f"weights {name!r}")
+        name: (layer.channel_weights(value, chosen, f"weights {name!r}"), float_type(value, (dtypes or {}).get(name)))
         for name, value in as_mapping(weights, "weights").items()
     }
     threads = os.cpu_count() or 1 if jobs is None else whole_number(jobs, "jobs", 1, MOST_THREADS)
@@ -157,11 +167,11 @@ def compare_problems(
             progress(done, total)
         done += 1
 
-    for problem, plan in zip(problems, plans, strict=True):
-        rows = _Rows(problem, chosen)
+    for problem, plan, scales in zip(problems, plans, free, strict=True):
+        rows = _Rows(problem, chosen, scales)
         try:
-            for name, value in given.items():
-                rows.add_given(name, value)
+            for name, (value, dtype) in given.items():
+                rows.add_given(name, value, dtype)
             for spec in plan:
                 advance()
                 rows.run(spec, threads, seed, optional=specs is None)
@@ -193,14 +203,18 @@ class _Row:
 class _Rows:
     """Scored weights for one problem."""
 
-    def __init__(self, problem: Problem, channels: list[int]) -> None:
-        self._problem, self._channels = problem, channels
+    def __init__(self, problem: Problem, channels: list[int], scales: Rescaling | None) -> None:
+        self._problem, self._channels, self._scales = problem, channels, scales
         self._rows: list[_Row] = []
 
-    def add_given(self, name: str, matrix: Float) -> None:
+    def add_given(self, name: str, matrix: Float, dtype: str) -> None:
         """Score weights from elsewhere, shape (channels, n), and where not allowed the nearest ones that are."""
         channels = self._channels
-        score = evaluate(self._problem, matrix, channels)
+        score = evaluate(self._problem, matrix, channels, dtype=dtype)
+        if self._scales is not None and dtype != "float64" and score.feasible.all():
+            # The bounds are about s·q itself, from which a coarse type differs.
+            matrix = self._problem.rounded_to(dtype).judged(matrix, channels).snapped
+            score, name = dataclasses.replace(score, error=score.snapped_error), f"{name}, without its rounding"
         self._rows.append(_Row(name, "given", matrix, score, 0.0))
         if not score.feasible.all():
             nearest = self._problem.project(matrix, channels)
@@ -211,8 +225,12 @@ class _Rows:
         """Run a method on all channels, several side by side."""
         problem = self._problem
         try:
-            warm_up(spec, problem)
-            weights, seconds = run_channels(spec.heuristic, problem, self._channels, seed, spec.options, threads)
+            if self._scales is not None:
+                warm_up(spec, self._scales.starts[0])
+                weights, seconds = self._scales.run(spec, self._channels, seed, threads)
+            else:
+                warm_up(spec, problem)
+                weights, seconds = run_channels(spec.heuristic, problem, self._channels, seed, spec.options, threads)
         except UnsupportedProblemError:
             if optional:
                 return
@@ -226,9 +244,13 @@ class _Rows:
             return None
         errors = np.array([np.where(row.score.feasible, row.score.error, np.inf) for row in self._rows])
         pick = np.argmin(errors, axis=0)
-        best = np.array([self._rows[p].weights[i] for i, p in enumerate(pick)])
-        none = np.flatnonzero(np.isinf(errors.min(axis=0)))
-        best[none] = self._problem.project(best[none], [self._channels[i] for i in none])
+        best = np.empty_like(self._rows[0].weights)
+        position = {channel: row for row, channel in enumerate(self._channels)}
+        for index, channels in enumerate(self._problem.sets(self._channels)):
+            members = [position[channel] for channel in channels]
+            best[members] = self._rows[pick[index]].weights[members]
+            if np.isinf(errors[:, index].min()):
+                best[members] = self._problem.project(best[members], channels)
         return best
 
     def records(self, solution: Solution | None) -> list[Record]:
@@ -254,7 +276,7 @@ class _Rows:
         if below.any():
             raise CertificationError(
                 f"method {row.method!r} found allowed weights below the certified lower bound of channel "
-                f"{self._channels[int(np.argmax(below))]}; please report this with the layer file."
+                f"{solution.sets[int(np.argmax(below))][0]}; please report this with the layer file."
             )
 
     def _record(

@@ -22,7 +22,7 @@ from layerbounds.problems.grids import MAX_BITS, Granularity, Range
 from layerbounds.problems.patterns import parse_pattern
 from layerbounds.problems.problem import Problem, check_channels
 from layerbounds.problems.pruning import PruningProblem, pruning_problem
-from layerbounds.problems.quantization import QuantizationProblem, quantization_problem
+from layerbounds.problems.quantization import quantization_problem
 from layerbounds.proofs import Status
 from layerbounds.solution import Solution
 from layerbounds.solve import solve
@@ -49,6 +49,10 @@ class Rules:
     jobs : int
         Threads.
     seed : int
+    scale : {"free"} or None
+        All scales instead of those of ``range``.
+    zero_point : {"free", "real"} or None
+        With ``scale``: as in `layerbounds.quantization_problem`.
     """
 
     granularity: Granularity = "channel"
@@ -59,6 +63,8 @@ class Rules:
     backend: str = "native"
     jobs: int = 1
     seed: int = 0
+    scale: str | None = None
+    zero_point: str | None = None
 
 
 Kind = TypeVar("Kind", bound=Problem)
@@ -140,7 +146,7 @@ class Pair:
     """Both contenders at one compression."""
 
     bits: int
-    quantization: Contender[QuantizationProblem]
+    quantization: Contender[Problem]
     pruning: Contender[PruningProblem]
     rivals: tuple[Contender[Any], Contender[Any]] = field(init=False)
 
@@ -194,9 +200,7 @@ class Contest:
         self.layer, self.rules = layer, rules
         self.pairs: list[Pair] = []
         for b in bits:
-            quantized = quantization_problem(
-                layer, b, symmetric=rules.symmetric, granularity=rules.granularity, range=rules.range
-            )
+            quantized = _quantization(layer, b, rules)
             self.channels = check_channels(quantized, channels)
             pruned = _pruning(layer, b, rules)
             self.pairs.append(
@@ -341,6 +345,7 @@ class Contest:
                 pruning=pair.pruning.bounds.copy(),
                 energy=self.energy,
                 seconds=float(pair.quantization.seconds.sum() + pair.pruning.seconds.sum()),
+                scales="fixed" if self.rules.scale is None else "free",
             )
             for pair in self.pairs
         )
@@ -352,6 +357,30 @@ class Contest:
             levels,
             self.interrupted,
         )
+
+
+def _quantization(layer: Layer, bits: int, rules: Rules) -> Problem:
+    """Quantization on a fitted grid, or over all scales."""
+    if rules.scale is None:
+        if rules.zero_point is not None:
+            raise InputError("zero_point is for free scales; pass scale='free' with it.")
+        return quantization_problem(
+            layer, bits, symmetric=rules.symmetric, granularity=rules.granularity, range=rules.range
+        )
+    if not isinstance(rules.scale, str) or rules.scale != "free":
+        raise InputError(f"scale is {shown(rules.scale)}; pass 'free', or leave it out for fitted scales.")
+    if rules.range != "mse":
+        raise InputError("free scales are not fitted; leave out range, or scale='free'.")
+    if rules.granularity == "tensor":
+        raise InputError("one free scale for all channels leaves no verdict for each; choose granularity 'channel'.")
+    return quantization_problem(
+        layer,
+        bits,
+        scale="free",
+        zero_point=rules.zero_point,
+        symmetric=None if rules.symmetric else False,
+        granularity=rules.granularity,
+    )
 
 
 def _pruning(layer: Layer, bits: int, rules: Rules) -> PruningProblem:

@@ -31,6 +31,8 @@ class Level:
         f(0).
     seconds : float
         Search time, summed over channels and methods.
+    scales : {"fixed", "free"}
+        Whether the grid's scales are fixed, or the best ones count.
     """
 
     bits: int
@@ -41,6 +43,7 @@ class Level:
     pruning: Float
     energy: Float
     seconds: float
+    scales: str = "fixed"
 
     @property
     def density(self) -> float:
@@ -69,7 +72,8 @@ class Level:
     def statement(self) -> str:
         """The verdict as a sentence that names what it is about."""
         (q_low, q_high), (p_low, p_high) = self.totals
-        rule = f"{self.quantization_problem}, scales fixed, against {self.pruning_problem}"
+        grid = self.quantization_problem + (", scales fixed" if self.scales == "fixed" else "")
+        rule = f"{grid}, against {self.pruning_problem}"
         if self.verdict == Verdict.QUANTIZATION:
             return (
                 f"quantization is better: its smallest error is at most {q_high:.4g}, that of pruning at least "
@@ -144,7 +148,7 @@ class Comparison:
             "kept": level.kept,
             "quantization_problem": level.quantization_problem,
             "pruning_problem": level.pruning_problem,
-            "scales": "fixed",
+            "scales": level.scales,
             "verdict": str(level.verdict),
             "statement": level.statement(),
             "quantization": _interval(total_q, energy),

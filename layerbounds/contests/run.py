@@ -36,6 +36,8 @@ def versus(
     backend: str = "native",
     jobs: int | None = None,
     seed: int = 0,
+    scale: str | None = None,
+    zero_point: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -67,6 +69,10 @@ def versus(
         Seconds after which no more work begins; verdicts are then open that more time might decide.
     backend, jobs, seed
         As in `solve`.
+    scale : {"free"}, optional
+        All scales instead of fitted ones: the best that quantization can do on any uniform grid.
+    zero_point : {"free", "real"}, optional
+        With ``scale``: as in `quantization_problem`.
     checkpoint : path-like, optional
         Folder in which bounds are saved and from which they are taken up again.
     progress : callable, optional
@@ -82,7 +88,7 @@ def versus(
     InputError
         On invalid options.
     """
-    rules = Rules(granularity, range, symmetric, pattern, refit, backend, default_jobs(jobs), seed)
+    rules = Rules(granularity, range, symmetric, pattern, refit, backend, default_jobs(jobs), seed, scale, zero_point)
     selection = {layer.name: channels} if isinstance(layer, Layer) and channels is not None else None
     return versus_layers(
         [layer],

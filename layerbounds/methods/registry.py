@@ -160,6 +160,10 @@ def find_heuristic(name: str, problem: Problem | None = None) -> Heuristic:
     heuristic = _HEURISTICS[match_name(name, list(_HEURISTICS), "heuristic")]
     if problem is not None and problem.requirement not in heuristic.capabilities:
         able = ", ".join(h.name for h in _HEURISTICS.values() if problem.requirement in h.capabilities)
+        if not able:
+            raise UnsupportedProblemError(
+                f"heuristic {heuristic.name!r} cannot treat {problem.requirement}, and no other one can yet."
+            )
         raise UnsupportedProblemError(
             f"heuristic {heuristic.name!r} cannot treat {problem.requirement}; these can: {able}."
         )

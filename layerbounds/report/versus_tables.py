@@ -62,7 +62,8 @@ def rule(comparison: Comparison) -> str:
     level = comparison.levels[0]
     grid = level.quantization_problem.partition("-bit ")[2] or level.quantization_problem
     pattern = re.sub(r" k=\d+ of \d+|(?<= )\d+(?=:)", "", level.pruning_problem)
-    return f"b-bit {grid}, scales fixed, against {pattern} at density b/16"
+    fixed_scales = ", scales fixed" if level.scales == "fixed" else ""
+    return f"b-bit {grid}{fixed_scales}, against {pattern} at density b/16"
 
 
 def network_table(comparisons: Sequence[Comparison]) -> Table:
