@@ -6,7 +6,7 @@ Python integers. Nothing here uses the package: it is what its results are judge
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations, product
@@ -145,6 +145,26 @@ class Channel:
         assert best is not None
         return Optimum(max(best, self.constant), False)
 
+    def best_division(self, divisions: Iterable[Sequence[int]]) -> Optimum:
+        """The best of some divisions into blocks of equal weights, each the number of every input's block."""
+        (target,), exponent = as_integers(self.target)
+        right = [sum(g * t for g, t in zip(row, target, strict=True)) for row in self._gram]
+        energy = sum(b * t for b, t in zip(right, target, strict=True))
+        best, definite = rational(energy, self._gram_exponent + 2 * exponent), True
+        for labels in divisions:
+            count = max(labels, default=-1) + 1
+            matrix = [[0] * (count + 1) for _ in range(count + 1)]
+            matrix[count][count] = energy
+            for i, a in enumerate(labels):
+                matrix[a][count] += right[i]
+                matrix[count][a] += right[i]
+                for j, b in enumerate(labels):
+                    matrix[a][b] += self._gram[i][j]
+            reduced = _eliminate(matrix)
+            definite &= reduced.definite
+            best = min(best, rational(reduced.corner, self._gram_exponent + 2 * exponent))
+        return Optimum(max(best, Fraction(0)) + self.constant, definite)
+
     def _solve(self, index: list[int], right: list[int]) -> list[Fraction]:
         """Weights of a support whose matrix is not singular, in the integers' units of the target."""
         rows = [[Fraction(self._gram[i][j]) for j in index] + [Fraction(right[i])] for i in index]
@@ -213,3 +233,13 @@ def supports(pattern: str, n: int, k: int, largest: bool) -> Iterator[list[int]]
         per_group.append([c for count in counts for c in combinations(units, count)])
     for choice in product(*per_group):
         yield [i for part in choice for unit in part for i in unit]
+
+
+def divisions(size: int, blocks: int) -> Iterator[tuple[int, ...]]:
+    """The divisions of so many inputs into at most so many blocks, blocks numbered as they come."""
+    if not size:
+        yield ()
+        return
+    for head in divisions(size - 1, blocks):
+        for label in range(min(max(head, default=-1) + 2, blocks)):
+            yield (*head, label)

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 import layerbounds as lb
-from benchmarks.exact import Channel, Optimum, supports
+from benchmarks.exact import Channel, Optimum, divisions, supports
 from benchmarks.fuzz_cases import Case, make_case
 from benchmarks.native_speed import machine
 from layerbounds.arrays import Float
@@ -134,10 +134,10 @@ def _judge(case: Case, solution: lb.Solution, outcome: Outcome) -> None:
 
 
 def _counting_gram(case: Case, c: int) -> Float:
-    """The matrix that counts: for refitted weights with what rounding took off its diagonal."""
+    """The matrix that counts: for weights that may take any value with what rounding took off its diagonal."""
     layer = case.problem.layer
     gram = np.array(layer.channel_gram(c))
-    if isinstance(case.problem, lb.PruningProblem) and case.problem.refit:
+    if case.problem.allowed(c).free:
         np.fill_diagonal(gram, np.diag(gram) * (1.0 + layer.gram_reports[layer.group_of(c)].raised))
     return gram
 
@@ -151,6 +151,10 @@ def best(case: Case, channel: Channel, c: int) -> Optimum:
         live = np.diag(channel.gram) > 0
         count = np.where(live, levels.shape[1], 1)
         return channel.best_point(levels, np.indices(tuple(count)).reshape(n, -1).T)
+    if isinstance(problem, lb.FreeCodebookProblem):
+        live = np.flatnonzero(np.diag(channel.gram) > 0)
+        core = Channel(channel.gram[np.ix_(live, live)], channel.target[live], float(channel.constant))
+        return core.best_division(divisions(len(live), problem.count))
     if problem.refit:
         return channel.best_support(list(supports(case.pattern, n, problem.kept, True)))
     kept = list(supports(case.pattern, n, problem.kept, False))
@@ -197,6 +201,8 @@ def _feasible(case: Case, c: int, weights: Float) -> bool:
     problem, n = case.problem, len(weights)
     if isinstance(problem, lb.QuantizationProblem):
         return bool(np.all(np.any(problem.grid.levels(c) == weights[:, None], axis=1)))
+    if isinstance(problem, lb.FreeCodebookProblem):
+        return len(np.unique(weights)) <= problem.count
     if not problem.refit and not np.all((weights == 0.0) | (weights == problem.layer.matrix[c])):
         return False
     kept = set(np.flatnonzero(weights).tolist())

@@ -10,7 +10,7 @@ import numpy as np
 
 import layerbounds as lb
 from layerbounds.arrays import Float
-from layerbounds.layers.bias import Bias
+from layerbounds.layers.bias import Bias, apply_bias
 
 #: Most points of a grid that are enumerated, usually and now and then.
 POINTS, MANY_POINTS = 1 << 11, 1 << 15
@@ -32,14 +32,14 @@ class Case:
         What is special about the layer.
     problem : Problem
     pattern : str
-        Of a pruning problem; "" for quantization.
+        Of a pruning problem; "" for others.
     options : dict
         For `layerbounds.solve`.
     """
 
     kind: str
     traits: tuple[str, ...]
-    problem: lb.QuantizationProblem | lb.PruningProblem
+    problem: lb.QuantizationProblem | lb.PruningProblem | lb.FreeCodebookProblem
     pattern: str
     options: dict[str, object]
 
@@ -243,6 +243,14 @@ def _moved_target(problem: lb.QuantizationProblem, rng: Generator, part: float) 
     return lb.QuantizationProblem(moved, grid)
 
 
+def _free_codebook(rng: Generator, channels: int) -> Case:
+    count = int(rng.integers(1, 6))
+    layer, traits = _layer(rng, int(rng.integers(1, 7)), channels)
+    bias = _bias(rng, traits)
+    problem = lb.FreeCodebookProblem(apply_bias(layer, bias), count)
+    return Case("free codebook", tuple(traits), problem, "", {})
+
+
 def _pruned(rng: Generator, channels: int) -> Case:
     n = _size(rng, 2)
     layer, traits = _layer(rng, n, channels)
@@ -277,7 +285,8 @@ def make_case(seed: int, number: int) -> Case:
     """The case of a number in the run of a seed."""
     rng = np.random.default_rng([seed, number])
     channels = int(rng.choice([1, 24, 48]))
-    case = (_quantized if rng.random() < 0.5 else _pruned)(rng, channels)
+    draw = rng.random()
+    case = (_free_codebook if draw < 0.06 else _quantized if draw < 0.5 else _pruned)(rng, channels)
     options: dict[str, object] = {"jobs": int(rng.integers(1, 3)), "seed": int(rng.integers(100))}
     if rng.random() < 0.1:
         options["gap"] = float(rng.choice([1e-3, 0.1, 0.5]))

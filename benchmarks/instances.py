@@ -38,6 +38,18 @@ _FULL_REFERENCE = [
     *(("layer1.0.conv1", n, (*_BITS, *_DENSITIES)) for n in (8, 16, 24, 32, 48, 80, 126)),
     *(("linear", n, (*_BITS, *_DENSITIES, "mask 1/4")) for n in (16, 32, 64)),
 ]
+_SCALES_DEMO = [("conv3", n, ("2-bit free scale", "3-bit free scale")) for n in (8, 16, 24, 32)]
+_SCALES_REFERENCE = [("linear", n, ("2-bit free scale", "3-bit free scale")) for n in (8, 16, 24, 32)]
+#: By suite: instances of the demo network, those of the reference layers, and the output channels.
+_SUITES = {
+    "quick": (_QUICK_DEMO, _QUICK_REFERENCE, (0,)),
+    "full": (_FULL_DEMO, _FULL_REFERENCE, (0, 1)),
+    "scales": (_SCALES_DEMO, _SCALES_REFERENCE, (0,)),
+}
+#: Sizes and rules for layers of a file, by suite.
+_FILE_SIZES = {"quick": (16, 32), "full": (8, 16, 24, 32, 48, 64, 96, 128), "scales": (8, 16, 24, 32)}
+_MIXED = ("3-bit", "density 1/4", "2:4")
+_FILE_RULES = {"quick": _MIXED, "full": _MIXED, "scales": ("2-bit free scale", "3-bit free scale")}
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,7 @@ class Instance:
         Number of leading live inputs; 1e-6 of the mean diagonal is added to the diagonal of their Gram matrix.
     channel : int
     rule : str
-        ``"3-bit"``, the name of a codebook, ``"density 1/4"``, ``"2:4"`` or ``"mask 1/4"``.
+        ``"3-bit"``, ``"3-bit free scale"``, the name of a codebook, ``"density 1/4"``, ``"2:4"`` or ``"mask 1/4"``.
     """
 
     source: str
@@ -70,7 +82,9 @@ class Instance:
 
     @property
     def kind(self) -> str:
-        """``"quantization"``, ``"pruning"`` or ``"mask"``."""
+        """``"quantization"``, ``"free scale"``, ``"pruning"`` or ``"mask"``."""
+        if self.rule.endswith("free scale"):
+            return "free scale"
         if self.rule.startswith("mask"):
             return "mask"
         return "pruning" if self.rule.startswith("density") or ":" in self.rule else "quantization"
@@ -78,8 +92,8 @@ class Instance:
     def problem(self) -> Problem:
         """The problem, of which ``channel`` is to be solved."""
         layer = leading(_layers(self.source)[self.layer], self.inputs)
-        if bits := re.fullmatch(r"(\d)-bit", self.rule):
-            return lb.quantization_problem(layer, int(bits[1]))
+        if bits := re.fullmatch(r"(\d)-bit( free scale)?", self.rule):
+            return lb.quantization_problem(layer, int(bits[1]), scale="free" if bits[2] else None)
         if kept := re.fullmatch(r"(density|mask) (\d+)/(\d+)", self.rule):
             density = int(kept[2]) / int(kept[3])
             return lb.pruning_problem(layer, density=density, refit=kept[1] == "density")
@@ -102,14 +116,13 @@ def suite(name: str, data: Path, extra: Path | None = None) -> list[Instance]:
 
     Parameters
     ----------
-    name : {"quick", "full"}
+    name : {"quick", "full", "scales"}
     data : Path
         Folder of the reference layers; without their file only the demo network is used.
     extra : Path, optional
         A layer file of the user's own: the first output channel of every layer with one group is added.
     """
-    demo, reference = (_QUICK_DEMO, _QUICK_REFERENCE) if name == "quick" else (_FULL_DEMO, _FULL_REFERENCE)
-    channels = (0,) if name == "quick" else (0, 1)
+    demo, reference, channels = _SUITES[name]
     tables = [("demo", demo)]
     if (data / REFERENCE).is_file():
         tables.append((str(data / REFERENCE), reference))
@@ -121,11 +134,11 @@ def suite(name: str, data: Path, extra: Path | None = None) -> list[Instance]:
         for rule in rules
     ]
     if extra is not None:
-        found += _from_file(extra, channels, (16, 32) if name == "quick" else (8, 16, 24, 32, 48, 64, 96, 128))
+        found += _from_file(extra, channels, _FILE_SIZES[name], _FILE_RULES[name])
     return found
 
 
-def _from_file(path: Path, channels: tuple[int, ...], sizes: tuple[int, ...]) -> list[Instance]:
+def _from_file(path: Path, channels: tuple[int, ...], sizes: tuple[int, ...], rules: tuple[str, ...]) -> list[Instance]:
     layers = _layers(str(path))
     found = []
     for name, layer in layers.items():
@@ -134,7 +147,7 @@ def _from_file(path: Path, channels: tuple[int, ...], sizes: tuple[int, ...]) ->
         live = int(np.count_nonzero(layer.live()))
         for size in sorted({min(size, live) for size in sizes} - {0}):
             for channel in range(min(len(channels), layer.out_features)):
-                found += [Instance(str(path), name, size, channel, rule) for rule in ("3-bit", "density 1/4", "2:4")]
+                found += [Instance(str(path), name, size, channel, rule) for rule in rules]
     if not found:
         raise InputError(f"{path} holds no layer with one group and live inputs; pass another file.")
     return found

@@ -30,7 +30,12 @@ from benchmarks.measures import (
 from layerbounds.layers.files import atomic_path
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-KINDS = {"quantization": "Quantization", "pruning": "Pruning with refit", "mask": "Masks"}
+KINDS = {
+    "quantization": "Quantization",
+    "free scale": "Quantization over all scales",
+    "pruning": "Pruning with refit",
+    "mask": "Masks",
+}
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -150,7 +155,7 @@ def plot(folder: Path) -> Path | None:
     records = read_records(folder)
     longest = max((r["time_limit"] for r in records), default=1.0) / SHIFT
     figure = Figure(figsize=(8.0, 3.6), layout="constrained")
-    groups = [("quantization", ["quantization"]), ("pruning and masks", ["pruning", "mask"])]
+    groups = [("quantization", ["quantization", "free scale"]), ("pruning and masks", ["pruning", "mask"])]
     for axes, (title, kinds) in zip(figure.subplots(1, 2), groups, strict=True):
         for backend, ratios in profile(records, kinds).items():
             finite = np.sort([r for r in ratios if np.isfinite(r)])

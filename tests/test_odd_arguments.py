@@ -104,12 +104,33 @@ def calls(tmp_path: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]
         "uniform_grid": (lb.uniform_grid, {"weight": layer.weight, "bits": 2}),
         "codebook_grid": (lb.codebook_grid, {"weight": layer.weight, "codebook_name": "nf4"}),
         "gram_grid": (lb.gram_grid, {"layer": layer, "bits": 2}),
+        "FreeCodebookProblem": (lb.FreeCodebookProblem, {"layer": layer, "count": 4}),
+        "FreeScaleProblem": (
+            lb.FreeScaleProblem,
+            {
+                "layer": layer,
+                "codes": [-1.0, 0.0, 1.0],
+                "zero": "none",
+                "signed": False,
+                "powers_of_two": False,
+                "group": [0, 0, 0],
+                "granularity": "channel",
+                "name": "ternary",
+            },
+        ),
         "QuantizationProblem": (lb.QuantizationProblem, {"layer": layer, "grid": quantized.grid}),
         "PruningProblem": (
             lb.PruningProblem,
             {"layer": layer, "pattern": pruned.pattern, "kept": 1, "refit": True},
         ),
         "quantization_problem": (lb.quantization_problem, {"layer": layer, "bits": 2}),
+        "quantization_problem, codebook": (lb.quantization_problem, {"layer": layer, "codebook": "nf4"}),
+        "quantization_problem, free": (lb.quantization_problem, {"layer": layer, "bits": 2, "codebook": "free"}),
+        "quantization_problem, all scales": (lb.quantization_problem, {"layer": layer, "bits": 2, "scale": "free"}),
+        "evaluate, all scales": (
+            lb.evaluate,
+            {"problem": lb.quantization_problem(layer, 2, scale="free"), "weights": layer.weight},
+        ),
         "quantization_problem, given": (
             lb.quantization_problem,
             {"layer": layer, "bits": 2, "scale": [0.5, 0.5], "zero_point": [1, 1]},

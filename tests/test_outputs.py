@@ -34,6 +34,7 @@ NEEDED: dict[str, list[str]] = {
     "layers": [],
     "backends": [],
     "heuristics": [],
+    "ranges": [],
 }
 INPUTS = ("--input", "--weights", "--data", "--model", "--compressed-weights", "--preprocess")
 FILE_OUTPUTS = {"FILE", "OUT", "DIR"}

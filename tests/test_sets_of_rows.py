@@ -51,11 +51,11 @@ class SharedMask(AllowedSet):
     def restrict(self, live: Bool) -> SharedMask:
         return SharedMask(self.original[:, live], min(self.kept, int(live.sum())))
 
-    def pieces(self) -> Iterator[tuple[Float, Bool]]:
+    def pieces(self) -> Iterator[tuple[Float, Float, bool]]:
         n = self.original.shape[1]
         for chosen in itertools.combinations(range(n), self.kept):
             weights = np.where(np.isin(np.arange(n), chosen), self.original, 0.0)
-            yield weights, np.zeros(weights.shape, dtype=bool)
+            yield weights, np.zeros((*weights.shape, 0)), False
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,7 @@ class SharedMaskFamily:
 
     def solve(self, task: Task[SharedMask], control: Control) -> RawSolve:
         best, error = None, np.inf
-        for weights, _ in task.allowed.pieces():
+        for weights, _, _ in task.allowed.pieces():
             deviation = weights - task.target
             value = float(np.sum((deviation @ task.gram) * deviation))
             if value < error:

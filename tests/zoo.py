@@ -1,8 +1,8 @@
 """Small problems with known optima, for the conformance of backends: grids × patterns × degenerate inputs.
 
 Every family adds its own examples.
-The optima are found by trying everything: each point of the grid, or each allowed choice of kept inputs with an exact
-least-squares refit, in extended precision where that matters.
+The optima are found by trying everything: each point of the grid, each allowed choice of kept inputs, or each division
+into blocks of equal weights, with an exact least-squares refit, in extended precision where that matters.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+from scipy.optimize import nnls
 
 import layerbounds as lb
 from layerbounds.arrays import Float
@@ -31,24 +32,36 @@ class Case:
 
 
 def _error(task: Task, weights: Float) -> float:
-    deviation = weights.astype(np.longdouble) - task.target
-    return max(float(deviation @ task.gram.astype(np.longdouble) @ deviation), 0.0)
+    deviation = np.atleast_2d(weights).astype(np.longdouble) - task.targets
+    return max(float(np.sum((deviation @ task.gram.astype(np.longdouble)) * deviation)), 0.0)
 
 
 def brute_force(problem: Problem) -> float:
     """The smallest error of the first set of rows, the constant included: every piece of the allowed set is tried."""
     task = make_task(problem, problem.sets(range(problem.layer.out_features))[0], None, None)
     best = np.inf
-    for values, free in task.allowed.pieces():
-        weights = values.copy()
-        s = np.flatnonzero(free)
-        if len(s):
-            # Minimise over the free weights with the others as they are.
-            deviation = np.where(free, 0.0, values) - task.target
-            right = -(task.gram[s] @ deviation)
-            weights[s] = np.linalg.lstsq(task.gram[np.ix_(s, s)], right, rcond=None)[0]
+    for offset, directions, nonnegative in task.allowed.pieces():
+        weights = offset
+        if directions.shape[-1]:
+            # Of one row, or of several that share the directions' coefficients.
+            pulled = np.einsum("ij,...jk->...ik", task.gram, directions)
+            columns = pulled.reshape(-1, directions.shape[-1])
+            matrix = directions.reshape(columns.shape).T @ columns
+            right = columns.T @ (task.target - offset).ravel()
+            weights = offset + directions @ _least_squares(matrix, right, nonnegative)
         best = min(best, _error(task, weights))
     return best + task.constant
+
+
+def _least_squares(matrix: Float, right: Float, nonnegative: bool) -> Float:
+    """Minimiser of xᵀMx − 2rᵀx."""
+    if not nonnegative:
+        return np.asarray(np.linalg.lstsq(matrix, right, rcond=None)[0])
+    values, vectors = np.linalg.eigh(matrix)
+    kept = values > 1e-14 * values[-1]
+    root = np.sqrt(values[kept])
+    rows = root[:, None] * vectors[:, kept].T
+    return np.asarray(nnls(rows, vectors[:, kept].T @ right / root)[0])
 
 
 def _correlated(rng: np.random.Generator, n: int) -> Float:
@@ -56,7 +69,7 @@ def _correlated(rng: np.random.Generator, n: int) -> Float:
     return np.asarray(x.T @ x / len(x))
 
 
-def _layers() -> dict[str, lb.Layer]:
+def layers() -> dict[str, lb.Layer]:
     """One channel each; the names say what is special."""
     rng = np.random.default_rng(7)
     six, weight = _correlated(rng, 6), rng.normal(size=(1, 6))
@@ -123,7 +136,7 @@ def _example(family: Family, name: str) -> Callable[[lb.Layer], Problem]:
 
 def _problems() -> list[tuple[str, str, Callable[[lb.Layer], Problem]]]:
     two, three, ternary = _bits(2), _bits(3), _codebook("ternary")
-    sparse, wide = _pruned(k=2), [name for name in _layers() if name not in ("single", "three")]
+    sparse, wide = _pruned(k=2), [name for name in layers() if name not in ("single", "three")]
     rows = [
         ("plain", "1 bit", _bits(1)),
         ("plain", "2 bits, 2 inputs a scale", _bits(2, granularity=2)),
@@ -169,7 +182,8 @@ def _problems() -> list[tuple[str, str, Callable[[lb.Layer], Problem]]]:
     ]
     for family in families().values():
         rows += [
-            ("plain", f"example: {name}", _example(family, name)) for name, _ in family.examples(_layers()["plain"])
+            ("plain", f"example of {problem.family}: {name}", _example(family, name))
+            for name, problem in family.examples(layers()["plain"])
         ]
     rows += [(name, "2 bits", two) for name in wide]
     rows += [(name, "keep two", sparse) for name in wide]
@@ -179,9 +193,9 @@ def _problems() -> list[tuple[str, str, Callable[[lb.Layer], Problem]]]:
 @cache
 def zoo() -> list[Case]:
     """All cases; built once."""
-    layers = _layers()
+    by_name = layers()
     cases = []
     for name, rule, make in _problems():
-        problem = make(layers[name])
+        problem = make(by_name[name])
         cases.append(Case(f"{name}, {rule}", problem, brute_force(problem), name in SINGULAR))
     return cases

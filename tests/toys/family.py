@@ -27,7 +27,7 @@ class DeletionFamily:
 
     def solve(self, task: Task[Deletions], control: Control) -> RawSolve:
         """Try everything."""
-        points = np.array([weights for weights, _ in task.allowed.pieces()])
+        points = np.array([weights for weights, _, _ in task.allowed.pieces()])
         deviation = points - task.target
         errors = np.einsum("ki,ij,kj->k", deviation, task.gram, deviation)
         best = int(np.argmin(errors))

@@ -51,14 +51,14 @@ class Deletions(AllowedSet):
         """Dead inputs are not deleted."""
         return Deletions(self.original[live], min(self.most, int(live.sum())))
 
-    def pieces(self) -> Iterator[tuple[Float, Bool]]:
+    def pieces(self) -> Iterator[tuple[Float, Float, bool]]:
         """Every choice of deletions."""
         n = len(self.original)
         for count in range(self.most + 1):
             for chosen in combinations(range(n), count):
                 weights = self.original.copy()
                 weights[list(chosen)] = 0.0
-                yield weights, np.zeros(n, dtype=bool)
+                yield weights, np.zeros((n, 0)), False
 
 
 @dataclass(frozen=True, eq=False)
