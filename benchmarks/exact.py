@@ -33,10 +33,13 @@ class Optimum:
     definite : bool
         False where the stored matrix is not positive semidefinite on some support, or its null vectors are not those
         of the right side: then ``value`` belongs to the stationary points, and other weights may do better.
+    rounded : bool
+        Whether weights are roundings of what was enumerated, so that their errors may lie below by as much.
     """
 
     value: Fraction
     definite: bool = True
+    rounded: bool = False
 
 
 def as_integers(*arrays: Float) -> tuple[list[list[int]], int]:
@@ -164,6 +167,36 @@ class Channel:
             definite &= reduced.definite
             best = min(best, rational(reduced.corner, self._gram_exponent + 2 * exponent))
         return Optimum(max(best, Fraction(0)) + self.constant, definite)
+
+    def best_ray(self, choices: Iterable[Sequence[float]], limit: float, moved: bool) -> Optimum:
+        """The best of some codes at their best positive scales, and with ``moved`` at the best common shift.
+
+        Weights are at most ``limit`` in size, which is infinite with ``moved``.
+        """
+        gram = [[rational(g, self._gram_exponent) for g in row] for row in self._gram]
+        target = [Fraction(t) for t in self.target.tolist()]
+        pull = [sum((g * t for g, t in zip(row, target, strict=True)), Fraction(0)) for row in gram]
+        sums = [sum(row, Fraction(0)) for row in gram]
+        energy = sum((p * t for p, t in zip(pull, target, strict=True)), Fraction(0))
+        ones, shift = sum(sums, Fraction(0)), sum(pull, Fraction(0))
+        moved = moved and ones > 0
+        best, definite = energy - (shift**2 / ones if moved else 0), True
+        for choice in choices:
+            q = [Fraction(c) for c in choice]
+            pulled = [sum((g * c for g, c in zip(row, q, strict=True)), Fraction(0)) for row in gram]
+            square = sum((p * c for p, c in zip(pulled, q, strict=True)), Fraction(0))
+            along = sum((p * c for p, c in zip(pull, q, strict=True)), Fraction(0))
+            start = energy
+            if moved:
+                cross = sum((s * c for s, c in zip(sums, q, strict=True)), Fraction(0))
+                square, along, start = square - cross**2 / ones, along - cross * shift / ones, energy - shift**2 / ones
+            if along > 0 and square > 0:
+                scale = along / square
+                if limit < np.inf:
+                    scale = min(scale, Fraction(limit) / max(abs(c) for c in q))
+                best = min(best, start - 2 * along * scale + square * scale**2)
+            definite &= square > 0 or along <= 0
+        return Optimum(max(best, Fraction(0)) + self.constant, definite, rounded=True)
 
     def _solve(self, index: list[int], right: list[int]) -> list[Fraction]:
         """Weights of a support whose matrix is not singular, in the integers' units of the target."""

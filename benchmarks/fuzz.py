@@ -10,6 +10,7 @@ where a bound, a status or weights are wrong, or an exception escaped.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -155,6 +156,13 @@ def best(case: Case, channel: Channel, c: int) -> Optimum:
         live = np.flatnonzero(np.diag(channel.gram) > 0)
         core = Channel(channel.gram[np.ix_(live, live)], channel.target[live], float(channel.constant))
         return core.best_division(divisions(len(live), problem.count))
+    if isinstance(problem, lb.FreeScaleProblem):
+        live = np.flatnonzero(np.diag(channel.gram) > 0)
+        core = Channel(channel.gram[np.ix_(live, live)], channel.target[live], float(channel.constant))
+        allowed = problem.allowed(c)
+        lists = [problem.codes] if allowed.zero == "real" else allowed.boxes()
+        choices = itertools.chain.from_iterable(itertools.product(codes.tolist(), repeat=len(live)) for codes in lists)
+        return core.best_ray(choices, allowed.limit, allowed.zero == "real")
     if problem.refit:
         return channel.best_support(list(supports(case.pattern, n, problem.kept, True)))
     kept = list(supports(case.pattern, n, problem.kept, False))
@@ -174,7 +182,7 @@ def _wrong_bounds(channel: Channel, optimum: Optimum, lower: float, upper: float
         yield f"lower bound {lower!r} exceeds {float(smallest)!r} by {float(Fraction(lower) - smallest):.2g}"
     if Fraction(upper) < error:
         yield f"upper bound {upper!r} is below the error {float(error)!r} of its weights"
-    if optimum.definite and Fraction(upper) < optimum.value:
+    if optimum.definite and not optimum.rounded and Fraction(upper) < optimum.value:
         yield f"upper bound {upper!r} is below the optimum {float(optimum.value)!r}"
     extended = float(np.finfo(np.longdouble).eps)
     allowed = ROUNDINGS * np.finfo(np.float64).eps * float(error) + LONG_ROUNDINGS * extended * channel.magnitude(
@@ -203,6 +211,9 @@ def _feasible(case: Case, c: int, weights: Float) -> bool:
         return bool(np.all(np.any(problem.grid.levels(c) == weights[:, None], axis=1)))
     if isinstance(problem, lb.FreeCodebookProblem):
         return len(np.unique(weights)) <= problem.count
+    if isinstance(problem, lb.FreeScaleProblem):
+        # Whether one rounding of s·q explains weights is decided in rational arithmetic.
+        return bool(lb.evaluate(problem, weights[None], channels=[c]).feasible[0])
     if not problem.refit and not np.all((weights == 0.0) | (weights == problem.layer.matrix[c])):
         return False
     kept = set(np.flatnonzero(weights).tolist())

@@ -39,7 +39,7 @@ class Case:
 
     kind: str
     traits: tuple[str, ...]
-    problem: lb.QuantizationProblem | lb.PruningProblem | lb.FreeCodebookProblem
+    problem: lb.QuantizationProblem | lb.PruningProblem | lb.FreeCodebookProblem | lb.FreeScaleProblem
     pattern: str
     options: dict[str, object]
 
@@ -251,6 +251,28 @@ def _free_codebook(rng: Generator, channels: int) -> Case:
     return Case("free codebook", tuple(traits), problem, "", {})
 
 
+def _free_scale(rng: Generator, channels: int) -> Case:
+    kinds: dict[str, dict[str, object]] = {
+        "binary": {"bits": 1},
+        "2-bit": {"bits": 2},
+        "2-bit, both signs": {"bits": 2, "signed_scale": True},
+        "2-bit, zero points": {"bits": 2, "zero_point": "free"},
+        "2-bit, real zero points": {"bits": 2, "zero_point": "real"},
+        "ternary": {"codebook": "ternary"},
+        "own codes": {"codebook": np.sort(rng.normal(size=3))},
+    }
+    layer, traits = _layer(rng, int(rng.integers(1, 5)), channels)
+    bias, name = _bias(rng, traits), str(rng.choice(list(kinds)))
+    problem = lb.quantization_problem(layer, scale="free", bias=bias, **kinds[name])  # type: ignore[arg-type]
+    assert isinstance(problem, lb.FreeScaleProblem)
+    if problem.zero == "real" and any(np.isfinite(problem.allowed(c).limit) for c in range(channels)):
+        # The best shift of weights of limited size has no closed form.
+        name = "2-bit"
+        problem = lb.quantization_problem(layer, 2, scale="free", bias=bias)
+        assert isinstance(problem, lb.FreeScaleProblem)
+    return Case(f"free scale, {name}", tuple(traits), problem, "", {})
+
+
 def _pruned(rng: Generator, channels: int) -> Case:
     n = _size(rng, 2)
     layer, traits = _layer(rng, n, channels)
@@ -286,7 +308,10 @@ def make_case(seed: int, number: int) -> Case:
     rng = np.random.default_rng([seed, number])
     channels = int(rng.choice([1, 24, 48]))
     draw = rng.random()
-    case = (_free_codebook if draw < 0.06 else _quantized if draw < 0.5 else _pruned)(rng, channels)
+    if draw < 0.12:
+        case = (_free_codebook if draw < 0.06 else _free_scale)(rng, channels)
+    else:
+        case = (_quantized if draw < 0.53 else _pruned)(rng, channels)
     options: dict[str, object] = {"jobs": int(rng.integers(1, 3)), "seed": int(rng.integers(100))}
     if rng.random() < 0.1:
         options["gap"] = float(rng.choice([1e-3, 0.1, 0.5]))
