@@ -156,7 +156,7 @@ def test_least_norm_solution_of_regular_and_singular_systems(rng: np.random.Gene
     assert not least_norm_solution(np.zeros((8, 8)), right).any()
 
 
-@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("compressed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_refitted_bias_is_the_best_bias(images: list[Tensor], compressed: bool) -> None:
     dense = network()
     other = with_biases_of(dense, disturbed(dense, 0.2)) if compressed else dense

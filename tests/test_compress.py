@@ -69,7 +69,7 @@ LAYERS = ["0", "3", "6"]
         {"bits": 3},
         {"bits": 3, "bias": "refit"},
         {"bits": 2, "method": "rtn", "symmetric": False, "granularity": "tensor"},
-        {"density": 0.5, "method": "obs", "bias": "refit"},
+        pytest.param({"density": 0.5, "method": "obs", "bias": "refit"}, marks=pytest.mark.slow),
         {"pattern": "2:4", "method": "magnitude", "refit": False},
     ],
 )

@@ -116,6 +116,7 @@ def test_the_distance_of_many_points():
     assert cost * (1 - 1e-9) <= below <= cost * (1 + 1e-12)
 
 
+@pytest.mark.slow
 def test_any_dual_point_is_a_bound(rng):
     positive = 0
     for number in range(84):
@@ -297,6 +298,7 @@ def test_nearly_as_many_levels_as_inputs(rng, random_gram):
     assert lb.solve(lb.quantization_problem(few, 4, codebook="free"), jobs=1).status == ["optimal"]
 
 
+@pytest.mark.slow
 def test_free_levels_are_never_worse(reference_data):
     layer = lb.load_layers(reference_data / "resnet20_layers.safetensors")["linear"]
     for bits, codebook in ((2, None), (4, "nf4")):

@@ -116,6 +116,7 @@ def test_the_problem_takes_the_range(layer: lb.Layer) -> None:
 
 
 @pytest.mark.parametrize("name", ["linear", "layer1.0.conv1"])
+@pytest.mark.slow
 def test_real_layers_gain(reference_data: Path, name: str) -> None:
     layer = lb.load_layers(reference_data / "resnet20_layers.safetensors")[name]
     part = lb.Layer(layer.weight[:4], layer.gram[0])

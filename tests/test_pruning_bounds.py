@@ -72,6 +72,7 @@ def test_scaling(layer: lb.Layer) -> None:
     np.testing.assert_allclose(scaled, 10 * base, rtol=2e-6)
 
 
+@pytest.mark.slow
 def test_deterministic_with_a_node_limit(rng: np.random.Generator, random_gram: Callable[..., Float]) -> None:
     layer = lb.Layer(rng.normal(size=(2, 40)), random_gram(40))
     for problem in (lb.pruning_problem(layer, k=10), lb.pruning_problem(layer, k=10, refit=False)):

@@ -133,6 +133,7 @@ def test_an_error_ends_all_threads() -> None:
         frontier.run()
 
 
+@pytest.mark.slow
 def test_node_limit_is_reproducible() -> None:
     """Under a node limit the tree has one thread, however many there are."""
     problem = lb.pruning_problem(layer(1, 48), density=0.25)

@@ -221,6 +221,7 @@ def test_dependent_kept_inputs_close_no_node() -> None:
     assert count < 0
 
 
+@pytest.mark.slow
 def test_the_rest_of_a_large_inverse_follows_a_change_of_the_diagonal(rng: np.random.Generator) -> None:
     for n, k0, k1 in ((40, 0, 16), (40, 16, 32), (23, 3, 9)):
         x = rng.normal(size=(3 * n, n))

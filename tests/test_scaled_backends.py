@@ -38,7 +38,7 @@ def problem_of(kind: str, rank: int | None = None) -> Any:
     return replace(problem, powers_of_two=powers)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow) if "groups" in k else k for k in KINDS])
 @pytest.mark.parametrize("name", ["scip", "gurobi"])
 def test_agreement_with_brute_force(name: str, kind: str) -> None:
     state = get_backend(name).availability()

@@ -129,7 +129,7 @@ def test_the_relaxation_with_forms_has_no_duality_gap() -> None:
     assert best.value <= primal
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8))])
 def test_refits_and_separation_raise_the_bound_and_keep_it_valid(seed: int) -> None:
     rng = np.random.default_rng([9, seed])
     n, top = 6, 3
@@ -247,6 +247,7 @@ def test_forms_of_a_codebook_are_refused() -> None:
 
 
 @pytest.mark.parametrize("granularity", ["channel", 48])
+@pytest.mark.slow
 def test_a_layer_is_bounded_by_forms(granularity: str | int) -> None:
     layer = lb.demo_layers()["conv2"]
     grid = lb.uniform_grid(layer.weight, bits=3, granularity=granularity)
