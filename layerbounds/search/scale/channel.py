@@ -101,7 +101,7 @@ class RayResult:
         Codes in the order of the inputs.
     proven, allowance : float
         Nothing below ``proven`` is left, but for what rounding may have hidden.
-    leaves : list of (float, ndarray), or None
+    leaves : list of Found, or None
         With it, what was visited below ``proven`` are these scales and codes.
     dual : ScaleDual or None
         What bounds the error without a search.
@@ -171,7 +171,6 @@ class ScaleSearch:
         self.energy = max(float(self.target @ (prep.gram @ self.target)), 0.0)
         self.trace: list[TracePoint] = []
         self.nodes_counted = np.zeros(1, dtype=np.int64)
-        self._extra = 0
         self.proven = 0.0
         self.exhausted = False
         self.allowance = 0.0

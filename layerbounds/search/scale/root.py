@@ -10,7 +10,7 @@ from layerbounds.kernels.compilation import working_time
 from layerbounds.problems.scaled import ScaledLevels
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import ScaleDual
-from layerbounds.search.scale.envelope import Envelope
+from layerbounds.search.scale.envelope import scale_envelope
 from layerbounds.search.scale.group_envelope import GroupEnvelope
 
 
@@ -34,10 +34,12 @@ def scale_dual(task: Task[ScaledLevels], weights: Float | None, seconds: float) 
         gram, left = found
         targets = (targets - targets[:, np.array(dropped)[group]])[:, left]
         limit, group = 2.0 * limit, group[left]
-    envelope: Envelope | GroupEnvelope
-    if allowed.groups > 1:
-        envelope = GroupEnvelope(gram, targets, allowed.boxes(), group, scale, error, limit, dropped)
-    else:
-        envelope = Envelope(gram, targets, allowed.boxes(), float(scale[0]), error, limit, dropped)
-    envelope.grow(lambda: working_time() - began > seconds)
+
+    def stop() -> bool:
+        return working_time() - began > seconds
+
+    if allowed.groups == 1:
+        return scale_envelope(gram, targets, allowed.boxes(), float(scale[0]), error, stop, limit, dropped)[1]
+    envelope = GroupEnvelope(gram, targets, allowed.boxes(), group, scale, error, limit, dropped)
+    envelope.grow(stop)
     return envelope.dual()
