@@ -62,6 +62,7 @@ def relaxed(gram: Float, target: Float, codes: Float, members: int | list[Int], 
 
 @given(seed=st.integers(0, 10**6), n=st.integers(1, 5), kind=st.sampled_from(sorted(CODES)))
 @settings(max_examples=40, deadline=None)
+@pytest.mark.slow
 def test_value_and_terms_hold_for_every_point(seed: int, n: int, kind: str) -> None:
     rng = np.random.default_rng(seed)
     gram, target = correlated(rng, n), rng.normal(size=n)

@@ -13,6 +13,7 @@ def hard_problem(n=100):
     return lb.quantization_problem(lb.Layer.from_activations(rng.normal(size=(2, n)), inputs), bits=3)
 
 
+@pytest.mark.slow
 def test_one_channel_uses_the_threads_that_are_left(monkeypatch):
     seen = []
 

@@ -88,6 +88,7 @@ def test_captured_grams_predict_the_output_error(network: tuple[Any, Any, Any, A
     np.testing.assert_allclose(np.einsum("ci,ij,cj->c", delta, layer.gram[0], delta), measured, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_layer_of_the_network_is_quantized(
     network: tuple[Any, Any, Any, Any], reference_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,6 +105,7 @@ def test_wrong_results_are_found(small_layer, change, fault):
     assert any(fault in text for _, text in outcome.faults)
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path):
     out = tmp_path / "fuzz.json"
     command = [sys.executable, "-m", "benchmarks.fuzz", "--channels", "1", "--seed", "20", "--jobs", "1"]

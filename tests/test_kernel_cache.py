@@ -85,6 +85,7 @@ def folders(parent: Path) -> list[Path]:
     return sorted(parent.glob(PREFIX + "*"))
 
 
+@pytest.mark.slow
 def test_an_edited_callee_changes_its_caller(copied: Path) -> None:
     assert run(copied, CALL) == "20 2"
     (first,) = folders(copied / "__pycache__")
@@ -96,6 +97,7 @@ def test_an_edited_callee_changes_its_caller(copied: Path) -> None:
     assert second != first
 
 
+@pytest.mark.slow
 def test_a_folder_that_the_user_chose_is_used(copied: Path, tmp_path: Path) -> None:
     chosen = tmp_path / "chosen"
     assert run(copied, CALL, NUMBA_CACHE_DIR=str(chosen)) == "20 2"
@@ -152,6 +154,7 @@ def test_other_packages_keep_their_own_caches(copied: Path, tmp_path: Path) -> N
     assert any((tmp_path / "__pycache__").glob("foreign.other*.nbi"))
 
 
+@pytest.mark.slow
 def test_two_processes_may_make_the_folder_at_once(copied: Path) -> None:
     for text in ("x + 3", "x + 4"):
         (copied / "callee.py").write_text(CALLEE.replace("x + 1", text))

@@ -81,6 +81,7 @@ def test_deterministic_with_a_node_limit(rng: np.random.Generator, random_gram: 
         np.testing.assert_array_equal(runs[0].upper_bound, runs[1].upper_bound)
 
 
+@pytest.mark.slow
 def test_limits_and_trace(rng: np.random.Generator, random_gram: Callable[..., Float]) -> None:
     problem = lb.pruning_problem(lb.Layer(rng.normal(size=(1, 40)), random_gram(40)), k=8)
     stopped = lb.solve(problem, node_limit=3, jobs=1)

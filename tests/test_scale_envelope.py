@@ -374,6 +374,7 @@ def test_envelope_of_several_groups(groups: int, box: str, rng: np.random.Genera
 
 
 @pytest.mark.parametrize(("layer", "bits", "size"), [("linear", 3, 48), ("layer1.0.conv1", 2, 40)])
+@pytest.mark.slow
 def test_no_rounding_on_a_real_layer_is_below_the_bound(
     layer: str, bits: int, size: int, reference_data: Path, rng: np.random.Generator
 ) -> None:

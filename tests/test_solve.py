@@ -384,7 +384,7 @@ def test_medium_problems_agree_with_a_plain_enumeration(grid: str, gram: str) ->
     assert solution.status == [lb.Status.OPTIMAL] * 2
 
 
-@pytest.mark.parametrize("name", [pytest.param("conv1", marks=pytest.mark.slow), "conv3", "fc"])
+@pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("conv1", "conv3")), "fc"])
 def test_leading_inputs_of_the_demo_agree_with_a_plain_enumeration(name: str) -> None:
     layer = lb.demo_layers()[name]
     live = np.flatnonzero(layer.live())[:16]
