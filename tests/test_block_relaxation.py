@@ -22,6 +22,9 @@ from layerbounds.certify.interval import objective_interval
 from layerbounds.kernels.quantization.block_relaxation import closest, proximal_sweep, settle
 from layerbounds.problems.codebooks import codebook
 
+#: Thorough and long: CI runs them, and ``--slow``.
+pytestmark = pytest.mark.slow
+
 CODES = {
     "uniform": np.arange(4.0) - 1.0,
     "nf4": codebook("nf4")[::3] * 2.0,

@@ -26,6 +26,9 @@ from layerbounds.search.quantization.grid_units import UnitProblem, make_units
 from layerbounds.search.quantization.split_forms import prepare_split
 from layerbounds.solvers.native import NativeBackend
 
+#: Thorough and long: CI runs them, and ``--slow``.
+pytestmark = pytest.mark.slow
+
 
 def channel(seed: int, n: int, bits: int, scale: float = 1.0) -> UnitProblem:
     rng = np.random.default_rng([n, bits, seed])

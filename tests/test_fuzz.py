@@ -16,6 +16,9 @@ from benchmarks import fuzz
 from benchmarks.exact import Channel, supports
 from benchmarks.fuzz_cases import make_case
 
+#: Thorough and long: CI runs them, and ``--slow``.
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).resolve().parent.parent
 #: Cases of a fixed seed, some hundred channels of all kinds.
 CASES = 36

@@ -15,6 +15,9 @@ from layerbounds.problems.tasks import make_task
 from layerbounds.proofs import BlockDual
 from layerbounds.search.families import root_dual
 
+#: Thorough and long: CI runs them, and ``--slow``.
+pytestmark = pytest.mark.slow
+
 PATTERNS: list[dict[str, object]] = [{"density": 0.25}, {"density": 0.5}, {"pattern": "2:4"}]
 
 

@@ -19,6 +19,9 @@ from layerbounds.search.pruning import subset_search as pruning
 from layerbounds.search.pruning.dispatch import search_pruning
 from layerbounds.search.pruning.subset_search import SubsetSearch
 
+#: Thorough and long: CI runs them, and ``--slow``.
+pytestmark = pytest.mark.slow
+
 PATTERNS = {
     "subset": {"density": 0.25},
     "2:4": {"pattern": "2:4"},

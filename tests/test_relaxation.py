@@ -19,6 +19,9 @@ from layerbounds.search.quantization.preparation import prepare
 from layerbounds.search.quantization.tree import Tree
 from layerbounds.solvers.native import NativeBackend
 
+#: Thorough and long: CI runs them, and ``--slow``.
+pytestmark = pytest.mark.slow
+
 
 def instance(seed: int, n: int, levels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)

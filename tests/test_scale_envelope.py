@@ -24,6 +24,9 @@ from layerbounds.proofs import ScaleDual, ScaleMinorant, ScalePoint
 from layerbounds.search.scale.envelope import Envelope
 from layerbounds.search.scale.group_envelope import GroupEnvelope
 
+#: Thorough and long: CI runs them, and ``--slow``.
+pytestmark = pytest.mark.slow
+
 CODES = {
     "2 bits": [-2.0, -1, 0, 1],
     "binary": [-1.0, 1],

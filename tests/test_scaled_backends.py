@@ -16,6 +16,9 @@ from layerbounds.solvers.formulation import formulate, incumbent
 from layerbounds.solvers.registry import get_backend
 from layerbounds.solvers.scaled import Scaling, sublevel_range
 
+#: Thorough and long: CI runs them, and ``--slow``.
+pytestmark = pytest.mark.slow
+
 KINDS: dict[str, tuple[int, dict[str, Any]]] = {
     "groups": (6, {"bits": 1, "granularity": 3}),
     "integer zero points of groups": (4, {"bits": 2, "granularity": 2, "zero_point": "free"}),

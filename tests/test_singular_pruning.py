@@ -22,6 +22,9 @@ from layerbounds.proofs import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE, Control, RawS
 from layerbounds.search.pruning import dispatch, exchanges, family
 from layerbounds.search.pruning.independent_sets import search_supports
 
+#: Thorough and long: CI runs them, and ``--slow``.
+pytestmark = pytest.mark.slow
+
 #: Second input as a multiple of the first one.
 MULTIPLES = {"negated": -1.0, "doubled": 2.0, "thousandth": 1.001, "millionth": 1 + 1e-6, "billionth": 1 + 1e-9}
 OTHERS = ("few positions", "rank one", "zero weights", "huge", "tiny", "mixed scales", "cancelling weights")

@@ -31,6 +31,9 @@ from layerbounds.proofs import DualPoint, FormTerms
 from layerbounds.search.quantization.split_forms import find_split, prepare_split
 from layerbounds.solvers.native import NativeBackend
 
+#: Thorough and long: CI runs them, and ``--slow``.
+pytestmark = pytest.mark.slow
+
 
 def random_split(rng: np.random.Generator, gram: Float, cuts: int) -> SplitWeights:
     n = len(gram)

@@ -20,6 +20,9 @@ from layerbounds.search.pruning import preparation as pruning_preparation
 from layerbounds.search.pruning.preparation import prepare_pruning
 from layerbounds.search.pruning.wide import WidePreparation, WideSearch
 
+#: Thorough and long: CI runs them, and ``--slow``.
+pytestmark = pytest.mark.slow
+
 KINDS = {
     "unstructured": {"density": 0.4},
     "2:4": {"pattern": "2:4"},
