@@ -518,7 +518,9 @@ def test_interrupted_run_saves_what_it_has(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
-    assert set(err.split()) == {"searching"}
+    # A kernel that no other test has needed before is compiled here, and said so.
+    lines = set(err.splitlines()) - {"layerbounds: compiling kernels, once"}
+    assert lines <= {"searching"}
     assert "interrupted" in out
     content = strict_json(record.read_text(encoding="utf-8"))
     assert content["interrupted"] is True
