@@ -20,13 +20,10 @@ from layerbounds.search.quantization.channel_search import CLOSE_AT_ONCE, search
 from layerbounds.search.quantization.cut_tests import SMALLEST, prepare_cuts
 from layerbounds.search.quantization.effort import announce
 from layerbounds.search.quantization.grid_units import has_shared_forms
-from layerbounds.search.quantization.preparation import Preparation, prepare
+from layerbounds.search.quantization.preparation import Preparation, order_exponent, prepare
 from layerbounds.search.quantization.root import quantization_dual
 from layerbounds.search.quantization.split_forms import prepare_split
 
-#: Order exponents λ of small and of large layers; docs/quantization-engine.md says what others cost.
-SMALL_ORDER, LARGE_ORDER = 1.0, 0.5
-LARGE = 100
 #: Gram matrices of at least this many inputs are prepared with all threads.
 MANY_INPUTS = 1024
 
@@ -44,10 +41,9 @@ class QuantizationFamily:
         if not live.any():
             return None
         gram = np.ascontiguousarray(layer.gram[group][np.ix_(live, live)])
-        exponent = LARGE_ORDER if len(gram) > LARGE else SMALL_ORDER
         # Several BLAS threads pay only for large matrices, and their rounding depends on their number.
         threads = jobs if len(gram) >= MANY_INPUTS else 1
-        preparation = prepare(gram, exponent, threads, lambda: announce(len(gram), threads))
+        preparation = prepare(gram, order_exponent(len(gram)), threads, lambda: announce(len(gram), threads))
         # What follows is part of the preparation, not of a channel's time.
         if len(gram) > CLOSE_AT_ONCE:
             block_members(preparation)

@@ -18,6 +18,8 @@ from layerbounds.kernels.factorization import UNIT, cholesky, gamma
 from layerbounds.kernels.successive import elimination_order
 from layerbounds.search.shared_results import Recent
 
+#: Order exponents λ of small and of large layers; docs/quantization-engine.md says what others cost.
+SMALL_ORDER, LARGE_ORDER, LARGE = 1.0, 0.5, 100
 #: Inverses of leading blocks are kept for the depths that fit into this many bytes.
 COVARIANCE_BYTES = 96 * 2**20
 _CACHE_SIZE = 8
@@ -77,6 +79,11 @@ class Preparation:
 
 
 _cache: Recent[Preparation] = Recent(_CACHE_SIZE)
+
+
+def order_exponent(n: int) -> float:
+    """The exponent λ of the order in which so many inputs are fixed, see `elimination_order`."""
+    return LARGE_ORDER if n > LARGE else SMALL_ORDER
 
 
 def prepare(gram: Float, exponent: float, threads: int = 1, before: Callable[[], None] | None = None) -> Preparation:

@@ -178,7 +178,7 @@ class ScaleSearch:
         channels = [Codes(prep.gram, self.target, codes, limit, powers) for codes in boxes]
         found = []
         for index, channel in enumerate(channels):
-            own = [self._choice(codes, channel.codes) for box, codes in starts if box == index]
+            own = [channel.choice(codes[prep.order]) for box, codes in starts if box == index]
             found.append(first_incumbents(channel, prep, own))
         order = np.argsort([error for error, _ in found], kind="stable")
         first = int(order[0])
@@ -198,10 +198,6 @@ class ScaleSearch:
         }
         self.chunk = max(4096, CHUNK * 64 // max(prep.size, 64))
         self.record()
-
-    def _choice(self, codes: Float, table: Float) -> Int:
-        ordered = codes[self.prep.order]
-        return np.asarray(np.abs(table[None, :] - ordered[:, None]).argmin(axis=1), dtype=np.int64)
 
     def _usual_scale(self, boxes: list[Float]) -> float:
         peak = max(float(np.max(np.abs(codes))) for codes in boxes)
@@ -334,7 +330,7 @@ class ScaleSearch:
 
     def _take(self, index: int, codes: Float) -> None:
         channel = self.boxes[index].channel
-        choice = np.abs(channel.codes[None, :] - codes[:, None]).argmin(axis=1).astype(np.int64)
+        choice = channel.choice(codes)
         found = self._found(channel, index, choice)
         if found.error < self.upper:
             self.best = found
@@ -486,7 +482,7 @@ class ScaleSearch:
                 codes = box.tree.take()
                 if codes is not None and codes.tobytes() not in seen:
                     seen.add(codes.tobytes())
-                    choice = np.abs(box.channel.codes[None, :] - codes[:, None]).argmin(axis=1).astype(np.int64)
+                    choice = box.channel.choice(codes)
                     leaf = self._found(box.channel, index, choice)
                     self.best = min(self.best, leaf, key=lambda found: found.error)
                     if self.powers:

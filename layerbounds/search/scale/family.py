@@ -15,11 +15,11 @@ from layerbounds.problems.scaled import ScaledLevels
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import Control, Dual, RawSolve
 from layerbounds.search.families import Family
+from layerbounds.search.quantization.preparation import order_exponent
 from layerbounds.search.scale.groups import GroupShared, prepare_groups, search_group_scales
 from layerbounds.search.scale.root import scale_dual
 from layerbounds.search.scale.single import (
     Shared,
-    order_exponent,
     prepare_shared,
     search_one_scale,
     search_shared_scale,

@@ -56,6 +56,10 @@ class Codes:
         self.count = np.full(len(target), len(codes), dtype=np.int64)
         self.zeros = np.zeros(len(target))
 
+    def choice(self, codes: Float) -> Int:
+        """Where codes, shape (n,), stand in the list."""
+        return np.asarray(np.abs(self.codes[None, :] - codes[:, None]).argmin(axis=1), dtype=np.int64)
+
     def scale(self, choice: Int) -> float:
         """The best scale of a choice of codes; 0 where none is better than no weights."""
         q = self.codes[choice]

@@ -16,13 +16,11 @@ from layerbounds.problems.scaled import ScaledLevels
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import Control, RawSolve, SearchProof, Status
 from layerbounds.search.quantization.cut_tests import prepare_cuts
-from layerbounds.search.quantization.preparation import Preparation, prepare
+from layerbounds.search.quantization.preparation import Preparation, order_exponent, prepare
 from layerbounds.search.scale.channel import CLOSE_AT_ONCE, LARGEST_TREE, Found, ScaleSearch
 from layerbounds.search.scale.fixed_scale import prepare_points
 from layerbounds.search.scale.tensor import TensorSearch
 
-#: Order exponents λ of small and of large layers, as for one scale.
-SMALL_ORDER, LARGE_ORDER, LARGE = 1.0, 0.5, 100
 NO_SCALE = "no code is 0 and every scale is worse than none: the error of no weights is approached by small scales only"
 
 SHARED_ZERO = "a real zero point that all channels share is not searched; integer ones, or one per channel, are"
@@ -48,11 +46,6 @@ class Shared:
     gram: Float
     left: Int | None = None
     dropped: int = 0
-
-
-def order_exponent(n: int) -> float:
-    """The exponent of the order in which inputs are fixed."""
-    return LARGE_ORDER if n > LARGE else SMALL_ORDER
 
 
 def prepare_shared(gram: Float, allowed: ScaledLevels) -> Shared:

@@ -161,7 +161,7 @@ class TensorSearch:
             width = WIDTH_OF_BEAM
             beam(width, self.prep.pivots, self.prep.shifts, target, channel.table, channel.count, choice)
         else:
-            choice = np.abs(channel.codes[None, :] - start[:, None]).argmin(axis=1).astype(np.int64)
+            choice = channel.choice(start)
         n = len(target)
         coordinate_descent(channel.gram, target, channel.table, channel.count, choice, n <= 400, MOVES * n)
         return np.asarray(channel.codes[choice])
@@ -174,7 +174,7 @@ class TensorSearch:
             before, codes = self.error, []
             for row, channel in enumerate(self.channels[self.box]):
                 target, known = channel.target / self.scale, self.codes[row]
-                choice = np.abs(channel.codes[None, :] - known[:, None]).argmin(axis=1).astype(np.int64)
+                choice = channel.choice(known)
                 value = float((known - target) @ (channel.gram @ (known - target)))
                 rng = np.random.default_rng((self.control.seed, row))
                 search = Neighbourhoods(channel.gram, target, channel.table, channel.count, choice, value, rng)
