@@ -18,6 +18,13 @@ _LONG = np.longdouble
 _UNIT_LONG = float(np.finfo(_LONG).eps)
 
 
+def counted_from(gram: Float, group: Int) -> tuple[int, ...]:
+    """The input of each group from whose weight the others are counted: the one of most energy."""
+    diagonal = np.diag(gram)
+    groups = range(int(group.max()) + 1)
+    return tuple(int(np.argmax(np.where(group == g, diagonal, -np.inf))) for g in groups)
+
+
 def project(gram: Float, group: Int, dropped: tuple[int, ...]) -> tuple[Float, Int] | None:
     """A matrix proven below the projected Gram matrix of the inputs that are left, and their numbers.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from layerbounds.arrays import Float, Int
-from layerbounds.bounds.scale.projection import project
+from layerbounds.bounds.scale.projection import counted_from, project
 from layerbounds.kernels.quantization.rounding import beam, coordinate_descent, successive_rounding
 from layerbounds.problems.scale_nearest import snapped_zero
 from layerbounds.problems.scaled import ScaledLevels
@@ -87,9 +87,7 @@ def _project(prep: Preparation, gram: Float, group: Int, real_zero: bool) -> Gro
     everything = np.arange(len(gram))
     if not real_zero:
         return GroupShared(prep, gram, everything, ())
-    diagonal = np.diag(gram)
-    groups = range(int(group.max()) + 1)
-    dropped = tuple(int(np.argmax(np.where(group == g, diagonal, -np.inf))) for g in groups)
+    dropped = counted_from(gram, group)
     found = project(gram, group, dropped)
     if found is None:
         return GroupShared(prep, gram, everything, ())

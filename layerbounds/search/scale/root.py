@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from layerbounds.arrays import Float
-from layerbounds.bounds.scale.projection import project
+from layerbounds.bounds.scale.projection import counted_from, project
 from layerbounds.kernels.compilation import working_time
 from layerbounds.problems.scaled import ScaledLevels
 from layerbounds.problems.tasks import Task
@@ -26,8 +26,7 @@ def scale_dual(task: Task[ScaledLevels], weights: Float | None, seconds: float) 
     dropped: tuple[int, ...] = ()
     group = allowed.group
     if allowed.zero == "real":
-        diagonal = np.diag(gram)
-        dropped = tuple(int(np.argmax(np.where(group == g, diagonal, -np.inf))) for g in range(allowed.groups))
+        dropped = counted_from(gram, group)
         found = project(gram, group, dropped)
         if found is None or not len(found[1]):
             return None

@@ -10,7 +10,7 @@ import numpy as np
 
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.scale.dual import rounding_charge
-from layerbounds.bounds.scale.projection import project
+from layerbounds.bounds.scale.projection import counted_from, project
 from layerbounds.problems.scale_nearest import snapped_zero
 from layerbounds.problems.scaled import ScaledLevels
 from layerbounds.problems.tasks import Task
@@ -62,8 +62,9 @@ def prepare_shared(gram: Float, allowed: ScaledLevels) -> Shared:
 def _factorize(gram: Float, real_zero: bool) -> Shared:
     if not real_zero:
         return Shared(prepare(gram, order_exponent(len(gram))), gram)
-    dropped = int(np.argmax(np.diag(gram)))
-    found = project(gram, np.zeros(len(gram), dtype=np.int64), (dropped,)) if len(gram) > 1 else None
+    group = np.zeros(len(gram), dtype=np.int64)
+    (dropped,) = counted_from(gram, group)
+    found = project(gram, group, (dropped,)) if len(gram) > 1 else None
     if found is None:
         return Shared(None, gram, np.delete(np.arange(len(gram)), dropped), dropped)
     matrix, left = found
