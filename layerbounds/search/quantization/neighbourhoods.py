@@ -57,8 +57,8 @@ class Neighbourhoods:
         self.value, self.best = value, choice.astype(np.int64)
         self._gram, self._target, self._table, self._count = gram, target, np.ascontiguousarray(table), count
         self._current = self.best.copy()
-        related = _normalised(gram)
-        self._relations = (related, related if covariance is None else _normalised(covariance))
+        related = normalised(gram)
+        self._relations = (related, related if covariance is None else normalised(covariance))
         self._size = np.array([min(16.0, float(len(target)))])
         self._stalled = 0
         self._rng = rng
@@ -95,12 +95,18 @@ class Neighbourhoods:
         self._stalled = 0
         if self._rng.random() < 0.7:
             self._current = self.best.copy()
-        n = len(self._target)
-        moved = self._rng.choice(n, size=min(n, int(self._rng.integers(3, 9))), replace=False)
-        steps = self._rng.choice([-1, 1], size=len(moved))
-        self._current[moved] = np.clip(self._current[moved] + steps, 0, self._count[moved] - 1)
+        kick(self._current, self._count, self._rng)
 
 
-def _normalised(matrix: Float) -> Float:
+def kick(choice: Int, count: Int, rng: np.random.Generator) -> None:
+    """Move a few variables by one level, within their numbers of levels, in place."""
+    n = len(choice)
+    moved = rng.choice(n, size=min(n, int(rng.integers(3, 9))), replace=False)
+    steps = rng.choice([-1, 1], size=len(moved))
+    choice[moved] = np.clip(choice[moved] + steps, 0, count[moved] - 1)
+
+
+def normalised(matrix: Float) -> Float:
+    """With a diagonal of ones."""
     norms = np.sqrt(np.diag(matrix))
     return np.asarray(matrix / np.outer(norms, norms))

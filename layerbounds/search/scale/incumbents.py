@@ -16,6 +16,7 @@ from layerbounds.arrays import Float, Int
 from layerbounds.kernels.quantization.neighbourhood import search_neighbourhoods
 from layerbounds.kernels.quantization.rounding import beam, coordinate_descent, successive_rounding
 from layerbounds.search.quantization.incumbents import beam_width
+from layerbounds.search.quantization.neighbourhoods import kick, normalised
 from layerbounds.search.quantization.preparation import Preparation
 
 #: Factors of the scale at which the largest weight meets the largest code, where starts are made.
@@ -180,8 +181,7 @@ class ScaleNeighbourhoods:
     def __init__(self, channel: Codes, prep: Preparation, choice: Int, error: float, rng: np.random.Generator) -> None:
         self.value, self.best = error, choice.astype(np.int64)
         self._channel, self._prep = channel, prep
-        norms = np.sqrt(np.diag(channel.gram))
-        self._relation = channel.gram / np.outer(norms, norms)
+        self._relation = normalised(channel.gram)
         self._current = self.best.copy()
         self._size = np.array([min(16.0, float(len(choice)))])
         self._stalled = 0
@@ -238,7 +238,4 @@ class ScaleNeighbourhoods:
             return
         if self._rng.random() < 0.7:
             self._current = self.best.copy()
-        n = len(self.best)
-        moved = self._rng.choice(n, size=min(n, int(self._rng.integers(3, 9))), replace=False)
-        steps = self._rng.choice([-1, 1], size=len(moved))
-        self._current[moved] = np.clip(self._current[moved] + steps, 0, len(self._channel.codes) - 1)
+        kick(self._current, channel.count, self._rng)
