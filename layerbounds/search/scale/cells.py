@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from layerbounds.arrays import Float
@@ -88,12 +90,28 @@ def cells(ray: Ray, target: Float, unit: float, cut: float, limit: float, powers
     ndarray or None
         None where some scales cannot be excluded.
     """
-    width, end = (np.log(2.0), 0.0) if powers else (WIDTH, 0.5)
     most = largest_scale(ray, target, cut, limit)
+    return layout(most, lambda t: least_of_smaller(ray, t) > cut / unit**2, unit, powers)
+
+
+def layout(most: float, excludes_smaller: Callable[[float], bool], unit: float, powers: bool) -> Float | None:
+    """The cells from the largest scale that counts to the first t from which on all smaller scales are excluded.
+
+    Parameters
+    ----------
+    most : float
+        No larger scale counts.
+    excludes_smaller : callable
+        Whether no scale of 1/t or less counts.
+    unit, powers
+        As in `cells`.
+    """
+    width, end = (float(np.log(2.0)), 0.0) if powers else (WIDTH, 0.5)
     if not np.isfinite(most):
         return None
     last = 0
-    while not least_of_smaller(ray, float(np.exp((last + end) * width))) > cut / unit**2:
+    # The upper end of the last cell, as it is returned.
+    while not excludes_smaller(2.0**last if powers else float(np.exp((last + end) * width))):
         last += 1
         if last > MOST_CELLS:
             return None

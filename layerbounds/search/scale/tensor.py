@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -22,7 +23,7 @@ from layerbounds.proofs import Control, Status, TracePoint
 from layerbounds.search.quantization.neighbourhoods import Neighbourhoods
 from layerbounds.search.quantization.preparation import Preparation
 from layerbounds.search.scale.allowance import float_charge, ray_allowance, shift_charge
-from layerbounds.search.scale.cells import MOST_CELLS, WIDTH, largest_scale, least_of_smaller
+from layerbounds.search.scale.cells import largest_scale, layout, least_of_smaller
 from layerbounds.search.scale.incumbents import FACTORS, Codes, first_incumbents
 from layerbounds.search.scale.rays import Ray, RayTree, make_ray
 
@@ -216,27 +217,19 @@ class TensorSearch:
             rays = [tree.ray for tree in self.trees[box]]
             pairs = zip(rays, self.targets, self.energies, strict=True)
             most = max(largest_scale(ray, w, e * (1.0 + 1e-9), self.limit) for ray, w, e in pairs)
-            if not np.isfinite(most):
+            found = layout(most, partial(self._excludes_smaller, rays), self.unit, self.powers)
+            if found is None:
                 return False
-            width, end = (float(np.log(2.0)), 0.0) if self.powers else (WIDTH, 0.5)
-            first = min(int(np.floor(np.log(self.unit / most) / width + end)), 0) if most > 0.0 else 0
-            last = 0
-            while not self._smaller(rays, float(np.exp((last + end) * width))) > self.goal:
-                last += 1
-                if last > MOST_CELLS:
-                    return False
-            self.closed = min(self.closed, self._smaller(rays, float(np.exp((last + end) * width))))
-            if first < -MOST_CELLS:
-                return False
-            for k in range(first, last + 1):
-                lower, upper = (float(np.exp((k + shift) * width)) for shift in (-0.5, 0.5))
-                if self.powers:
-                    lower = upper = 2.0**k
+            self.closed = min(self.closed, self._smaller(rays, float(found[-1, 1])))
+            for lower, upper in found.tolist():
                 self._push(Interval(box, lower, upper, np.zeros(len(rays)), np.full(len(rays), np.inf), []))
         return True
 
     def _smaller(self, rays: list[Ray], t: float) -> float:
         return float(sum(least_of_smaller(ray, t) for ray in rays)) * self.unit**2
+
+    def _excludes_smaller(self, rays: list[Ray], t: float) -> bool:
+        return self._smaller(rays, t) > self.goal
 
     def _push(self, interval: Interval) -> None:
         # Those next to the best scale first, among equals.
