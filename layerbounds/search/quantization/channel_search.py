@@ -36,6 +36,7 @@ from layerbounds.search.quantization.neighbourhoods import Neighbourhoods
 from layerbounds.search.quantization.preparation import Preparation
 from layerbounds.search.quantization.split_forms import LARGEST, find_split, prepare_split
 from layerbounds.search.quantization.tree import Root, Tree
+from layerbounds.search.rising import Rising
 
 #: Nodes between two looks at the clock, for up to 64 variables; fewer for larger problems.
 CHUNK = 1 << 18
@@ -64,16 +65,10 @@ FEWEST_ROUNDS = 3
 TREE_DECIDES, SMALL_RELAX_SHARE, RELAX_SHARE = 160, 0.05, 0.5
 #: Seconds between two points of its trace.
 RECORD_EVERY = 0.5
-#: Logarithm of the nodes over the target's share of the upper bound: first guess, before it is measured.
-SLOPE = 45.0
-#: A search may cost at most so many times the last one, and is given up at so many times the estimate.
-MOST_GROWTH, OVERRUN = 6.0, 3.0
 #: A search of so many nodes teaches the minorants; the first searches may cost so many at most.
 LEARN_FROM, FIRST_BUDGET = 3e5, 2e7
 #: The same where the root may be out of the tree's reach.
 SMALL_FIRST_BUDGET = 2e6
-#: Longest step of the target while searches are cheap, as a share of the upper bound.
-LONGEST_STEP = 0.05
 #: More points than this within the rounding allowance of the optimum are not collected.
 MANY_LEAVES = 20_000
 #: Nodes for the collection of points where the allowance exceeds the incumbent: only few points are worth it.
@@ -100,7 +95,6 @@ class ChannelSearch:
         self.proven = 0.0
         self.exhausted = False
         self._box_nodes = 0
-        self.last_growth = 1.0
         self.relaxation: Root | None = None
         self.split: SplitRelaxation | None = None
         self.trace: list[TracePoint] = []
@@ -266,42 +260,30 @@ class ChannelSearch:
     def rise(self) -> None:
         """Prove rising targets until the goal, or until a limit ends the work.
 
-        The number of nodes grows about exponentially with the target. Each search is meant to take a given part of
-        what is left, by the growth seen in the last two; one that runs over is given up and aimed lower.
+        Each search is meant to take a given part of what is left; one that runs over is given up and aimed lower.
         """
-        history: list[tuple[float, float]] = []
         learned = False
         ratio = max(self.root / self.upper, 0.0)
-        step = max((1.0 - ratio) / 24.0, 1e-3)
+        rising = Rising(max((1.0 - ratio) / 24.0, 1e-3), 2.0 * PILOT)
         while not self.finished and self.nodes_left() > 0 and self.control.remaining() > 0:
             self._adopt()
             current = max(self.proven, self.root, 0.0) / self.upper
-            target = min(current + step, self.goal / self.upper)
+            target = min(current + rising.step, self.goal / self.upper)
             begin, started = self.nodes, self.control.elapsed()
             # Near the targets that matter the distances differ from the pilot's: learn once more.
-            learn = bool(history) and not learned
+            learn = rising.measured and not learned
             first = FIRST_BUDGET if self.unit.size <= TREE_DECIDES else SMALL_FIRST_BUDGET
-            budget = OVERRUN * history[-1][1] * self.last_growth if history else first
-            done = self.attempt(self.upper * target, budget, learn)
+            done = self.attempt(self.upper * target, rising.budget(first), learn)
             spent = float(max(self.nodes - begin, 1))
             if not done:
-                # Too expensive: aim between what is proven and what was tried.
-                step *= 0.5
-                if not history and self.unit.size > TREE_DECIDES:
+                rising.missed()
+                if not rising.measured and self.unit.size > TREE_DECIDES:
                     self._branch_on_boxes()
                 continue
             if learn and spent > LEARN_FROM:
                 self.tree.learn(self.stride)
                 learned = True
-            if spent < 2.0 * PILOT:
-                step = min(1.5 * step, LONGEST_STEP)
-                continue
-            history.append((target, spent))
-            slope = SLOPE
-            if len(history) > 1 and history[-1][1] > history[-2][1]:
-                (t0, n0), (t1, n1) = history[-2:]
-                slope = min(max(math.log(n1 / n0) / max(t1 - t0, 1e-6), 0.7 * SLOPE), 3.0 * SLOPE)
-            step = math.log(self.growth(spent, self.control.elapsed() - started)) / slope
+            rising.reached(target, spent, self.available(spent, self.control.elapsed() - started))
 
     def _adopt(self) -> None:
         """Take over a better point of the other thread."""
@@ -312,14 +294,11 @@ class ChannelSearch:
             self.upper, self.choice = value, choice
             self.record()
 
-    def growth(self, spent: float, seconds: float) -> float:
-        """How many times the last search the next one may cost: most of what is left, if that is not too far off."""
+    def available(self, spent: float, seconds: float) -> float:
+        """How many searches of some nodes or seconds fit into what is left of the limits."""
         if self.control.node_limit is not None:
-            available = self.nodes_left() / spent
-        else:
-            available = self.control.remaining() / max(seconds, 1e-3)
-        self.last_growth = min(max(0.5 * available, 1.3), MOST_GROWTH)
-        return self.last_growth
+            return self.nodes_left() / spent
+        return self.control.remaining() / max(seconds, 1e-3)
 
     def run(self) -> RawSolve:
         """Work until the interval is closed or a limit is reached."""

@@ -11,6 +11,7 @@ import numpy as np
 from layerbounds.arrays import Float, Int
 from layerbounds.proofs import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE, Control, ScaleDual, Status, TracePoint
 from layerbounds.search.quantization.preparation import Preparation
+from layerbounds.search.rising import Rising
 from layerbounds.search.scale.allowance import float_charge, ray_allowance, shift_charge
 from layerbounds.search.scale.cells import cells
 from layerbounds.search.scale.envelope import Envelope
@@ -47,14 +48,8 @@ BEST_BOXES = 3
 RECORD_EVERY = 0.5
 #: Nodes that one call of the large-neighbourhood search counts for under a node limit.
 NODES_PER_CALL = 100_000
-#: Logarithm of the nodes over the target's share of the upper bound: first guess, before it is measured.
-SLOPE = 45.0
-#: A search may cost at most so many times the last one, and is given up at so many times the estimate.
-MOST_GROWTH, OVERRUN = 6.0, 3.0
 #: Nodes that the first searches may cost, and below which a search counts as cheap.
 FIRST_BUDGET, CHEAP = 1e7, 6e4
-#: Longest step of the target while searches are cheap, as a share of the upper bound.
-LONGEST_STEP = 0.05
 #: More points than this within the rounding allowance of the optimum are not collected; nodes of the collection.
 MANY_LEAVES, COLLECT_NODES = 20_000, 1 << 23
 #: Targets next to f(0) would need arbitrarily small scales.
@@ -174,7 +169,6 @@ class ScaleSearch:
         self.proven = 0.0
         self.exhausted = False
         self.allowance = 0.0
-        self.last_growth = 1.0
         channels = [Codes(prep.gram, self.target, codes, limit, powers) for codes in boxes]
         found = []
         for index, channel in enumerate(channels):
@@ -394,40 +388,27 @@ class ScaleSearch:
 
     def rise(self) -> None:
         """Prove rising targets until the goal, or until a limit ends the work, as the search at one scale does."""
-        history: list[tuple[float, float]] = []
-        step = 1.0 / 24.0
+        rising = Rising(1.0 / 24.0, 2.0 * CHEAP)
         while not self.finished and self.nodes_left() > 0 and self.control.remaining() > 0:
             current = max(self.proven, self.root) / self.upper
             # The goal itself in the end: a bound one unit below it would never be enough.
-            last = current + step >= self.goal / self.upper
-            target = self.goal / self.upper if last else current + step
+            last = current + rising.step >= self.goal / self.upper
+            target = self.goal / self.upper if last else current + rising.step
             begin, started = self.nodes, self.control.elapsed()
-            budget = OVERRUN * history[-1][1] * self.last_growth if history else FIRST_BUDGET
-            done = self.attempt(self.goal if last else self.upper * target, budget)
+            done = self.attempt(self.goal if last else self.upper * target, rising.budget(FIRST_BUDGET))
             spent = float(max(self.nodes - begin, 1))
             if not done:
-                if self.boxes[0].cells is None or step < 1e-9:
+                if self.boxes[0].cells is None or rising.step < 1e-9:
                     return
-                step *= 0.5
+                rising.missed()
                 continue
-            if spent < 2.0 * CHEAP:
-                step = min(1.5 * step, LONGEST_STEP)
-                continue
-            history.append((target, spent))
-            slope = SLOPE
-            if len(history) > 1 and history[-1][1] > history[-2][1]:
-                (t0, n0), (t1, n1) = history[-2:]
-                slope = min(max(math.log(n1 / n0) / max(t1 - t0, 1e-6), 0.7 * SLOPE), 3.0 * SLOPE)
-            step = math.log(self.growth(spent, self.control.elapsed() - started)) / slope
+            rising.reached(target, spent, self.available(spent, self.control.elapsed() - started))
 
-    def growth(self, spent: float, seconds: float) -> float:
-        """How many times the last search the next one may cost: most of what is left, if that is not too far off."""
+    def available(self, spent: float, seconds: float) -> float:
+        """How many searches of some nodes or seconds fit into what is left of the limits."""
         if self.control.node_limit is not None:
-            available = self.nodes_left() / spent
-        else:
-            available = self.control.remaining() / max(seconds, 1e-3)
-        self.last_growth = min(max(0.5 * available, 1.3), MOST_GROWTH)
-        return self.last_growth
+            return self.nodes_left() / spent
+        return self.control.remaining() / max(seconds, 1e-3)
 
     def run(self) -> RayResult:
         """Work until the interval is closed or a limit is reached."""
