@@ -136,9 +136,7 @@ def first_incumbents(
         successive_rounding(prep.shifts, target, channel.table, channel.count, choice)
         candidates.append(choice)
         if n <= PAIRS:
-            choice = np.zeros(n, dtype=np.int64)
-            beam(WIDTH, prep.pivots, prep.shifts, target, channel.table, channel.count, choice)
-            candidates.append(choice)
+            candidates.append(_beam(channel, prep, WIDTH, target))
     for choice in candidates:
         key = choice.tobytes()
         if key in tried:
@@ -149,13 +147,17 @@ def first_incumbents(
             best, best_choice = error, choice
     scale = channel.scale(best_choice)
     for factor in NEAR if scale > 0.0 and n <= PAIRS else ():
-        choice = np.zeros(n, dtype=np.int64)
-        target = channel.target / (factor * scale)
-        beam(beam_width(n), prep.pivots, prep.shifts, target, channel.table, channel.count, choice)
-        error, choice = channel.descend(choice)
+        error, choice = channel.descend(_beam(channel, prep, beam_width(n), channel.target / (factor * scale)))
         if error < best:
             best, best_choice = error, choice
     return best, best_choice
+
+
+def _beam(channel: Codes, prep: Preparation, width: int, target: Float) -> Int:
+    """What a beam finds for a target in units of a scale."""
+    choice = np.zeros(prep.size, dtype=np.int64)
+    beam(width, prep.pivots, prep.shifts, target, channel.table, channel.count, choice)
+    return choice
 
 
 class ScaleNeighbourhoods:
@@ -224,17 +226,7 @@ class ScaleNeighbourhoods:
         channel = self._channel
         scale = channel.scale(self.best) * float(np.exp(RESCALE * self._rng.normal()))
         if scale > 0.0 and self._rng.random() < RESCALED:
-            choice = np.zeros(len(self.best), dtype=np.int64)
-            beam(
-                WIDTH,
-                self._prep.pivots,
-                self._prep.shifts,
-                channel.target / scale,
-                channel.table,
-                channel.count,
-                choice,
-            )
-            self._current = channel.descend(choice)[1]
+            self._current = channel.descend(_beam(channel, self._prep, WIDTH, channel.target / scale))[1]
             return
         if self._rng.random() < 0.7:
             self._current = self.best.copy()
