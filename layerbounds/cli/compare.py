@@ -15,6 +15,7 @@ from layerbounds.cli.console import channel_progress, fits, result_console
 from layerbounds.cli.options import (
     InputOption,
     JsonOption,
+    ZeroPointOption,
     asked,
     parse_channels,
     parse_fractions,
@@ -90,10 +91,7 @@ def compare_command(
             help="All scales: methods start at every range (or those of --range) and alternate with the best scales.",
         ),
     ] = None,
-    zero_point: Annotated[
-        str | None,
-        typer.Option("--zero-point", metavar="HOW", help="With --scale free: free (all integer zero points) or real."),
-    ] = None,
+    zero_point: ZeroPointOption = None,
     signed_scale: Annotated[
         bool,
         typer.Option("--signed-scale", help="With --scale free: scales may be negative, as those of llama.cpp are."),

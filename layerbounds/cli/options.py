@@ -19,6 +19,10 @@ InputOption = Annotated[
     Path | None,
     typer.Option("--input", metavar="FILE", help="Layer file (safetensors); default: the embedded demo network."),
 ]
+ZeroPointOption = Annotated[
+    str | None,
+    typer.Option("--zero-point", metavar="HOW", help="With --scale free: free (all integer zero points) or real."),
+]
 JsonOption = Annotated[
     str | None, typer.Option("--json", metavar="OUT", help="Write JSON to this file; - prints it instead of the table.")
 ]

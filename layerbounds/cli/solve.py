@@ -13,6 +13,7 @@ from layerbounds.cli.console import channel_progress, fits, result_console
 from layerbounds.cli.options import (
     InputOption,
     JsonOption,
+    ZeroPointOption,
     asked,
     parse_channels,
     parse_granularity,
@@ -68,10 +69,7 @@ def solve_command(
         str | None,
         typer.Option("--scale", metavar="free", help="All scales instead of fitted ones: the best are found, too."),
     ] = None,
-    zero_point: Annotated[
-        str | None,
-        typer.Option("--zero-point", metavar="HOW", help="With --scale free: free (all integer zero points) or real."),
-    ] = None,
+    zero_point: ZeroPointOption = None,
     signed_scale: Annotated[
         bool, typer.Option("--signed-scale", help="With --scale free: scales may be negative, too.")
     ] = False,

@@ -16,6 +16,7 @@ from layerbounds.cli.console import channel_progress, result_console
 from layerbounds.cli.options import (
     InputOption,
     JsonOption,
+    ZeroPointOption,
     asked,
     parse_channels,
     parse_granularity,
@@ -64,10 +65,7 @@ def versus_command(
         str | None,
         typer.Option("--scale", metavar="free", help="Quantize at all scales instead of fitted ones."),
     ] = None,
-    zero_point: Annotated[
-        str | None,
-        typer.Option("--zero-point", metavar="HOW", help="With --scale free: free (all integer zero points) or real."),
-    ] = None,
+    zero_point: ZeroPointOption = None,
     pattern: Annotated[
         str,
         typer.Option("--pattern", metavar="HOW", help="unstructured, block:S, or N:16 (bits of every 16 inputs)."),

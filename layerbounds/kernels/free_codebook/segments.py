@@ -23,12 +23,7 @@ def least_segments(points, weights, most, means):
     best[0, :] = 0.0
     total, mean, cost = 0.0, 0.0, 0.0
     for j in range(n):
-        after = total + weights[j]
-        if after > 0.0:
-            step = points[j] - mean
-            cost += total * (weights[j] / after) * step * step
-            mean += step * (weights[j] / after)
-        total = after
+        total, mean, cost = _grow(points[j], weights[j], total, mean, cost)
         best[j + 1, :] = cost
         _last_segment(points, weights, j, best)
     ends = np.empty(most, np.int64)
@@ -51,17 +46,23 @@ def least_segments(points, weights, most, means):
 
 
 @kernel(error_model="numpy", inline=True)
+def _grow(point, weight, total, mean, cost):
+    """Weight, mean and cost of a segment with one more point."""
+    after = total + weight
+    if after > 0.0:
+        step = point - mean
+        cost += total * (weight / after) * step * step
+        mean += step * (weight / after)
+    return after, mean, cost
+
+
+@kernel(error_model="numpy", inline=True)
 def _last_segment(points, weights, j, best):
     """Lower ``best[j + 1]`` by last segments that begin after the first point."""
     most = best.shape[1]
     total, mean, cost = 0.0, 0.0, 0.0
     for i in range(j, 0, -1):
-        after = total + weights[i]
-        if after > 0.0:
-            step = points[i] - mean
-            cost += total * (weights[i] / after) * step * step
-            mean += step * (weights[i] / after)
-        total = after
+        total, mean, cost = _grow(points[i], weights[i], total, mean, cost)
         # Costs grow with the segment, and more segments never cost more.
         if most == 1 or cost > best[j + 1, 1]:
             break
@@ -77,12 +78,7 @@ def _first_point(points, weights, j, k, best):
     total, mean, cost = 0.0, 0.0, 0.0
     least, first = np.inf, 0
     for i in range(j - 1, 0, -1):
-        after = total + weights[i]
-        if after > 0.0:
-            step = points[i] - mean
-            cost += total * (weights[i] / after) * step * step
-            mean += step * (weights[i] / after)
-        total = after
+        total, mean, cost = _grow(points[i], weights[i], total, mean, cost)
         if best[i, k - 1] + cost < least:
             least, first = best[i, k - 1] + cost, i
     return first
