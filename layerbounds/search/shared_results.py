@@ -59,6 +59,11 @@ class Recent(Generic[Value]):
                 self._results.popitem(last=False)
         return result
 
+    def forget(self, key: Hashable) -> None:
+        """Forget the result for a key, if it is there."""
+        with self._lock:
+            self._results.pop(key, None)
+
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:

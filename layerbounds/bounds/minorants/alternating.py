@@ -2,8 +2,8 @@
 
 Minimises (z − w)ᵀM(z − w) + Σ_j d_j e_j(c_jᵀz), M = H − C diag(d) Cᵀ, C the columns of the units and, if any, the
 integer forms, and e_j the piecewise-linear interpolation of the squares of the numbers that c_jᵀq can be. With the
-splitting y = Cᵀz and the penalty κ·diag(d) every proximal step is one rounding (Boyd et al., Foundations and Trends in
-Machine Learning 3, 2011; docs/bounds.md).
+splitting y = Cᵀz and the penalty diag(κ∘d), κ_i = √(H_ii/d_i) without forms, every proximal step is one rounding
+(Boyd et al., Foundations and Trends in Machine Learning 3, 2011; docs/bounds.md).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from layerbounds.arrays import Float
 from layerbounds.bounds.quantization.cuts import weighted_square
 from layerbounds.kernels.factorization import cholesky, symmetric_inverse
 
-#: κ, and over-relaxation.
-PENALTY, RELAXATION = 6.0, 1.6
+#: Over-relaxation, κ with forms, and the largest κ: columns of next to no weight are left to the others.
+RELAXATION, WITH_FORMS, LARGEST = 1.6, 6.0, 1e9
 #: Iterations between two evaluations, and the relative gain of one below which they end.
 CYCLE, PROGRESS = 50, 2e-4
 
@@ -32,12 +32,33 @@ class _Valued(Protocol):
 Point = TypeVar("Point", bound=_Valued)
 
 
+def penalties(gram: Float, units: Float, weights: Float) -> tuple[Float, Float]:
+    """κ of the units and of the forms.
+
+    Without forms the penalty κd of a unit is between its weight and what it is in H. With forms that is slower than one
+    number for all columns.
+    """
+    if weights.size:
+        return np.full(len(units), WITH_FORMS), np.full(weights.size, WITH_FORMS)
+    own = np.diag(gram)
+    ratio = np.divide(own, units, out=np.full_like(own, LARGEST**2), where=units > own / LARGEST**2)
+    return np.sqrt(ratio), np.zeros(0)
+
+
 def smooth_inverse(gram: Float, units: Float, forms: csr_array, weights: Float) -> Float | None:
-    """Inverse of H + (κ − 1)·(diag(units) + V diag(weights) Vᵀ), the matrix of the smooth part."""
+    """Inverse of H + C diag((κ − 1)∘d) Cᵀ, the matrix of the smooth part."""
+    kappa, kappa_forms = penalties(gram, units, weights)
+    return penalized_inverse(gram, units, forms, weights, kappa, kappa_forms)
+
+
+def penalized_inverse(
+    gram: Float, units: Float, forms: csr_array, weights: Float, kappa: Float | float, kappa_forms: Float | float
+) -> Float | None:
+    """The same for any κ."""
     matrix = gram.copy()
     if weights.size:
-        matrix += (PENALTY - 1.0) * weighted_square(forms, weights)
-    matrix[np.diag_indices(len(units))] += (PENALTY - 1.0) * units
+        matrix += weighted_square(forms, (kappa_forms - 1.0) * weights)
+    matrix[np.diag_indices(len(units))] += (kappa - 1.0) * units
     factor = cholesky(matrix)
     return None if factor is None else symmetric_inverse(factor)
 
@@ -88,6 +109,7 @@ class AlternatingDirections:
         self._forms = csr_array((n, 0)) if forms is None else forms
         self._transposed = csr_array(self._forms.T)
         self._weights = np.zeros(0) if weights is None else weights
+        self._kappa, self._kappa_forms = penalties(gram, units, self._weights)
         if inverse is None:
             inverse = smooth_inverse(gram, units, self._forms, self._weights)
         self.usable = inverse is not None
@@ -100,21 +122,21 @@ class AlternatingDirections:
     def iterate(self, count: int) -> None:
         """So many iterations."""
         for _ in range(count):
-            right = self._units * (self._y - self._u)
-            right += self._forms @ (self._weights * (self._y_forms - self._u_forms))
-            self.z = self._inverse @ (self._pull + PENALTY * right)
+            right = self._kappa * self._units * (self._y - self._u)
+            right += self._forms @ (self._kappa_forms * self._weights * (self._y_forms - self._u_forms))
+            self.z = self._inverse @ (self._pull + right)
             moved = RELAXATION * self.z + (1.0 - RELAXATION) * self._y + self._u
-            self._y = _nearest_kink(moved, self._levels)
+            self._y = _nearest_kink(moved, self._levels, self._kappa)
             self._u = moved - self._y
             if self._weights.size:
                 moved = RELAXATION * (self._transposed @ self.z) + (1.0 - RELAXATION) * self._y_forms + self._u_forms
-                self._y_forms = _nearest_integer_kink(moved)
+                self._y_forms = _nearest_integer_kink(moved, self._kappa_forms)
                 self._u_forms = moved - self._y_forms
 
     @property
     def multipliers(self) -> Float:
         """Of the forms, for the tangent bound at z."""
-        return np.asarray(self._weights * (self._transposed @ self.z - PENALTY * self._u_forms))
+        return np.asarray(self._weights * (self._transposed @ self.z - self._kappa_forms * self._u_forms))
 
 
 def ascend(
@@ -145,18 +167,18 @@ def ascend(
     return best
 
 
-def _nearest_kink(v: Float, levels: Float) -> Float:
+def _nearest_kink(v: Float, levels: Float, kappa: Float | float) -> Float:
     """Minimiser over y in the hull of e(y) + κ(y − v)², e the interpolation of t² at the levels of each column."""
     if len(levels) == 1:
         return np.array(levels[0])
     low, high = levels[:-1], levels[1:]
-    half = (low + high) / (2.0 * PENALTY)
+    half = (low + high) / (2.0 * kappa)
     cell = np.minimum((v > high + half).sum(axis=0), len(low) - 1)
     column = np.arange(len(v))
     return np.asarray(np.clip(v - half[cell, column], low[cell, column], high[cell, column]))
 
 
-def _nearest_integer_kink(v: Float) -> Float:
+def _nearest_integer_kink(v: Float, kappa: Float | float) -> Float:
     """The same for all integers."""
-    below = np.floor((v + 0.5 / PENALTY) / (1.0 + 1.0 / PENALTY))
-    return np.asarray(np.clip(v - (below + 0.5) / PENALTY, below, below + 1.0))
+    below = np.floor((v + 0.5 / kappa) / (1.0 + 1.0 / kappa))
+    return np.asarray(np.clip(v - (below + 0.5) / kappa, below, below + 1.0))

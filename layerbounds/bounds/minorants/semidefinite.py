@@ -5,19 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from scipy.linalg import lapack
 
 from layerbounds.arrays import Float
-from layerbounds.kernels.factorization import UNIT, cholesky, gamma, is_finite_factor
+from layerbounds.kernels.factorization import UNIT, gamma, is_finite_factor
 
 
 def is_positive_semidefinite(matrix: Float) -> bool:
-    """Prove matrix ⪰ 0 with one floating-point Cholesky factorization; overwrites its diagonal.
+    """Prove matrix ⪰ 0 with one floating-point Cholesky factorization, which overwrites it.
 
     A completed factorization of A has a backward error of at most γ_{n+1}/(1−γ_{n+1})·√(a_ii a_jj) per entry (Higham,
     Accuracy and Stability, theorem 10.3), hence A ⪰ −n·γ_{n+1}/(1−γ_{n+1})·diag(A): A is shifted down by more than that
     before it is factorized (Rump, BIT 46, 2006). The slack also covers one rounding of every entry.
     """
-    return _lower_diagonal(matrix) and cholesky(matrix) is not None
+    return _lower_diagonal(matrix) and _factorizes(matrix)
+
+
+def _factorizes(matrix: Float) -> bool:
+    if not matrix.size:
+        return True
+    # LAPACK takes the transpose of a C-ordered matrix without a copy; its upper triangle is the lower one here.
+    factor, info = lapack.dpotrf(matrix.T, lower=0, clean=0, overwrite_a=1)
+    return info == 0 and is_finite_factor(factor)
 
 
 def are_positive_semidefinite(matrices: Float) -> bool:

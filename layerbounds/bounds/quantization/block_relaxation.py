@@ -305,11 +305,12 @@ def _maximise(
     for g, solve in enumerate(minorant.inverses):
         m = packed.member[packed.first[g] : packed.first[g + 1]]
         u[m] = solve @ right[m]
-    right = minorant.matrix @ state.y - right
+    right = KAPPA * (minorant.matrix @ state.y - right)
+    kappa = np.full(len(state.size), KAPPA)
     for iteration in range(1, ITERATIONS + 1):
-        point = inverse @ (fixed + KAPPA * right)
+        point = inverse @ (fixed + right)
         envelope, nodes = proximal_sweep(
-            packed.first, packed.member, packed.block, packed.factor, packed.levels, count, origin, KAPPA, OVER, point,
+            packed.first, packed.member, packed.block, packed.factor, packed.levels, count, origin, kappa, OVER, point,
             state.y, u, state.corral, state.weight, state.size, right, MOST_NODES,
         )  # fmt: skip
         ended = nodes > ITERATION_BUDGET or stop()

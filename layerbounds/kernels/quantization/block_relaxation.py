@@ -261,7 +261,7 @@ def _minimise(indices, point, alpha, length, size, m, goal, kappa, linear, a, b)
 def proximal_sweep(
     first, member, block, factor, levels, count, origin, kappa, over, z, y, u, corral, alpha, size, right, most
 ):
-    """One iteration of ADMM but for its linear system: y ← argmin Σ env_g(y) + κ‖R_g(y − v)‖², v = (relaxed z) + u.
+    """One iteration of ADMM but for its linear system: y ← argmin Σ env_g(y) + κ_g‖R_g(y − v)‖², v = (relaxed z) + u.
 
     env_g is the convex envelope of (q − o)ᵀB_g(q − o) on the block's level points: the minimum of a convex combination
     of at most m + 1 points, the corral (Wolfe, Math. Programming 11, 1976), which is kept from one iteration to the
@@ -273,14 +273,16 @@ def proximal_sweep(
         See the module.
     origin
         o; any choice changes the envelope by a linear function, which ``right`` below must match.
-    kappa, over : float
-        Penalty and over-relaxation.
+    kappa : ndarray of shape (groups,)
+        Penalties κ_g.
+    over : float
+        Over-relaxation.
     z, y, u : ndarray of shape (n,)
         ADMM's variables; y and the scaled multiplier u are updated.
     corral : ndarray of int64, shape (groups, m + 2, m); alpha : (groups, m + 2); size : (groups,)
         Level indices, weights and number of points.
     right : ndarray of shape (n,)
-        Returns B(y − u).
+        Returns κ_g B_g (y − u).
     most : int
         Nodes that one search may take.
 
@@ -329,14 +331,14 @@ def proximal_sweep(
         for c in range(k):
             length[c] = _place(r, m, levels, inputs, origin, indices[c], point[c])
         for _ in range(MOST_STEPS):
-            k = _minimise(indices, point, weight, length, k, m, goal, kappa, linear, a, b)
+            k = _minimise(indices, point, weight, length, k, m, goal, kappa[g], linear, a, b)
             for p in range(m):
                 s = 0.0
                 for c in range(k):
                     s += weight[c] * levels[inputs[p], indices[c, p]]
                 mean[p] = s
                 # Gradient: least of ‖R(q − o)‖² − 2κ(v − y)ᵀB(q − o).
-                anchor[p] = origin[inputs[p]] + kappa * (target[p] - s)
+                anchor[p] = origin[inputs[p]] + kappa[g] * (target[p] - s)
             settle(block[g], m, levels, inputs, count, anchor, slope, centre, tilt)
             radius = np.inf
             for c in range(k):
@@ -344,7 +346,8 @@ def proximal_sweep(
             limit = radius * (1.0 - IMPROVEMENT)
             value, nodes = closest(r, m, levels, inputs, count, centre, tilt, limit, most, best, index, work, where)
             total += nodes
-            if value < 0.0 or value >= limit:
+            # Not a number where single precision has overflowed before.
+            if not 0.0 <= value < limit:
                 break
             k = _enter_corral(r, m, levels, inputs, origin, best, indices, point, weight, length, k, linear, a, b)
         size[g] = k
@@ -363,7 +366,7 @@ def proximal_sweep(
             s = 0.0
             for q in range(p + 1):
                 s += r[q, p] * goal[q]
-            right[inputs[p]] = s
+            right[inputs[p]] = kappa[g] * s
     return envelope, total
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.sparse import csc_array, csr_array
 
 from layerbounds.arrays import Float
-from layerbounds.bounds.minorants.alternating import PENALTY, RELAXATION, smooth_inverse
+from layerbounds.bounds.minorants.alternating import RELAXATION, penalized_inverse
 from layerbounds.bounds.quantization.cuts import fractional_product
 from layerbounds.bounds.quantization.split_relaxation import SplitRelaxation
 from layerbounds.kernels.factorization import UNIT
@@ -23,6 +23,8 @@ from layerbounds.search.quantization.grid_units import UnitProblem
 
 #: Iterations at the root, at a node, and more of them where a child is no better than its parent.
 ROOT_ITERATIONS, ITERATIONS, MORE_ITERATIONS = 400, 20, 40
+#: κ of alternating directions, the same for all columns.
+PENALTY = 6.0
 #: Memory that open nodes may take.
 BYTES = 512 * 2**20
 
@@ -53,7 +55,7 @@ class BoxTree:
         forms = csc_array(split.forms)
         self._split = split
         self._columns = forms.indptr.astype(np.int64), forms.indices.astype(np.int64), forms.data.astype(np.float64)
-        inverse = smooth_inverse(unit.gram, split.units, csr_array(split.forms), split.weights)
+        inverse = penalized_inverse(unit.gram, split.units, csr_array(split.forms), split.weights, PENALTY, PENALTY)
         self._heap: list[tuple[float, int, _Node]] = []
         self._most = 0
         if inverse is None:

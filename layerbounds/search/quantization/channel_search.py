@@ -30,6 +30,7 @@ from layerbounds.search.quantization.block_choice import block_members
 from layerbounds.search.quantization.box_tree import BoxTree
 from layerbounds.search.quantization.companion import Companion
 from layerbounds.search.quantization.exact_levels import MOST_INPUTS, close_exactly
+from layerbounds.search.quantization.given_start import given_relaxation
 from layerbounds.search.quantization.grid_units import UnitProblem, make_units
 from layerbounds.search.quantization.incumbents import first_incumbents
 from layerbounds.search.quantization.neighbourhoods import Neighbourhoods
@@ -198,6 +199,8 @@ class ChannelSearch:
         """The best bound at the root: the tangent relaxation with a diagonal, with blocks, and with split cuts."""
         unit, n = self.unit, self.unit.size
         timed = self.control.node_limit is None
+        given = given_relaxation(self.task.start, unit)
+        self._adopt_relaxation(given)
         if timed and self.control.remaining() < RELAX_CUBIC * n**3:
             return
         share = SMALL_RELAX_SHARE if n <= TREE_DECIDES else RELAX_SHARE
@@ -210,13 +213,16 @@ class ChannelSearch:
         blocks = n > CLOSE_AT_ONCE
         splits = unit.uniform and len(unit.levels) > 2 and (not blocks or TREE_DECIDES < n <= LARGEST)
         refits = 0 if blocks or splits else REFITS
-        start = self.tree.z[n]
-        plain = refine(*problem, unit.count, unit.minorants[n], start, refits, stop)
+        d, start = unit.minorants[n], self.tree.z[n]
+        if given is not None and given.value >= self.root:
+            # What bounded all channels together is where this one goes on.
+            d, start = given.d, given.z
+        plain = refine(*problem, unit.count, d, start, refits, stop)
         self._adopt_relaxation(plain)
         members = block_members(unit.prep) if blocks else None
         rounds = block_rounds(n, deadline - self.control.elapsed()) if timed else ROUNDS
         if members is not None and rounds:
-            self._adopt_relaxation(refine_blocks(*problem, unit.count, unit.minorants[n], start, members, rounds, stop))
+            self._adopt_relaxation(refine_blocks(*problem, unit.count, d, start, members, rounds, stop))
         split = None
         if splits:
             split = prepare_split(unit.prep) if unit.shared_forms else find_split(unit.gram, unit.minorants[n], stop)

@@ -11,7 +11,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from layerbounds.kernels.factorization import cholesky, symmetric_inverse
-from layerbounds.search.quantization.preparation import NEWTON_SIZE
+from layerbounds.search.quantization.preparation import DOUBLE_SIZE
 
 #: Preparations of fewer inputs take a minute at most and are not announced.
 ANNOUNCED = 1000
@@ -21,8 +21,8 @@ PATIENCE = 10.0
 SAMPLE, UPDATED = 768, 1500
 #: Factorizations with inverse, products, and rank-one updates of all inputs.
 Work = tuple[float, float, float]
-#: Those that a preparation takes: with second derivatives up to `NEWTON_SIZE` inputs, without them beyond.
-NEWTON_WORK, FIRST_ORDER_WORK = (36.0, 6.0, 2.0), (34.0, 6.0, 2.0)
+#: Those that a preparation takes: with minorants in double precision up to `DOUBLE_SIZE` inputs, in single beyond.
+DOUBLE_WORK, SINGLE_WORK = (36.0, 6.0, 2.0), (18.0, 6.0, 2.0)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def preparation_seconds(n: int, speed: Speed, work: Work | None = None) -> float:
     """Roughly what the preparation of so many inputs takes, by default that of quantization."""
-    factors, products, updates = work or (NEWTON_WORK if n <= NEWTON_SIZE else FIRST_ORDER_WORK)
+    factors, products, updates = work or (DOUBLE_WORK if n <= DOUBLE_SIZE else SINGLE_WORK)
     return float(n) ** 3 * (factors * speed.factor + products * speed.product + updates * speed.update)
 
 

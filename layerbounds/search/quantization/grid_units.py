@@ -69,6 +69,14 @@ class UnitProblem:
         result[self.prep.order] = self.scale * (points + self.code_offset - self.zero_point)
         return result
 
+    def point_of(self, weights: Float) -> Float:
+        """The point in grid units of real weights in the layer's order."""
+        return np.asarray(weights[self.prep.order] / self.scale + self.zero_point - self.code_offset)
+
+    def diagonal_of(self, d: Float) -> Float:
+        """A diagonal in the units and the order of the layer, in those used here."""
+        return np.asarray(d[self.prep.order] * self.scale**2 / self.multiplier)
+
 
 def has_shared_forms(uniform: bool, levels: int, scale: Float) -> bool:
     """Whether split cuts of the Gram matrix serve a channel as they are: one scale, more than two levels.

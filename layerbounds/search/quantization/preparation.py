@@ -10,8 +10,8 @@ import numpy as np
 import scipy.linalg
 
 from layerbounds.arrays import Float, Int
-from layerbounds.bounds.minorants.diagonal import maximize_minorant
-from layerbounds.bounds.minorants.first_order import ascend_minorant
+from layerbounds.bounds.minorants.diagonal import certified_minorant, maximize_minorant
+from layerbounds.bounds.minorants.newton import ascend_newton
 from layerbounds.cancellation import checkpoint
 from layerbounds.exceptions import InputError
 from layerbounds.kernels.factorization import UNIT, cholesky, gamma
@@ -23,10 +23,10 @@ SMALL_ORDER, LARGE_ORDER, LARGE = 1.0, 0.5, 100
 #: Inverses of leading blocks are kept for the depths that fit into this many bytes.
 COVARIANCE_BYTES = 96 * 2**20
 _CACHE_SIZE = 8
-#: Larger matrices get the first-order diagonal: Newton steps take ten times as long.
-NEWTON_SIZE = 2048
-#: From this size on a few first-order steps precede Newton's method.
-FIRST_ORDER_START, FIRST_STEPS = 200, 15
+#: Larger matrices, of which one diagonal serves all depths, get it in single precision.
+DOUBLE_SIZE = 800
+#: From this size on a few steps in single precision precede those in double.
+SINGLE_START, SINGLE_STEPS = 200, 5
 #: Residuals of larger matrices are not computed in extended precision.
 _LONG_SIZE = 160
 
@@ -184,11 +184,11 @@ def minorant_schedule(gram: Float, objective: Float, relative_gap: float = 0.2) 
     for position, depth in enumerate(depths):
         checkpoint()
         block = np.ascontiguousarray(gram[:depth, :depth])
-        if depth > NEWTON_SIZE:
-            d = ascend_minorant(block, objective[:depth])
+        if depth > DOUBLE_SIZE:
+            d = certified_minorant(block, ascend_newton(block, objective[:depth]))
         else:
-            if start is None and depth >= FIRST_ORDER_START:
-                start = ascend_minorant(block, objective[:depth], FIRST_STEPS)
+            if start is None and depth >= SINGLE_START:
+                start = ascend_newton(block, objective[:depth], steps=SINGLE_STEPS)
             d = maximize_minorant(block, objective[:depth], start, relative_gap if n < 250 else 0.3)
         following = depths[position + 1] if position + 1 < len(depths) else 0
         for k in range(depth, following, -1):

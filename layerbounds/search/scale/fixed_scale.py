@@ -16,8 +16,8 @@ from scipy.sparse import csr_array
 
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.minorants.alternating import AlternatingDirections, ascend, smooth_inverse
-from layerbounds.bounds.minorants.diagonal import maximize_minorant
-from layerbounds.bounds.minorants.first_order import ascend_minorant
+from layerbounds.bounds.minorants.diagonal import certified_minorant, maximize_minorant
+from layerbounds.bounds.minorants.newton import ascend_newton
 from layerbounds.bounds.quantization.relaxation import maximize_relaxation, refine
 from layerbounds.bounds.quantization.split_relaxation import CYCLES, SplitWeights, refine_split
 from layerbounds.bounds.scale.dual import Rays, item_codes
@@ -25,13 +25,13 @@ from layerbounds.bounds.scale.profile import Profile
 from layerbounds.kernels.factorization import cholesky, symmetric_inverse
 from layerbounds.kernels.quantization.relaxation import cells
 from layerbounds.proofs import ScaleMinorant, ScalePoint
-from layerbounds.search.quantization.preparation import FIRST_ORDER_START, FIRST_STEPS, regularizations
+from layerbounds.search.quantization.preparation import SINGLE_START, SINGLE_STEPS, regularizations
 from layerbounds.search.quantization.split_forms import LARGEST, find_split
 from layerbounds.search.shared_results import Recent
 
 #: With several groups of scales forms are used up to so many inputs: above, more boxes of scales are worth more.
 GROUPED = 200
-#: Larger Gram matrices get diagonals by a few first-order steps.
+#: Larger Gram matrices get diagonals by a few steps in single precision.
 REFIT_SIZE = 700
 #: Share of their mean that the squared distances of such a refit are raised by.
 LARGE_FLOOR = 0.1
@@ -115,7 +115,9 @@ def first_minorant(gram: Float, group: Int, with_forms: bool) -> Start | None:
             return None
         matrix, factor = found
         ones = np.ones(n)
-        units = ascend_minorant(matrix, ones, FIRST_STEPS) if n >= FIRST_ORDER_START else None
+        units = (
+            certified_minorant(matrix, ascend_newton(matrix, ones, steps=SINGLE_STEPS)) if n >= SINGLE_START else None
+        )
         if units is None or n <= REFIT_SIZE:
             units = maximize_minorant(matrix, ones, units, relative_gap=0.3)
         pays = with_forms and 2 <= n <= (GROUPED if np.any(group) else LARGEST)
@@ -252,14 +254,15 @@ class FixedScale:
         return None if number is None else ScalePoint(z[None], number, multipliers[None])
 
     def _refit_large(self, scale: Float, box: int, start: Float, stop: Callable[[], bool]) -> ScalePoint | None:
-        """The same by first-order steps."""
+        """The same in single precision."""
         levels, count = self._levels(box)
         s = scale[self.rays.group]
         z = np.clip(start[0] / s, levels[0], levels[-1])
         low, high = np.empty_like(z), np.empty_like(z)
         cells(levels, count, z, low, high)
         distance = s**2 * (z - low) * (high - z)
-        d = ascend_minorant(self.gram, distance + LARGE_FLOOR * np.mean(distance), FIRST_STEPS, stop)
+        weights = distance + LARGE_FLOOR * np.mean(distance)
+        d = certified_minorant(self.gram, ascend_newton(self.gram, weights, steps=SINGLE_STEPS, stop=stop))
         number = self._add(SplitWeights(np.zeros((len(z), 0)), d, np.zeros(0)))
         return None if number is None or stop() else self.point(number, scale, box, start, stop)
 
