@@ -1,9 +1,10 @@
-"""Checks of plain arguments: whole numbers, real numbers, flags, choices and collections."""
+"""Checks of plain arguments: whole numbers, real numbers, numbers of bytes, flags, choices and collections."""
 
 from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from layerbounds.exceptions import InputError
 #: Bounds that keep every seed and counter within what compiled code counts with.
 LARGEST_COUNT = 2**62
 MOST_THREADS = 1024
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 def whole_number(value: Any, what: str, least: int = 0, most: int = LARGEST_COUNT) -> int:
@@ -126,6 +129,34 @@ def as_path(value: Any, what: str) -> Path:
     except OSError as error:
         raise InputError(f"{what} is {shown(value)}, which is no usable file name ({error.strerror}).") from error
     return Path(text)
+
+
+def parse_bytes(value: int | str | None) -> int | None:
+    """Read a number of bytes such as ``2000000000``, ``"2GB"`` or ``"2GiB"``.
+
+    Raises
+    ------
+    InputError
+        If it is not a positive number of bytes.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([kmgt]?i?)b?\s*", value.lower())
+        if match is None or match.group(2) not in _UNITS:
+            raise InputError(f"memory_limit is {shown(value)}; write a number of bytes such as 500MB, 2GB or 2GiB.")
+        value = int(float(match.group(1)) * _UNITS[match.group(2)])
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise InputError(f"memory_limit is {shown(value)}; pass a positive number of bytes.")
+    return value
+
+
+def readable(size: int) -> str:
+    """A number of bytes for people."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}"
+    return f"{size} B"
 
 
 def shown(value: Any) -> str:

@@ -48,8 +48,9 @@ def as_numpy(value: Any, what: str) -> NDArray[Any]:
     if array.dtype.kind not in "fiub":
         raise InputError(f"{what} has dtype {array.dtype}, which is not real and numeric; pass floating-point values.")
     if array.dtype.kind == "f":
-        bad = int(np.count_nonzero(~np.isfinite(array)))
-        if bad:
+        finite = np.isfinite(array)
+        if not finite.all():
+            bad = finite.size - int(np.count_nonzero(finite))
             raise InputError(
                 f"{what} holds {bad} NaN or infinite value{'s' if bad > 1 else ''}; remove or repair them first."
             )
@@ -66,6 +67,17 @@ def as_float64(value: Any, what: str) -> Float:
     array = as_numpy(value, what)
     with np.errstate(over="ignore"):
         converted = np.asarray(array, dtype=np.float64, order="C")
+    return _in_range(converted, array, what)
+
+
+def own_float64(array: NDArray[Any], what: str) -> Float:
+    """A C-contiguous float64 copy of what `as_numpy` returned."""
+    with np.errstate(over="ignore"):
+        converted = np.array(array, dtype=np.float64, order="C")
+    return _in_range(converted, array, what)
+
+
+def _in_range(converted: Float, array: NDArray[Any], what: str) -> Float:
     if array.dtype.itemsize > 8 and not np.all(np.isfinite(converted)):
         raise InputError(f"{what} holds values beyond the range of float64; rescale them first.")
     return converted

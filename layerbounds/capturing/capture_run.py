@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from layerbounds.arguments import as_mapping, as_path, shown
+from layerbounds.arguments import as_mapping, as_path, parse_bytes, shown
 from layerbounds.capturing.batches import Forward, Mask, again, first_batch
 from layerbounds.capturing.checks import (
     check_batches,
@@ -27,8 +27,9 @@ from layerbounds.capturing.checks import (
 )
 from layerbounds.capturing.copying import copied
 from layerbounds.capturing.fold import fold_batchnorm
-from layerbounds.capturing.memory import MemoryPlan, parse_bytes, plan_memory
-from layerbounds.capturing.moments import Allocate, Moments, in_memory
+from layerbounds.capturing.memory import MemoryPlan, plan_memory
+from layerbounds.capturing.moments import Allocate, ErrorSums, InputSums, Moments, in_memory
+from layerbounds.capturing.shared_sums import SharedSums
 from layerbounds.capturing.stream import Pass, Progress, Tally, twin_targets
 from layerbounds.capturing.targets import CaptureWarning, Target, find_targets, other_parameters, unwrap
 from layerbounds.exceptions import InputError, LayerError
@@ -159,15 +160,12 @@ class CaptureRun:
             warnings.warn(f"never reached, and not captured: {names}", CaptureWarning, stacklevel=2)
 
     def _pass(self, targets: tuple[Target, ...], number: int, folder: str) -> Iterator[Layer]:
-        moments: dict[str, Moments] = {}
-        for target in targets:
-            allocate = _on_disk(folder) if target.name in self.report.plan.spilled else in_memory
-            weight = None if self._compressed is None else partial(target.geometry.weight, target.module)
-            moments[target.name] = Moments(target.geometry, self._dtype, weight, allocate)
+        moments = {target.name: self._moments(target, folder) for target in targets}
+        alike = {t.name: (t.geometry.layout, t.name in self.report.plan.spilled) for t in targets}
         run = Pass(
             self._model,
             targets,
-            moments,
+            SharedSums(moments, alike),
             self._compressed,
             self._mask,
             self._forward,
@@ -194,13 +192,24 @@ class CaptureRun:
                 f"the batches gave {self.report.batches} batches in the first pass and {run.batches} in pass "
                 f"{number + 1}; pass a list or a DataLoader that can be read several times."
             )
+        tally = run.tally
+        # It holds the sums, which go one by one.
+        del run
         # In the order of execution, so that a file lists its layers as the model runs them.
         rank = {name: position for position, name in enumerate(self.report.order)}
         for target in sorted(targets, key=lambda t: rank.get(t.name, len(rank))):
-            if moments[target.name].count == 0:
+            if moments[target.name].inputs.count == 0:
                 self.report.unreached += (target.name,)
                 continue
-            yield self._layer(target, moments.pop(target.name), run.tally[target.name])
+            yield self._layer(target, moments.pop(target.name), tally[target.name])
+
+    def _moments(self, target: Target, folder: str) -> Moments:
+        geometry = target.geometry
+        allocate = _on_disk(folder) if target.name in self.report.plan.spilled else in_memory
+        inputs = InputSums(geometry, self._dtype, allocate)
+        if self._compressed is None:
+            return Moments(inputs)
+        return Moments(inputs, ErrorSums(geometry, self._dtype, partial(geometry.weight, target.module)))
 
     def _layer(self, target: Target, moments: Moments, tally: Tally) -> Layer:
         weight = target.geometry.weight(target.module).cpu()
@@ -220,31 +229,27 @@ class CaptureRun:
         if target.aliases:
             about["tied_to"] = list(target.aliases)
         about.update(self._provenance)
-        if self._compressed is None:
-            return Layer(
-                weight,
-                moments.gram(),
-                target.name,
-                samples=moments.count,
-                input_mean=moments.input_mean(),
-                provenance=about,
-            )
-        if moments.count < FEW_POSITIONS * target.geometry.inputs and moments.shift().any():
+        inputs, errors = moments.inputs, moments.errors
+        gram = inputs.gram(f"layer {target.name!r}: gram")
+        if errors is None:
+            return Layer(weight, gram, target.name, samples=inputs.count, input_mean=inputs.mean(), provenance=about)
+        shift = errors.shift(inputs)
+        if inputs.count < FEW_POSITIONS * target.geometry.inputs and shift.any():
             warnings.warn(
-                f"layer {target.name!r} has {moments.count} positions for {target.geometry.inputs} inputs, so that its "
+                f"layer {target.name!r} has {inputs.count} positions for {target.geometry.inputs} inputs, so that its "
                 "target fits them and not what other data have in common; pass more data",
                 CaptureWarning,
                 stacklevel=2,
             )
         return Layer.from_moments(
             weight,
-            moments.gram(),
+            gram,
             target.name,
-            shift=moments.shift(),
-            error_energy=moments.error_energy(),
-            error_mean=moments.error_mean(),
-            samples=moments.count,
-            input_mean=moments.input_mean(),
+            shift=shift,
+            error_energy=errors.energy(inputs),
+            error_mean=errors.mean(inputs),
+            samples=inputs.count,
+            input_mean=inputs.mean(),
             provenance={**about, "compressed_inputs": True},
         )
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from layerbounds.arguments import as_path
 from layerbounds.capturing.capture_run import CaptureReport, CaptureRun
 from layerbounds.exceptions import InputError
-from layerbounds.layers.files import file_metadata, layer_info, layer_tensors, write_tensors
+from layerbounds.layers.files import StoredGrams, file_metadata, layer_info, layer_tensors, write_tensors
 from layerbounds.report.describe import describe_layer
 
 
@@ -36,15 +36,17 @@ def write_capture(path: str | os.PathLike[str], capture_run: CaptureRun) -> tupl
     info: dict[str, Any] = {}
     rows: dict[str, dict[str, Any]] = {}
     files: dict[str, Path] = {}
+    stored = StoredGrams()
     with ExitStack() as stack:
         with _writing(path):
             part = tempfile.TemporaryDirectory(prefix=target.name, suffix=".part", dir=target.parent)
             folder = stack.enter_context(part)
         # Not within: what the user's batches raise is no fault of the file.
         for layer in capture_run.layers():
-            info[layer.name] = layer_info(layer)
-            rows[layer.name] = describe_layer(layer)
-            for key, value in layer_tensors(layer).items():
+            shared = stored.find(layer, layer.name)
+            info[layer.name] = layer_info(layer, shared)
+            rows[layer.name] = describe_layer(layer, None if shared is None else shared.removesuffix(".gram"))
+            for key, value in layer_tensors(layer, layer.name, shared).items():
                 files[key] = Path(folder) / f"{len(files)}.npy"
                 with _writing(path):
                     np.save(files[key], value)

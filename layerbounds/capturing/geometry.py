@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -43,6 +43,11 @@ class Geometry(Protocol):
 
     @property
     def outputs(self) -> int: ...  # noqa: D102
+
+    @property
+    def layout(self) -> Hashable:
+        """What says how inputs become rows: layers in which it is equal have the same X for the same inputs."""
+        ...
 
     def blocks(self, x: Tensor, rows: int) -> Iterator[tuple[Any, Tensor]]:
         """Unfold inputs piece by piece.
@@ -97,6 +102,11 @@ class LinearGeometry:
     def kind(self) -> str:
         """Name of the kind of layer."""
         return TRANSFORMERS_CONV1D if self.transposed else "linear"
+
+    @property
+    def layout(self) -> Hashable:
+        """See `Geometry.layout`."""
+        return self.inputs
 
     def blocks(self, x: Tensor, rows: int) -> Iterator[tuple[slice, Tensor]]:
         """See `Geometry.blocks`."""
@@ -156,6 +166,11 @@ class ConvGeometry:
         for k in self.kernel:
             size *= k
         return size
+
+    @property
+    def layout(self) -> Hashable:
+        """See `Geometry.layout`."""
+        return replace(self, outputs=self.groups)
 
     def _batched(self, x: Tensor) -> Tensor:
         return x[None] if x.ndim == len(self.kernel) + 1 else x

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from layerbounds.arguments import shown
+from layerbounds.arguments import readable
 from layerbounds.capturing.geometry import BLOCK_BYTES
 from layerbounds.capturing.moments import moment_bytes
 from layerbounds.capturing.targets import Target
-from layerbounds.exceptions import InputError
-
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 @dataclass(frozen=True)
@@ -74,31 +70,3 @@ def plan_memory(targets: Sequence[Target], limit: int | None, compressed: bool, 
         passes[place].append(target)
         used[place] += own
     return MemoryPlan(tuple(map(tuple, passes)), sum(size.values()), max(used) + BLOCK_BYTES, spilled)
-
-
-def parse_bytes(value: int | str | None) -> int | None:
-    """Read a number of bytes such as ``2000000000``, ``"2GB"`` or ``"2GiB"``.
-
-    Raises
-    ------
-    InputError
-        If it is not a positive number of bytes.
-    """
-    if value is None:
-        return None
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([kmgt]?i?)b?\s*", value.lower())
-        if match is None or match.group(2) not in _UNITS:
-            raise InputError(f"memory_limit is {shown(value)}; write a number of bytes such as 500MB, 2GB or 2GiB.")
-        value = int(float(match.group(1)) * _UNITS[match.group(2)])
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise InputError(f"memory_limit is {shown(value)}; pass a positive number of bytes.")
-    return value
-
-
-def readable(size: int) -> str:
-    """A number of bytes for people."""
-    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if size >= unit:
-            return f"{size / unit:.3g} {name}"
-    return f"{size} B"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from layerbounds.capturing.batches import Forward, Mask, StopRun, batch_mask, evaluating, move, run_batch
 from layerbounds.capturing.geometry import ConvGeometry, Geometry, describe_module
-from layerbounds.capturing.moments import Moments
 from layerbounds.capturing.row_pairs import Choices, repeats, same_tokens
+from layerbounds.capturing.shared_sums import SharedSums
 from layerbounds.capturing.state import copy_generators, draw_seed, preserved, seeded
 from layerbounds.capturing.targets import Target, named_modules
 from layerbounds.capturing.token_axes import TokenAxes
@@ -63,7 +63,8 @@ class Pass:
     model, compressed : nn.Module
         The dense model, and the one whose inputs the compressed layers will see, if that is another one.
     targets : sequence of Target
-    moments : mapping of name to Moments
+    sums : SharedSums
+        Of all targets.
     mask, forward, device
         As in `capture`.
     check : bool
@@ -81,7 +82,7 @@ class Pass:
 
     model: nn.Module
     targets: Sequence[Target]
-    moments: Mapping[str, Moments]
+    sums: SharedSums
     compressed: nn.Module | None = None
     mask: Mask = "auto"
     forward: Forward | None = None
@@ -155,6 +156,7 @@ class Pass:
         with suppress(StopRun), self._watching(), hooks(self.targets, dense), seeded(self._seed + index), noting:
             run_batch(self.model, batch, self.forward, index)
         if self.compressed is None:
+            self.sums.finish()
             return
         twins = twin_targets(self.targets, self.compressed)
         back = {
@@ -181,6 +183,7 @@ class Pass:
         # The numbers that the dense model drew.
         with suppress(StopRun), hooks(twins, compressed), seeded(self._seed + index), other_choices:
             run_batch(self.compressed, batch, self.forward, index)
+        self.sums.finish()
         for target in self.targets:
             if any(waiting.get(module) for module in target.modules):
                 raise LayerError(
@@ -227,7 +230,7 @@ class Pass:
                     "the models choose rows differently (experts that choose tokens, say); leave it out, or capture it "
                     "without compressed inputs."
                 )
-        self.moments[target.name].add(x, keep, other)
+        self.sums.add(target.name, x, keep, other)
 
     @contextmanager
     def _watching(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Literal
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -10,7 +11,7 @@ from numpy.typing import ArrayLike
 from layerbounds.arguments import one_of
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError
-from layerbounds.layers.gram import validate_gram
+from layerbounds.layers.gram import ValidatedGram
 from layerbounds.layers.layer import Layer
 from layerbounds.layers.normal_equations import solve_target
 
@@ -22,6 +23,11 @@ Bias = Literal["keep", "refit"]
 CONSTANT_INPUT = 1e-13
 #: Relative error of a centred variance beyond which a Gram matrix that was rounded to float32 is not centred.
 MOST_ERROR = 0.01
+#: Rows of a matrix that are centred at once.
+_STRIPE = 512
+
+#: The centred matrices that are in use, by the matrix and the bytes of the mean.
+_CENTRED: WeakKeyDictionary[ValidatedGram, WeakValueDictionary[bytes, ValidatedGram]] = WeakKeyDictionary()
 
 
 def apply_bias(layer: Layer, bias: Bias) -> Layer:
@@ -53,20 +59,13 @@ def with_refitted_bias(layer: Layer) -> Layer:
         raise InputError(
             f"layer {layer.name!r} has no input_mean, which a re-fitted bias needs; capture the layer again."
         )
-    gram = np.empty_like(layer.gram)
+    gram = _centred(layer)
     target, constant = layer.target.copy(), layer.constant.copy()
     residual_mean = layer.residual_mean.copy()
     for g, rows in enumerate(layer.group_rows()):
-        mean = layer.input_mean[g]
-        centred = layer.gram[g] - np.outer(mean, mean)
-        _check_digits(layer, g, centred)
-        still = np.diag(centred) <= CONSTANT_INPUT * np.diag(layer.gram[g])
-        centred[still] = 0.0
-        centred[:, still] = 0.0
-        gram[g], _ = validate_gram(centred, f"layer {layer.name!r}: centred gram")
-        rho = layer.residual_mean[rows]
+        mean, rho = layer.input_mean[g], layer.residual_mean[rows]
         # f(v) = (v − w̃)ᵀH(v − w̃) + c less the squared mean (μᵀ(v − w̃) + ρ)²: again a quadratic in v − w̃.
-        solved = solve_target(gram[g], np.outer(rho, mean), constant[rows] - rho**2, mean, -rho)
+        solved = solve_target(gram.matrices[g], np.outer(rho, mean), constant[rows] - rho**2, mean, -rho)
         target[rows] += solved.change
         constant[rows], residual_mean[rows] = solved.constant, solved.residual_mean
     return Layer(
@@ -83,15 +82,33 @@ def with_refitted_bias(layer: Layer) -> Layer:
     )
 
 
+def _centred(layer: Layer) -> ValidatedGram:
+    """H − μμᵀ, once for all layers that share H and μ."""
+    assert layer.input_mean is not None
+    known = _CENTRED.setdefault(layer.validated_gram, WeakValueDictionary())
+    key = layer.input_mean.tobytes()
+    found = known.get(key)
+    if found is None:
+        matrices = layer.gram.copy()
+        for g, (centred, mean) in enumerate(zip(matrices, layer.input_mean, strict=True)):
+            for i in range(0, len(mean), _STRIPE):
+                centred[i : i + _STRIPE] -= np.outer(mean[i : i + _STRIPE], mean)
+            _check_digits(layer, g, centred)
+            still = np.diag(centred) <= CONSTANT_INPUT * np.diag(layer.gram[g])
+            centred[still] = 0.0
+            centred[:, still] = 0.0
+        found = known[key] = ValidatedGram(matrices, f"layer {layer.name!r}: centred gram")
+    return found
+
+
 def _check_digits(layer: Layer, group: int, centred: Float) -> None:
     """Refuse what rounding to float32 has left of the variance of an input.
 
     Every entry is a float32 number then, or the matrix had eigenvalues so far below zero that it had to be projected.
     """
     gram = layer.gram[group]
-    with np.errstate(over="ignore"):
-        if not layer.gram_reports[group].projected and not np.array_equal(gram, gram.astype(np.float32)):
-            return
+    if not layer.gram_reports[group].projected and not _is_float32(gram):
+        return
     variance, square = np.diag(centred), np.diag(gram)
     rounding = 0.5 * float(np.finfo(np.float32).eps) * square
     lost = np.flatnonzero((variance != 0.0) & (rounding > MOST_ERROR * np.abs(variance)))
@@ -102,6 +119,12 @@ def _check_digits(layer: Layer, group: int, centred: Float) -> None:
             f"and variance {variance[i]:.3g}, whose digits are lost; add the Gram matrix up in float64, or keep the "
             "bias."
         )
+
+
+def _is_float32(gram: Float) -> bool:
+    """Whether every entry is a float32 number."""
+    with np.errstate(over="ignore"):
+        return all(np.array_equal(row, row.astype(np.float32)) for row in gram)
 
 
 def bias_change(layer: Layer, weights: ArrayLike) -> Float:

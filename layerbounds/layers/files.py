@@ -3,36 +3,61 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from layerbounds.arguments import as_path
-from layerbounds.exceptions import FileFormatError, InputError, LayerboundsError
+from layerbounds.arguments import as_path, members
+from layerbounds.arrays import Float
+from layerbounds.exceptions import InputError, LayerboundsError
+from layerbounds.layers.gram import ValidatedGram
 from layerbounds.layers.layer import Layer
+from layerbounds.layers.layer_file import GRAM_KEY, SCHEMA_KEY, SCHEMA_VERSION, LayerFile
 from layerbounds.layers.provenance import json_ready
-from layerbounds.layers.tensor_files import NUMPY_TYPES, check_weight, open_tensors
-from layerbounds.names import match_name
-
-SCHEMA_VERSION = 1
-SCHEMA_KEY = "layerbounds.schema"
-
-_PARTS = frozenset({"weight", "gram", "target", "constant", "input_mean", "residual_mean"})
+from layerbounds.layers.tensor_files import NUMPY_TYPES
+from layerbounds.names import match_name, match_names
 
 #: The names that safetensors gives to the types that layer files hold.
 _DTYPES = {np.dtype(numpy).name: name for name, numpy in NUMPY_TYPES.items()}
 
 
+class StoredGrams:
+    """The tensors of a file that hold Gram matrices: layers that have the same one store it once."""
+
+    def __init__(self) -> None:
+        # A matrix that is no longer in use cannot come again.
+        self._tensors: WeakKeyDictionary[ValidatedGram, str] = WeakKeyDictionary()
+
+    def find(self, layer: Layer, name: str) -> str | None:
+        """The tensor that holds the Gram matrix of a layer already; None where the layer has to store its own."""
+        gram = layer.validated_gram
+        if gram in self._tensors:
+            return self._tensors[gram]
+        for other, tensor in self._tensors.items():
+            if _same_bits(gram.matrices, other.matrices):
+                self._tensors[gram] = tensor
+                return tensor
+        self._tensors[gram] = f"{name}.gram"
+        return None
+
+
+def _same_bits(first: Float, second: Float) -> bool:
+    if first.shape != second.shape:
+        return False
+    a, b = (matrices.view(np.int64).reshape(-1, matrices.shape[-1]) for matrices in (first, second))
+    # Row by row, because most differ in the first one.
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
 def save_layers(path: str | os.PathLike[str], layers: Mapping[str, Layer] | Iterable[Layer]) -> None:
-    """Write layers to a safetensors file, atomically.
+    """Write layers to a safetensors file, atomically. A Gram matrix that several layers have is stored once.
 
     Parameters
     ----------
@@ -54,9 +79,13 @@ def save_layers(path: str | os.PathLike[str], layers: Mapping[str, Layer] | Iter
     if not named:
         raise InputError("there are no layers to save; pass at least one.")
     tensors: dict[str, NDArray[Any]] = {}
+    info: dict[str, Any] = {}
+    stored = StoredGrams()
     for name, layer in named.items():
-        tensors.update(layer_tensors(layer, name))
-    write_tensors(path, tensors, file_metadata({name: layer_info(layer) for name, layer in named.items()}))
+        shared = stored.find(layer, name)
+        tensors.update(layer_tensors(layer, name, shared))
+        info[name] = layer_info(layer, shared)
+    write_tensors(path, tensors, file_metadata(info))
 
 
 def _named(layers: Any) -> dict[str, Layer]:
@@ -75,13 +104,20 @@ def _named(layers: Any) -> dict[str, Layer]:
     return named
 
 
-def layer_tensors(layer: Layer, name: str | None = None) -> dict[str, NDArray[Any]]:
-    """The tensors of a layer file that hold one layer, by their full names; ``name`` replaces the layer's own."""
-    name, single = layer.name if name is None else name, layer.groups == 1
-    tensors: dict[str, NDArray[Any]] = {
-        f"{name}.weight": layer.weight,
-        f"{name}.gram": layer.gram[0] if single else layer.gram,
-    }
+def layer_tensors(layer: Layer, name: str, shared: str | None) -> dict[str, NDArray[Any]]:
+    """The tensors of a layer file that hold one layer, by their full names.
+
+    Parameters
+    ----------
+    layer : Layer
+    name : str
+    shared : str or None
+        The tensor that holds the layer's Gram matrix already.
+    """
+    single = layer.groups == 1
+    tensors: dict[str, NDArray[Any]] = {f"{name}.weight": layer.weight}
+    if shared is None:
+        tensors[f"{name}.gram"] = layer.gram[0] if single else layer.gram
     if layer.target is not layer.matrix:
         tensors[f"{name}.target"] = layer.target
     if np.any(layer.constant):
@@ -93,18 +129,22 @@ def layer_tensors(layer: Layer, name: str | None = None) -> dict[str, NDArray[An
     return tensors
 
 
-def layer_info(layer: Layer) -> dict[str, Any]:
-    """What the metadata of a layer file say about one layer."""
+def layer_info(layer: Layer, shared: str | None) -> dict[str, Any]:
+    """What the metadata of a layer file say about one layer; ``shared`` as in `layer_tensors`."""
     info: dict[str, Any] = {"samples": layer.samples, "provenance": json_ready(layer.provenance, layer.name)}
     if layer.bias != "fixed":
         info["bias"] = layer.bias
+    if shared is not None:
+        info[GRAM_KEY] = shared
     return info
 
 
 def file_metadata(info: Mapping[str, Any]) -> dict[str, str]:
     """Metadata of a layer file, from the `layer_info` of each layer by name."""
+    # What needs nothing of the newer schema can be read by older versions too.
+    version = SCHEMA_VERSION if any(GRAM_KEY in own for own in info.values()) else 1
     try:
-        return {SCHEMA_KEY: str(SCHEMA_VERSION), "layers": json.dumps(info)}
+        return {SCHEMA_KEY: str(version), "layers": json.dumps(info)}
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"the provenance of a layer cannot be stored as JSON ({error}); use plain values.") from error
 
@@ -183,11 +223,29 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
-def load_layers(path: str | os.PathLike[str]) -> dict[str, Layer]:
-    """Read every layer of a safetensors file.
+def load_layers(
+    path: str | os.PathLike[str], names: str | Iterable[str] | None = None, *, memory_map: bool = False
+) -> dict[str, Layer]:
+    """Read layers of a safetensors file.
 
     A layer is a pair of tensors ``NAME.weight`` and ``NAME.gram``; ``NAME.target``, ``NAME.constant``,
-    ``NAME.input_mean`` and ``NAME.residual_mean`` are optional, other tensors are ignored.
+    ``NAME.input_mean`` and ``NAME.residual_mean`` are optional, other tensors are ignored. Layers whose inputs are the
+    same share one Gram matrix, which is read once.
+
+    Parameters
+    ----------
+    path : path-like
+    names : str or iterable of str, optional
+        Names of layers, their unique ends, globs, or ``"re:"`` and a regular expression: nothing else is read. Default:
+        all. `layerbounds.layers.layer_file.LayerFile` reads each layer when it is asked for.
+    memory_map : bool
+        Whether Gram matrices stay on disk, where they are stored as float64: the operating system reads what is used.
+        The file must not be changed while its layers are in use (`save_layers` replaces files and changes none).
+
+    Returns
+    -------
+    dict of str to Layer
+        In the order of the file.
 
     Raises
     ------
@@ -195,81 +253,14 @@ def load_layers(path: str | os.PathLike[str]) -> dict[str, Layer]:
         If the file is missing, truncated, not a safetensors file, holds no layer, or has a newer schema.
     InputError
         If a layer in it is invalid; the message names the layer.
+    UnknownNameError
+        If a name or pattern matches nothing.
     """
-    if not as_path(path, "path").is_file():
-        raise FileFormatError(f"{path} does not exist or is not a file; check the path.")
-    with open_tensors(path) as file:
-        chosen = _layer_tensors(file.names)
-        for key in chosen:
-            if key.endswith(".weight"):
-                check_weight(file, key, integers=True)
-        tensors, metadata = {key: file.read(key) for key in chosen}, file.metadata
-    version = metadata.get(SCHEMA_KEY, str(SCHEMA_VERSION))
-    if not re.fullmatch("[0-9]{1,9}", version) or int(version) > SCHEMA_VERSION:
-        raise FileFormatError(
-            f"{path} has layer-file schema {version}, this version reads up to {SCHEMA_VERSION}; upgrade layerbounds."
-        )
-    names = _layer_names(tensors)
-    if not names:
-        raise FileFormatError(
-            f"{path} holds no layer: a layer is a pair of tensors NAME.weight and NAME.gram, as written by "
-            "layerbounds.save_layers and, from a model and data, by `layerbounds capture`."
-        )
-    info = _json_object(metadata, "layers", path)
-    shapes = _json_object(metadata, "weight_shapes", path)
-    # Safetensors sorts the tensors; the metadata keep the order in which the layers were saved.
-    order = {name: position for position, name in enumerate(info)}
-    names.sort(key=lambda name: order.get(name, len(order)))
-    layers: dict[str, Layer] = {}
-    for name in names:
-        own = info.get(name, {})
-        provenance = own.get("provenance") if isinstance(own, dict) else own
-        if not isinstance(own, dict) or not isinstance(provenance, dict | None):
-            raise FileFormatError(f"{path}: the metadata of layer {name!r} are not JSON objects; write the file again.")
-        layers[name] = Layer(
-            _reshaped(tensors[f"{name}.weight"], shapes.get(name)),
-            tensors[f"{name}.gram"],
-            name,
-            target=tensors.get(f"{name}.target"),
-            constant=tensors.get(f"{name}.constant"),
-            samples=own.get("samples"),
-            input_mean=tensors.get(f"{name}.input_mean"),
-            residual_mean=tensors.get(f"{name}.residual_mean"),
-            bias=own.get("bias", "fixed"),
-            provenance=provenance,
-        )
-    return layers
-
-
-def _layer_names(keys: Iterable[str]) -> list[str]:
-    present = set(keys)
-    bases = (key.removesuffix(".gram") for key in keys if key.endswith(".gram"))
-    return [base for base in bases if f"{base}.weight" in present]
-
-
-def _layer_tensors(keys: Sequence[str]) -> list[str]:
-    """The tensors that make up layers: what else is in the file is not read."""
-    names = set(_layer_names(keys))
-    return [key for key in keys if key.rpartition(".")[0] in names and key.rpartition(".")[2] in _PARTS]
-
-
-def _json_object(metadata: Mapping[str, str], key: str, path: str | os.PathLike[str]) -> dict[str, Any]:
-    try:
-        value = json.loads(metadata.get(key, "{}"))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise FileFormatError(
-            f"{path}: the metadata entry {key!r} is not valid JSON ({error}); write the file again."
-        ) from error
-    if not isinstance(value, dict):
-        raise FileFormatError(f"{path}: the metadata entry {key!r} is not a JSON object; write the file again.")
-    return value
-
-
-def _reshaped(weight: NDArray[Any], shape: Any) -> NDArray[Any]:
-    """Give flattened weights their own shape back, if the file tells it."""
-    if isinstance(shape, list) and all(type(d) is int and d > 0 for d in shape) and math.prod(shape) == weight.size:
-        return weight.reshape(shape)
-    return weight
+    file = LayerFile(path, memory_map=memory_map)
+    if names is None:
+        return dict(file)
+    wanted = [names] if isinstance(names, str) else members(names, "names")
+    return {name: file[name] for name in match_names(wanted, list(file), "layer")}
 
 
 def find_layer(layers: Mapping[str, Layer], name: str) -> Layer:

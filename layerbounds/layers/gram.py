@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
+from scipy.linalg.lapack import dpotrf
 
 from layerbounds.arrays import Bool, Float
 from layerbounds.exceptions import InputError
@@ -22,6 +23,12 @@ SMALLEST_ENTRY, LARGEST_ENTRY = 1e-290, 1e290
 EXACT_SIZE = 32
 #: A factorization with a diagonal smaller by this proves it for matrices of that size, whatever the rounding.
 CLEARLY = 1e-9
+#: Rows and columns of the blocks in which large matrices are gone through, so that nothing of their size is made.
+_BLOCK = 512
+#: Live inputs beyond which all eigenvalues take much longer than a second factorization.
+_MANY = 2048
+#: Products that find an eigenvalue near the largest one.
+_POWERS = 10
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class GramReport:
         Whether negative eigenvalues were set to zero.
     min_eigenvalue : float or None
         Smallest eigenvalue before projection relative to the largest; None where a Cholesky factorization
-        already proved positive definiteness.
+        already proved positive definiteness. Of a singular matrix of more than 2,048 live inputs, a bound.
     dead : int
         Number of dead inputs (zero diagonal).
     raised : float
@@ -52,21 +59,52 @@ class GramReport:
     raised: float = 0.0
 
 
-def validate_gram(gram: Float, what: str) -> tuple[Float, GramReport]:
-    """Symmetrise a Gram matrix and project it onto the positive semidefinite cone where rounding left it.
+class ValidatedGram:
+    """The Gram matrices of a layer's groups, validated and repaired; layers that see the same inputs hold the same one.
+
+    Parameters
+    ----------
+    matrices : ndarray of shape (groups, n, n)
+        Finite float64 matrices XᵀX/N. The array is taken over: it is repaired in place, and belongs to this object.
+    what : str
+        How error messages call it.
+
+    Attributes
+    ----------
+    matrices : ndarray of shape (groups, n, n)
+        Exactly symmetric; rows of dead inputs are exactly zero. Not to be changed.
+    reports : tuple of GramReport
+        What was found and repaired, one per group.
+
+    Raises
+    ------
+    InputError
+        See `repair_gram`.
+    """
+
+    def __init__(self, matrices: Float, what: str) -> None:
+        groups = len(matrices)
+        self.matrices = matrices
+        self.reports: tuple[GramReport, ...] = tuple(
+            repair_gram(gram, what + (f" of group {i}" if groups > 1 else "")) for i, gram in enumerate(matrices)
+        )
+
+
+def repair_gram(gram: Float, what: str) -> GramReport:
+    """Symmetrise a Gram matrix and project it onto the positive semidefinite cone where rounding left it, in place.
+
+    Beside the matrix itself one of its size is in memory, and two where a matrix is projected.
 
     Parameters
     ----------
     gram : ndarray of shape (n, n)
-        Finite float64 matrix XᵀX/N.
+        Finite float64 matrix XᵀX/N. Afterwards it is exactly symmetric, and rows of dead inputs are exactly zero.
     what : str
         How error messages call the matrix.
 
     Returns
     -------
-    gram : ndarray of shape (n, n)
-        Exactly symmetric; rows of dead inputs are exactly zero.
-    report : GramReport
+    GramReport
 
     Raises
     ------
@@ -74,9 +112,10 @@ def validate_gram(gram: Float, what: str) -> tuple[Float, GramReport]:
         If the asymmetry exceeds 1e-6 of the largest entry, the smallest eigenvalue lies below -1e-6 of the
         largest, or an input is so small or so large that float64 cannot compute with its square.
     """
-    largest = float(np.max(np.abs(gram), initial=0.0))
+    largest = max(float(np.max(gram, initial=0.0)), -float(np.min(gram, initial=0.0)))
     if largest == 0.0:
-        return np.zeros_like(gram), GramReport(0.0, False, 0.0, gram.shape[0])
+        gram[...] = 0.0
+        return GramReport(0.0, False, 0.0, gram.shape[0])
     least = float(np.min(np.diag(gram), where=np.diag(gram) > 0.0, initial=np.inf))
     if least < SMALLEST_ENTRY or largest > LARGEST_ENTRY:
         extreme = least if least < SMALLEST_ENTRY else largest
@@ -84,41 +123,115 @@ def validate_gram(gram: Float, what: str) -> tuple[Float, GramReport]:
             f"{what} has an entry of {extreme:.1e}, and float64 computes with {SMALLEST_ENTRY:g} to "
             f"{LARGEST_ENTRY:g}; rescale the inputs, or set those to zero that are nothing beside the others."
         )
-    asymmetry = float(np.max(np.abs(gram - gram.T))) / largest
+    asymmetry = symmetrise(gram) / largest
     if asymmetry > ASYMMETRY_TOLERANCE:
         raise InputError(
             f"{what} is not symmetric (largest difference between mirrored entries is {asymmetry:.1e} of the "
             "largest entry); pass XᵀX/N computed from the layer's inputs."
         )
-    sym = 0.5 * (gram + gram.T) if asymmetry > 0 else np.array(gram)
-    live = np.any(sym != 0.0, axis=0)
-    core = np.ascontiguousarray(sym[np.ix_(live, live)])
-    projected = False
-    min_eigenvalue: float | None = None
-    try:
-        scipy.linalg.cholesky(core, lower=True, check_finite=False)
-    except np.linalg.LinAlgError:
-        eigenvalues, vectors = scipy.linalg.eigh(core, check_finite=False)
-        top = float(eigenvalues[-1])
-        min_eigenvalue = float(eigenvalues[0]) / top if top > 0 else -1.0
-        if min_eigenvalue < -NEGATIVE_EIGENVALUE_TOLERANCE:
-            raise InputError(
-                f"{what} is not positive semidefinite (smallest eigenvalue {min_eigenvalue:.1e} of the largest); "
-                "pass XᵀX/N computed from the layer's inputs, in float64 if possible."
-            ) from None
-        # A rank-deficient Gram has eigenvalues of rounding size on both sides of zero: those are left alone.
-        if min_eigenvalue < -core.shape[0] * np.finfo(np.float64).eps:
-            projected = True
-            core = (vectors * np.maximum(eigenvalues, 0.0)) @ vectors.T
-            core = 0.5 * (core + core.T)
-            sym = np.zeros_like(sym)
-            sym[np.ix_(live, live)] = core
-    dead = np.diag(sym) <= 0.0
-    if np.any(dead):
-        sym[dead, :] = 0.0
-        sym[:, dead] = 0.0
-    share = semidefinite_share(np.ascontiguousarray(sym[np.ix_(~dead, ~dead)]))
-    return sym, GramReport(asymmetry, projected, min_eigenvalue, int(np.count_nonzero(dead)), share)
+    min_eigenvalue = _smallest_eigenvalue(gram)
+    if min_eigenvalue is not None and min_eigenvalue < -NEGATIVE_EIGENVALUE_TOLERANCE:
+        raise InputError(
+            f"{what} is not positive semidefinite (smallest eigenvalue {min_eigenvalue:.1e} of the largest); "
+            "pass XᵀX/N computed from the layer's inputs, in float64 if possible."
+        )
+    # A rank-deficient Gram has eigenvalues of rounding size on both sides of zero: those are left alone.
+    projected = min_eigenvalue is not None and min_eigenvalue < -_rounding(gram)
+    if projected:
+        _project(gram)
+    dead = np.diag(gram) <= 0.0
+    # Nothing is written without need: a matrix that stays on disk would come into memory.
+    if gram[dead].any():
+        gram[dead, :] = 0.0
+        gram[:, dead] = 0.0
+    count = int(np.count_nonzero(dead))
+    share = semidefinite_share(_live_part(gram, ~dead)) if len(gram) - count <= EXACT_SIZE else 0.0
+    return GramReport(asymmetry, projected, min_eigenvalue, count, share)
+
+
+def symmetrise(gram: Float) -> float:
+    """Replace mirrored entries by their mean, in place; the largest difference between them."""
+    difference = 0.0
+    for i in range(0, len(gram), _BLOCK):
+        for j in range(i, len(gram), _BLOCK):
+            upper = gram[i : i + _BLOCK, j : j + _BLOCK]
+            lower = gram[j : j + _BLOCK, i : i + _BLOCK]
+            largest = float(np.max(np.abs(upper - lower.T)))
+            if largest > 0.0:
+                mean = 0.5 * (upper + lower.T)
+                upper[...] = mean
+                lower[...] = mean.T
+                difference = max(difference, largest)
+    return difference
+
+
+def _nonzero(gram: Float) -> Bool:
+    """Mask of the columns that are not zero."""
+    return np.asarray(gram.any(axis=0))
+
+
+def _live_part(gram: Float, live: Bool) -> Float:
+    """A copy of the rows and columns of some inputs."""
+    return gram.copy() if live.all() else gram[np.ix_(live, live)]
+
+
+def _rounding(gram: Float) -> float:
+    """The size, relative to the largest eigenvalue, of negative eigenvalues that are rounding."""
+    return int(np.count_nonzero(_nonzero(gram))) * float(np.finfo(np.float64).eps)
+
+
+def _smallest_eigenvalue(gram: Float) -> float | None:
+    """The smallest eigenvalue of a symmetric matrix without its rows of zeros, relative to the largest.
+
+    None where a Cholesky factorization proves the matrix positive definite. For large matrices a number of rounding
+    size below zero may be a bound: it takes a second factorization instead of all eigenvalues.
+    """
+    live = _nonzero(gram)
+    # Transposed, a symmetric matrix is in the order that LAPACK overwrites.
+    core = _live_part(gram, live)
+    if dpotrf(core.T, lower=1, clean=0, overwrite_a=1)[1] == 0:
+        return None
+    # What was overwritten goes before the next copy is made.
+    del core
+    core = _live_part(gram, live)
+    if len(core) > _MANY:
+        rounding = _rounding(gram)
+        core[np.diag_indices(len(core))] += rounding * _large_eigenvalue(core)
+        if dpotrf(core.T, lower=1, clean=0, overwrite_a=1)[1] == 0:
+            return -rounding
+        del core
+        core = _live_part(gram, live)
+    values = scipy.linalg.eigvalsh(core.T, overwrite_a=True, check_finite=False)
+    top = float(values[-1])
+    return float(values[0]) / top if top > 0 else -1.0
+
+
+def _large_eigenvalue(gram: Float) -> float:
+    """A number a little below the largest eigenvalue of a symmetric matrix."""
+    image = np.sqrt(np.maximum(np.diag(gram), 0.0))
+    value = 0.0
+    for _ in range(_POWERS):
+        if not image.any():
+            break
+        # The largest entry first: squares of large numbers overflow.
+        image /= np.max(np.abs(image))
+        vector = image / np.linalg.norm(image)
+        image = gram @ vector
+        value = max(value, float(vector @ image))
+    return value
+
+
+def _project(gram: Float) -> None:
+    """Add to a symmetric matrix what its negative eigenvalues lack, in place."""
+    live = _nonzero(gram)
+    index = np.flatnonzero(live)
+    values, vectors = scipy.linalg.eigh(_live_part(gram, live).T, overwrite_a=True, check_finite=False)
+    below = vectors[:, values < 0.0]
+    missing = below * -values[values < 0.0]
+    for i in range(0, len(index), _BLOCK):
+        rows = slice(i, i + _BLOCK)
+        gram[np.ix_(index[rows], index)] += missing[rows] @ below.T
+    symmetrise(gram)
 
 
 def semidefinite_share(core: Float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -9,9 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from layerbounds.arguments import one_of, shown, whole_number
-from layerbounds.arrays import Bool, Float, as_float64, as_numpy
+from layerbounds.arrays import Bool, Float, as_float64, as_numpy, own_float64
 from layerbounds.exceptions import InputError
-from layerbounds.layers.gram import GramReport, live_inputs, validate_gram
+from layerbounds.layers.gram import GramReport, ValidatedGram, live_inputs
 from layerbounds.layers.normal_equations import solve_target
 
 
@@ -25,8 +26,9 @@ class Layer:
     ----------
     weight : array_like of shape (out, in) or (out, in, kh, kw)
         Dense weights; flattened per output channel in the order (channel, kh, kw).
-    gram : array_like of shape (n, n) or (groups, n, n)
-        XᵀX/N of the flattened inputs, n = in·kh·kw; one matrix per group for grouped convolutions.
+    gram : array_like of shape (n, n) or (groups, n, n), or ValidatedGram
+        XᵀX/N of the flattened inputs, n = in·kh·kw; one matrix per group for grouped convolutions. An array is copied
+        and validated; the ``validated_gram`` of another layer that sees the same inputs is shared as it is.
     name : str
     target : array_like of shape (out, n), optional
         The unconstrained minimiser w̃ where the compressed layer sees other inputs than the dense one
@@ -48,7 +50,10 @@ class Layer:
     Attributes
     ----------
     gram : ndarray of shape (groups, n, n)
-        Symmetrised and, where float32 accumulation left small negative eigenvalues, projected.
+        Symmetrised and, where float32 accumulation left small negative eigenvalues, projected. The same array for all
+        layers that share it; not to be changed, like all arrays of a layer.
+    validated_gram : ValidatedGram
+        Holds it.
     gram_reports : tuple of GramReport
         What was repaired, one per group.
 
@@ -61,7 +66,7 @@ class Layer:
     def __init__(
         self,
         weight: ArrayLike,
-        gram: ArrayLike,
+        gram: ArrayLike | ValidatedGram,
         name: str = "layer",
         *,
         target: ArrayLike | None = None,
@@ -74,31 +79,19 @@ class Layer:
     ) -> None:
         self.name = str(name)
         self.weight: NDArray[Any] = as_numpy(weight, f"layer {self.name!r}: weight")
-        if self.weight.ndim < 2 or self.weight.size == 0:
-            raise InputError(
-                f"layer {self.name!r}: weight has shape {self.weight.shape}; pass (out, in) or (out, in, kh, kw)."
-            )
+        check_weight_shape(self.weight.shape, self.name)
         self.matrix: Float = np.ascontiguousarray(self.weight.reshape(self.weight.shape[0], -1), dtype=np.float64)
         out, n = self.matrix.shape
-        grams = as_float64(gram, f"layer {self.name!r}: gram")
-        if grams.ndim == 2:
-            grams = grams[None]
-        if grams.ndim != 3 or grams.shape[1:] != (n, n):
-            raise InputError(
-                f"layer {self.name!r}: gram has shape {grams.shape[-2:]} but the weight has {n} inputs per output "
-                f"channel; pass a ({n}, {n}) matrix, or (groups, {n}, {n}) for a grouped convolution."
-            )
-        if grams.shape[0] == 0 or out % grams.shape[0]:
-            raise InputError(
-                f"layer {self.name!r}: {grams.shape[0]} groups do not divide the {out} output channels; "
-                "pass one Gram matrix per group."
-            )
-        checked = [
-            validate_gram(g, f"layer {self.name!r}: gram" + (f" of group {i}" if len(grams) > 1 else ""))
-            for i, g in enumerate(grams)
-        ]
-        self.gram: Float = np.stack([g for g, _ in checked])
-        self.gram_reports: tuple[GramReport, ...] = tuple(r for _, r in checked)
+        if not isinstance(gram, ValidatedGram):
+            what = f"layer {self.name!r}: gram"
+            given = as_numpy(gram, what)
+            check_gram_shape(given.shape, self.weight.shape, self.name)
+            gram = ValidatedGram(own_float64(given, what).reshape(-1, n, n), what)
+        else:
+            check_gram_shape(gram.matrices.shape, self.weight.shape, self.name)
+        self.validated_gram = gram
+        self.gram: Float = gram.matrices
+        self.gram_reports: tuple[GramReport, ...] = gram.reports
         self.target: Float = self.matrix if target is None else self.channel_weights(target, range(out), "target")
         self.constant: Float = np.zeros(out) if constant is None else self._shaped(constant, (out,), "constant")
         if np.any(self.constant < 0):
@@ -122,6 +115,7 @@ class Layer:
         if provenance is not None and not isinstance(provenance, Mapping):
             raise InputError(f"layer {self.name!r}: provenance is {shown(provenance)}; pass a mapping.")
         self.provenance: dict[str, Any] = dict(provenance or {})
+        self._energy: Float | None = None
 
     def _shaped(self, value: ArrayLike, shape: tuple[int, ...], what: str) -> Float:
         array = as_float64(value, f"layer {self.name!r}: {what}")
@@ -163,14 +157,14 @@ class Layer:
             )
         count = x.shape[0]
         if compressed_inputs is None:
-            return cls(weight, x.T @ x / count, name, samples=count, input_mean=x.mean(axis=0))
+            return cls(weight, _second_moment(x, name), name, samples=count, input_mean=x.mean(axis=0))
         xc = as_float64(compressed_inputs, f"layer {name!r}: compressed_inputs")
         if xc.shape != x.shape:
             raise InputError(f"layer {name!r}: compressed_inputs have shape {xc.shape}; pass {x.shape} like inputs.")
         error = (x - xc) @ matrix.T
         return cls.from_moments(
             weight,
-            xc.T @ xc / count,
+            _second_moment(xc, name),
             name,
             shift=error.T @ xc / count,
             error_energy=np.mean(error**2, axis=0),
@@ -183,7 +177,7 @@ class Layer:
     def from_moments(
         cls,
         weight: ArrayLike,
-        gram: ArrayLike,
+        gram: ArrayLike | ValidatedGram,
         name: str = "layer",
         *,
         shift: ArrayLike,
@@ -203,7 +197,7 @@ class Layer:
         ----------
         weight : array_like of shape (out, n) or (out, in, kh, kw)
             Dense weights w.
-        gram : array_like of shape (n, n) or (groups, n, n)
+        gram : array_like of shape (n, n) or (groups, n, n), or ValidatedGram
             H = X̂ᵀX̂/N.
         name : str
         shift : array_like of shape (out, n)
@@ -230,7 +224,7 @@ class Layer:
             residual = max(residual, solved.residual)
         return cls(
             weight,
-            plain.gram,
+            plain.validated_gram,
             name,
             target=target,
             constant=constant,
@@ -310,15 +304,56 @@ class Layer:
 
     def energy(self) -> Float:
         """Error f(0) of removing each output channel, shape (out,): w̃ᵀHw̃ + c."""
-        value = np.empty(self.out_features)
-        for g, rows in enumerate(self.group_rows()):
-            t = self.target[rows]
-            value[rows] = np.maximum(np.einsum("ij,ij->i", t @ self.gram[g], t), 0.0) + self.constant[rows]
-        return value
+        if self._energy is None:
+            value = np.empty(self.out_features)
+            for g, rows in enumerate(self.group_rows()):
+                t = self.target[rows]
+                value[rows] = np.maximum(np.einsum("ij,ij->i", t @ self.gram[g], t), 0.0) + self.constant[rows]
+            self._energy = value
+        return self._energy.copy()
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.weight.shape))
         return f"Layer({self.name!r}, weight {shape}, n={self.in_features}, groups={self.groups})"
+
+
+def _second_moment(x: Float, name: str) -> ValidatedGram:
+    gram = x.T @ x
+    gram /= len(x)
+    return ValidatedGram(gram[None], f"layer {name!r}: gram")
+
+
+def check_weight_shape(shape: tuple[int, ...], name: str) -> None:
+    """Refuse weights that are no matrix and no kernels.
+
+    Raises
+    ------
+    InputError
+        Naming the layer.
+    """
+    if len(shape) < 2 or 0 in shape:
+        raise InputError(f"layer {name!r}: weight has shape {shape}; pass (out, in) or (out, in, kh, kw).")
+
+
+def check_gram_shape(shape: tuple[int, ...], weight_shape: tuple[int, ...], name: str) -> None:
+    """Refuse Gram matrices of another size than the weights of a layer ask for.
+
+    Raises
+    ------
+    InputError
+        Naming the layer.
+    """
+    out, n = weight_shape[0], math.prod(weight_shape[1:])
+    if len(shape) not in (2, 3) or shape[-2:] != (n, n):
+        raise InputError(
+            f"layer {name!r}: gram has shape {shape[-2:]} but the weight has {n} inputs per output "
+            f"channel; pass a ({n}, {n}) matrix, or (groups, {n}, {n}) for a grouped convolution."
+        )
+    groups = shape[0] if len(shape) == 3 else 1
+    if groups == 0 or out % groups:
+        raise InputError(
+            f"layer {name!r}: {groups} groups do not divide the {out} output channels; pass one Gram matrix per group."
+        )
 
 
 def as_layer(value: Any) -> Layer:

@@ -57,6 +57,9 @@ def solve_target(gram: Float, shift: Float, energy: Float, input_mean: Float, er
     Target
         Where H is singular, u has the smallest norm: dead inputs keep their weights.
     """
+    if not np.any(shift):
+        # The weights are the minimiser already.
+        return Target(np.zeros_like(shift), np.maximum(energy, 0.0), -error_mean, 0.0)
     change = least_norm_solution(gram, shift)
     image = change @ gram
     constant = np.maximum(energy + np.einsum("ij,ij->i", change, image - 2.0 * shift), 0.0)
@@ -75,11 +78,11 @@ def least_norm_solution(gram: Float, right: Float) -> Float:
     """
     result = np.zeros_like(right)
     live = np.diag(gram) > 0
-    core = np.ascontiguousarray(gram[np.ix_(live, live)])
     b = right[:, live]
-    n = len(core)
+    n = b.shape[1]
     if n == 0 or not np.any(b):
         return result
+    core = gram if live.all() else gram[np.ix_(live, live)]
     tolerance = n * np.finfo(np.float64).eps
     try:
         factor = scipy.linalg.cholesky(core, lower=True, check_finite=False)

@@ -96,6 +96,13 @@ class TensorFile(ABC):
             If it is of a type that cannot be read exactly.
         """
 
+    def map(self, name: str) -> NDArray[Any] | None:
+        """The values of a tensor where they are in the file, not in memory; None where that cannot be.
+
+        The operating system reads what is used, and may forget it again. Changes are in memory alone.
+        """
+        return None
+
     @abstractmethod
     def close(self) -> None:
         """Close what is open."""
@@ -291,6 +298,16 @@ class _Safetensors(TensorFile):
             stored = _NARROW_FLOATS[entry.kind][stored]
         return stored.astype(stored.dtype.newbyteorder("="), copy=False).reshape(entry.shape)
 
+    def map(self, name: str) -> NDArray[Any] | None:
+        entry, begin, size = self._entries[name]
+        dtype = np.dtype(NUMPY_TYPES.get(entry.kind, "V"))
+        if not size or not dtype.itemsize or begin % dtype.itemsize or not dtype.isnative:
+            return None
+        try:
+            return np.memmap(self._stream, dtype, "c", begin, entry.shape)
+        except (OSError, ValueError) as error:
+            raise self._damaged(error) from error
+
     def close(self) -> None:
         self._stream.close()
 
@@ -335,6 +352,9 @@ class _Shards(TensorFile):
 
     def read(self, name: str) -> NDArray[Any]:
         return self._shard(name).read(name)
+
+    def map(self, name: str) -> NDArray[Any] | None:
+        return self._shard(name).map(name)
 
     def close(self) -> None:
         for file in self._open.values():

@@ -12,6 +12,7 @@ import numpy as np
 from layerbounds.arrays import Float, as_float64
 from layerbounds.exceptions import FileFormatError, InputError
 from layerbounds.layers.layer import Layer
+from layerbounds.layers.layer_file import SCHEMA_KEY
 from layerbounds.layers.tensor_files import TensorFile, check_weight, open_tensors
 from layerbounds.names import match_name
 
@@ -57,9 +58,9 @@ def read_layer_weights(
     """Read weights for some output channels of a layer; other tensors of the file are not read.
 
     What the axes of the tensor are is decided by what is known about it, never by its size. A file of
-    `Solution.save_weights` (with ``NAME.channels``) or of `save_layers` (with ``NAME.gram``) has the axes of the layer.
-    A checkpoint has those of the module: (in, out) where the provenance says that the layer is a Conv1D of
-    `transformers`, otherwise those of the layer.
+    `Solution.save_weights` (with ``NAME.channels``) or of `save_layers` (with ``NAME.gram`` or a schema number) has the
+    axes of the layer. A checkpoint has those of the module: (in, out) where the provenance says that the layer is a
+    Conv1D of `transformers`, otherwise those of the layer.
 
     Parameters
     ----------
@@ -84,7 +85,7 @@ def read_layer_weights(
     """
     with open_tensors(path) as file:
         name = _stored_name(layer, file)
-        own = f"{name}.channels" in file.names or f"{name}.gram" in file.names
+        own = f"{name}.channels" in file.names or f"{name}.gram" in file.names or SCHEMA_KEY in file.metadata
         check_weight(file, f"{name}.weight")
         if not own:
             _check_folding(layer, file)
