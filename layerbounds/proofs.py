@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -113,6 +113,8 @@ class Control:
     started: float = field(default_factory=working_time)
     #: The backend's own options, defaults filled in.
     options: Mapping[str, Any] = field(default_factory=dict)
+    #: Called with what long work is at, such as ``points 5 of 30``.
+    report: Callable[[str], None] = field(default=lambda text: None)
 
     def elapsed(self) -> float:
         """Seconds since the work began, without those in which kernels were compiled."""
@@ -140,6 +142,11 @@ class DualPoint:
     d: Float
     split: FormTerms | None = None
 
+    @property
+    def minorant(self) -> object:
+        """What rows whose points can be bounded together have in common, the same object."""
+        return self.d
+
     def is_valid(self, n: int) -> bool:
         """Whether shapes fit n inputs and numbers are finite."""
         parts = self.z, self.d
@@ -164,6 +171,11 @@ class BlockDual:
     z: Float
     block: Int
     matrix: Float
+
+    @property
+    def minorant(self) -> object:
+        """As in `DualPoint`."""
+        return self.matrix
 
     def is_valid(self, n: int) -> bool:
         """Whether shapes fit n inputs and numbers are finite."""
@@ -241,6 +253,11 @@ class ScaleDual:
     root: Int
     dropped: tuple[int, ...] = ()
 
+    @property
+    def minorant(self) -> object:
+        """As in `DualPoint`."""
+        return self.minorants
+
     def is_valid(self, n: int) -> bool:
         """Whether shapes fit n inputs, numbers are finite and the nodes make a tree."""
         left = n - len(self.dropped)
@@ -275,6 +292,11 @@ class Leaf:
     """
 
     weights: Float
+
+    @property
+    def minorant(self) -> object:
+        """As in `DualPoint`: nothing is shared."""
+        return self
 
     def is_valid(self, n: int) -> bool:
         """Whether they are weights of n inputs."""

@@ -8,9 +8,15 @@ import numpy as np
 
 from layerbounds.arrays import Float
 from layerbounds.kernels import exact
+from layerbounds.kernels.factorization import UNIT
 
 #: Errors of weights are computed exactly where extended precision leaves this share of them open, up to so many inputs.
 VISIBLE, EXACT_INPUTS = 1e-8, 256
+#: What rows of more inputs that are evaluated together may leave open: one by one they take up to seconds each.
+VISIBLE_TOGETHER = 1e-6
+
+#: Rows that are treated together, and more than underflow can do: to an error, and to its derivative by a weight.
+CHUNK, UNDERFLOW, SLOPE_UNDERFLOW = 256, 1e-290, float(np.finfo(np.float64).tiny)
 
 _LONG = np.longdouble
 _UNIT = float(np.finfo(_LONG).eps)
@@ -46,6 +52,52 @@ def objective_interval(gram: Float, target: Float, weights: Float, most: int = E
         exactly = sum((exact.quadratic_form(gram, w, v) for w, v in pairs), Fraction(0))
         return max(exact.float_below(exactly), 0.0), max(exact.float_above(exactly), 0.0)
     return max(_below(float(value - error)), 0.0), max(_above(float(value + error)), 0.0)
+
+
+def objective_rows(gram: Float, targets: Float, weights: Float) -> tuple[Float, Float]:
+    """Enclosures of the errors of many rows, by one product in double precision (docs/numerics.md).
+
+    Rows that this leaves visibly open are evaluated one by one.
+
+    Parameters
+    ----------
+    gram : ndarray of shape (n, n)
+        With a positive diagonal.
+    targets, weights : ndarray of shape (rows, n)
+
+    Returns
+    -------
+    low, high : ndarray of shape (rows,)
+    """
+    n = len(gram)
+    low, high = np.zeros((2, len(targets)))
+    size = entry_sizes(gram)
+    visible = VISIBLE if n <= EXACT_INPUTS else VISIBLE_TOGETHER
+    for begin in range(0, len(targets), CHUNK):
+        rows = slice(begin, begin + CHUNK)
+        deviation = weights[rows] - targets[rows]
+        with np.errstate(over="ignore", invalid="ignore"):
+            value = np.einsum("ij,ij->i", deviation @ gram, deviation)
+            charge = 4 * (n + 16) * UNIT * (np.abs(deviation) @ size) ** 2 + UNDERFLOW
+            low[rows], high[rows] = value - charge, value + charge
+        moved = deviation.any(axis=1)
+        low[rows][~moved] = high[rows][~moved] = 0.0
+        for row in np.flatnonzero(moved & ~((charge <= visible * value) & np.isfinite(value))):
+            low[begin + row], high[begin + row] = objective_interval(gram, targets[begin + row], weights[begin + row])
+    return np.maximum(low, 0.0), high
+
+
+def entry_sizes(gram: Float) -> Float:
+    """Numbers ν with |H_ik| ≤ ν_i ν_k, shape (n,): the roots of the diagonal, a little more where H has been rounded.
+
+    With them the rounding of Hx is at most γ_n ν_i Σ ν_k|x_k|, without a product of absolute values.
+    """
+    root = np.sqrt(np.diag(gram))
+    if not root.size:
+        return root
+    stripes = (slice(i, i + CHUNK) for i in range(0, len(gram), CHUNK))
+    largest = max(float(np.max(np.abs(gram[rows]) / root[rows, None] / root)) for rows in stripes)
+    return np.asarray(root * np.sqrt(max(largest, 1.0)) * (1 + 8 * UNIT))
 
 
 def _below(value: float) -> float:

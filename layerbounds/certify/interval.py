@@ -71,39 +71,100 @@ def certify(task: Task[AllowedSet], raw: RawSolve, gap: float) -> CertifiedChann
     CertificationError
         If the weights are not allowed, or the derived lower bound exceeds the error of feasible weights.
     """
-    weights = _feasible_weights(task, raw.weights)
+    weights = feasible_weights(task, raw.weights)
     high = objective_interval(task.gram, task.target, weights)[1]
+    derived = None if raw.dual is None else dual_bound(task, raw.dual)
+    return conclude(task, raw, gap, weights, high, derived)
+
+
+def conclude(
+    task: Task[AllowedSet], raw: RawSolve, gap: float, weights: Float, high: float, derived: float | None
+) -> CertifiedChannel:
+    """The interval that follows from allowed weights, their error and what the dual point proves.
+
+    Parameters
+    ----------
+    task : Task
+    raw : RawSolve
+    gap : float
+    weights : ndarray of the target's shape
+        Exactly allowed.
+    high : float
+        At least their error, without the constant.
+    derived : float or None
+        The bound of the dual point, without the constant.
+
+    Raises
+    ------
+    CertificationError
+        If the lower bound exceeds the error of the weights.
+    """
     # Exactly 0 deviations (and an empty channel) have the exact error `constant`.
     upper = _up(high + task.constant_above) if high > 0.0 else task.constant_above
     lower, kind = task.constant, BoundKind.TRIVIAL
-    if raw.dual is not None:
-        derived = dual_bound(task, raw.dual)
-        if derived > 0 and _down(derived + task.constant) > lower:
-            lower, kind = _down(derived + task.constant), BoundKind.DUAL
+    if derived is not None and derived > 0 and _down(derived + task.constant) > lower:
+        lower, kind = _down(derived + task.constant), BoundKind.DUAL
     if raw.proof is not None:
-        derived = _down(raw.proof.cut - raw.proof.allowance)
+        proven = _down(raw.proof.cut - raw.proof.allowance)
         for leaf in raw.proof.leaves if raw.proof.leaves is not None else ():
-            derived = min(derived, _leaf_error(task, leaf))
-        if derived > 0 and _down(derived + task.constant) > lower:
-            lower, kind = _down(derived + task.constant), BoundKind.SEARCH
+            proven = min(proven, _leaf_error(task, leaf))
+        if proven > 0 and _down(proven + task.constant) > lower:
+            lower, kind = _down(proven + task.constant), BoundKind.SEARCH
     if lower > upper:
         raise CertificationError(
             f"channel {task.channel}: the derived lower bound {lower:.17g} exceeds the error {upper:.17g} of feasible "
             "weights; please report this problem with its data."
         )
-    width = upper - lower
-    status = raw.termination
-    # An error that overflows is infinite, and no share of it says anything.
-    finite = width < np.inf
-    if finite and width <= max(OPTIMAL_RELATIVE * upper, OPTIMAL_ABSOLUTE * task.energy):
-        status = Status.OPTIMAL
-    elif finite and gap > 0 and width <= gap * upper:
-        status = Status.GAP_REACHED
-    elif status in (Status.OPTIMAL, Status.GAP_REACHED):
-        # The backend believes itself done, but what can be proven is wider.
-        status = Status.UNRESOLVED
+    status = _status(lower, upper, gap, task.energy, raw.termination)
     claimed = np.nan if raw.claimed_lower_bound is None else float(raw.claimed_lower_bound)
     return CertifiedChannel(lower, upper, weights, status, kind, claimed, raw.trace, raw.notes)
+
+
+def intersection(first: CertifiedChannel, second: CertifiedChannel, gap: float, energy: float) -> CertifiedChannel:
+    """What two certified intervals of one channel say together; where neither is better, the first one's ends.
+
+    Parameters
+    ----------
+    first, second : CertifiedChannel
+        The second one's status is kept unless the interval is closed; notes of both are.
+    gap : float
+    energy : float
+        f(0).
+
+    Raises
+    ------
+    CertificationError
+        If the two contradict each other.
+    """
+    low = second if second.lower > first.lower else first
+    high = second if second.upper < first.upper else first
+    if low.lower > high.upper:
+        raise CertificationError(
+            f"two certified intervals contradict each other: a lower bound {low.lower:.17g} exceeds the error "
+            f"{high.upper:.17g} of feasible weights; please report this problem with its data."
+        )
+    return replace(
+        second,
+        lower=low.lower,
+        upper=high.upper,
+        weights=high.weights,
+        status=_status(low.lower, high.upper, gap, energy, second.status),
+        bound_kind=low.bound_kind,
+        notes=tuple(dict.fromkeys((*first.notes, *second.notes))),
+    )
+
+
+def _status(lower: float, upper: float, gap: float, energy: float, ended: Status) -> Status:
+    """The status of an interval; ``ended`` is how the work on it did."""
+    width = upper - lower
+    # An error that overflows is infinite, and no share of it says anything.
+    finite = width < np.inf
+    if finite and width <= max(OPTIMAL_RELATIVE * upper, OPTIMAL_ABSOLUTE * energy):
+        return Status.OPTIMAL
+    if finite and gap > 0 and width <= gap * upper:
+        return Status.GAP_REACHED
+    # Where the backend believes itself done, what can be proven is wider.
+    return Status.UNRESOLVED if ended in (Status.OPTIMAL, Status.GAP_REACHED) else ended
 
 
 def certify_foreign(
@@ -128,7 +189,7 @@ def certify_foreign(
     if raw.proof is not None:
         notes.append("refused a proof, which only the native search may hand over")
     try:
-        _feasible_weights(task, weights)
+        feasible_weights(task, weights)
     except (CertificationError, TypeError, ValueError) as error:
         notes.append(f"refused the weights: {_reason(task, error)}")
         weights = None
@@ -206,7 +267,14 @@ def dual_bound(task: Task[AllowedSet], dual: Dual) -> float:
         raise CertificationError(f"channel {task.channel}: {error}") from error
 
 
-def _feasible_weights(task: Task[AllowedSet], weights: Float | None) -> Float:
+def feasible_weights(task: Task[AllowedSet], weights: Float | None) -> Float:
+    """The exactly allowed weights that a backend means; those nearest to the target where it has none.
+
+    Raises
+    ------
+    CertificationError
+        If they are not allowed.
+    """
     if weights is None:
         return task.allowed.nearest(task.target)
     v = np.asarray(weights, dtype=np.float64)

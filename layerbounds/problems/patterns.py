@@ -59,6 +59,12 @@ class Structure:
             unit.astype(np.int64), group.astype(np.int64), np.minimum(self.capacity[groups], size).astype(np.int64)
         )
 
+    def equals(self, other: Structure) -> bool:
+        """Whether both have the same units, groups and capacities."""
+        return self is other or all(
+            np.array_equal(getattr(self, name), getattr(other, name)) for name in ("unit", "group", "capacity")
+        )
+
     def kept_units(self, matrix: Float) -> Bool:
         """Which units hold a nonzero weight, shape (channels, units)."""
         kept = np.zeros((len(matrix), len(self.group)), dtype=bool)

@@ -149,7 +149,7 @@ class Problem(ABC):
         """SHA-256 of everything that the optimum depends on."""
         digest = hashlib.sha256()
         for array in (self.layer.gram, self.layer.target, self.layer.constant, self.layer.matrix):
-            digest.update(np.ascontiguousarray(array).tobytes())
+            digest.update(np.ascontiguousarray(array).reshape(-1).data)
         digest.update(self.rule())
         return digest.hexdigest()
 

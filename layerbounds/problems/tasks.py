@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 
@@ -41,6 +43,8 @@ class Task(Generic[Allowed]):
         What the backend's `prepare` returned for the group.
     warm_start : ndarray of the target's shape, or None
         Allowed weights to start from.
+    start : Dual or None
+        A dual point to start from, such as another backend's.
     raised : float
         See `layerbounds.layers.gram.GramReport`.
     """
@@ -54,6 +58,7 @@ class Task(Generic[Allowed]):
     allowed: Allowed
     shared: Any = None
     warm_start: Float | None = None
+    start: Any = None
     raised: float = 0.0
 
     @property
@@ -90,20 +95,93 @@ def make_task(problem: Problem, rows: int | list[int], shared: object, warm_star
     warm_start : ndarray of shape (n,) or (rows, n), optional
         Allowed weights, dead inputs included.
     """
-    layer = problem.layer
-    index = [rows] if isinstance(rows, int) else rows
-    live = layer.live(layer.group_of(index[0]))
-    gram = problem.gram(index[0])
-    allowed = problem.allowed(index[0]).restrict(live)
-    return Task(
-        rows=tuple(index),
-        gram=gram if live.all() else np.ascontiguousarray(gram[np.ix_(live, live)]),
-        targets=np.ascontiguousarray(layer.target[index][:, live]),
-        constants=layer.constant[index],
-        energy=float(np.sum(layer.energy()[index])),
-        live=live,
-        allowed=allowed,
-        shared=shared,
-        warm_start=None if warm_start is None else warm_start[..., live],
-        raised=layer.gram_reports[layer.group_of(index[0])].raised if allowed.free else 0.0,
-    )
+    return GroupTasks(problem, [[rows] if isinstance(rows, int) else rows], shared, [warm_start])[0]
+
+
+class GroupTasks(Sequence[Task[Any]]):
+    """The tasks of sets of rows of one group, made when they are asked for: all have the same Gram matrix object.
+
+    Parameters
+    ----------
+    problem : Problem
+    sets : sequence of list of int
+        Output channels, all of one group.
+    shared : object
+        What the backend prepared for the group.
+    warm_starts : sequence of ndarray or None
+        For each set allowed weights, dead inputs included.
+    duals : sequence of Dual or None, optional
+        For each set a dual point of the live inputs.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        sets: Sequence[list[int]],
+        shared: object,
+        warm_starts: Sequence[Float | None],
+        duals: Sequence[Any] | None = None,
+    ) -> None:
+        self._problem, self._sets, self._shared, self._starts = problem, sets, shared, warm_starts
+        self._duals = duals
+        first, layer = sets[0][0], problem.layer
+        group = layer.group_of(first)
+        self._live = layer.live(group)
+        gram = problem.gram(first)
+        self._gram = gram if self._live.all() else np.ascontiguousarray(gram[np.ix_(self._live, self._live)])
+        self._raised = layer.gram_reports[group].raised
+        self._energy = layer.energy()
+
+    def __len__(self) -> int:
+        return len(self._sets)
+
+    @overload
+    def __getitem__(self, index: int) -> Task[Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Task[Any]]: ...
+
+    def __getitem__(self, index: int | slice) -> Task[Any] | Sequence[Task[Any]]:
+        if isinstance(index, slice):
+            part = copy(self)
+            part._sets, part._starts = self._sets[index], self._starts[index]
+            part._duals = None if self._duals is None else self._duals[index]
+            return part
+        rows, start, layer = self._sets[index], self._starts[index], self._problem.layer
+        allowed = self._problem.allowed(rows[0]).restrict(self._live)
+        return Task(
+            rows=tuple(rows),
+            gram=self._gram,
+            targets=np.ascontiguousarray(layer.target[rows][:, self._live]),
+            constants=layer.constant[rows],
+            energy=float(np.sum(self._energy[rows])),
+            live=self._live,
+            allowed=allowed,
+            shared=self._shared,
+            warm_start=None if start is None else start[..., self._live],
+            start=None if self._duals is None else self._duals[index],
+            raised=self._raised if allowed.free else 0.0,
+        )
+
+
+class AllowedSets(Sequence[Any]):
+    """The allowed sets of tasks, made when they are asked for: all of them at once may not fit into memory.
+
+    Parameters
+    ----------
+    tasks : sequence of Task
+    rows : sequence of int, optional
+        Which of the tasks; default: all.
+    """
+
+    def __init__(self, tasks: Sequence[Task[Any]], rows: Sequence[int] | None = None) -> None:
+        self._tasks = tasks
+        self._rows: Sequence[int] = range(len(tasks)) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._tasks[self._rows[index]].allowed

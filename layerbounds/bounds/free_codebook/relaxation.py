@@ -20,8 +20,8 @@ import scipy.linalg
 from scipy.optimize import nnls
 
 from layerbounds.arrays import Float
-from layerbounds.bounds.minorants.diagonal import maximize_minorant
-from layerbounds.bounds.minorants.first_order import ascend_minorant
+from layerbounds.bounds.minorants.diagonal import certified_minorant, maximize_minorant
+from layerbounds.bounds.minorants.newton import ascend_newton
 from layerbounds.kernels.factorization import cholesky, symmetric_inverse
 from layerbounds.kernels.free_codebook.segments import least_segments
 from layerbounds.problems.free_codebook import nearest_of
@@ -173,7 +173,7 @@ def refine(
 def next_diagonal(gram: Float, coefficients: Float, start: Float | None, stop: Callable[[], bool] | None) -> Float:
     """A minorant of large Σ a_i d_i."""
     if len(gram) > LARGE:
-        return ascend_minorant(gram, coefficients, stop=stop)
+        return certified_minorant(gram, ascend_newton(gram, coefficients, start, stop=stop))
     return maximize_minorant(gram, coefficients, start, relative_gap=0.2, stop=stop)
 
 

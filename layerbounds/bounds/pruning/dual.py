@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from layerbounds.arrays import Bool, Float, Int
+from layerbounds.bounds.minorants.diagonal import certified_minorant, is_minorant
 from layerbounds.bounds.minorants.semidefinite import is_positive_semidefinite, shrink_until
 from layerbounds.kernels.factorization import UNIT, smallest_eigenvalues
 from layerbounds.problems.patterns import Structure
@@ -75,24 +76,44 @@ def pruning_bound(
     if not np.any(matrix) and not is_block_minorant(gram, matrix):
         # A singular matrix as stored may have negative eigenvalues of rounding size: nothing is proven about it.
         return -np.inf
+    if len(np.unique(block)) == n:
+        return _single_bound(gram, target, original, structure, z, np.diag(matrix))
+    value, h, h_error, magnitude = _value(gram, target, z)
+    total, kept, size = _block_savings(h, h_error, matrix, z, original, structure, block)
+    return _rounded_down(value + total, kept, magnitude + size, n)
+
+
+def diagonal_bound(
+    gram: Float, target: Float, original: Float | None, structure: Structure, z: Float, d: Float
+) -> float:
+    """The same from a diagonal of shape (n,)."""
+    d = certified_minorant(gram, d)
+    if not np.any(d) and not is_minorant(gram, d):
+        return -np.inf
+    return _single_bound(gram, target, original, structure, z, d)
+
+
+def _single_bound(gram: Float, target: Float, original: Float | None, structure: Structure, z: Float, d: Wide) -> float:
+    """The bound from a proven diagonal."""
+    value, h, h_error, magnitude = _value(gram, target, z)
+    low, saving, size = _single_savings(h, h_error, d, z, original)
+    kept = _best_sum_single(structure, saving) if np.all(np.isfinite(saving)) else np.inf
+    return _rounded_down(value + low.sum(), kept, magnitude + size, len(target))
+
+
+def _value(gram: Float, target: Float, z: Float) -> tuple[Any, Wide, Wide, Any]:
+    """f(z), h = H(z − w), the error of h, and the size of the terms of f(z)."""
     wide = gram.astype(_LONG)
     deviation = z.astype(_LONG) - target.astype(_LONG)
     h = wide @ deviation
     spread = np.abs(wide) @ np.abs(deviation)
     # Charged twice as much as the a-priori bound, here and below.
-    h_error = 2 * (n + 4) * _UNIT_LONG * spread
-    value: Any = deviation @ h
-    magnitude = np.abs(deviation) @ spread
-    single = len(np.unique(block)) == n
-    if single:
-        low, saving, size = _single_savings(h, h_error, np.diag(matrix), z, original)
-        value += low.sum()
-        magnitude += size
-        kept = _best_sum_single(structure, saving) if np.all(np.isfinite(saving)) else np.inf
-    else:
-        total, kept, size = _block_savings(h, h_error, matrix, z, original, structure, block)
-        value += total
-        magnitude += size
+    h_error = 2 * (len(z) + 4) * _UNIT_LONG * spread
+    return deviation @ h, h, h_error, np.abs(deviation) @ spread
+
+
+def _rounded_down(value: Any, kept: Any, magnitude: Any, n: int) -> float:
+    """The bound less what rounding can have added to it."""
     bound = value - kept - 4 * (n + 16) * _UNIT_LONG * (magnitude + np.abs(kept))
     return float(np.nextafter(float(bound), -np.inf))
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from layerbounds.arrays import Float
-from layerbounds.bounds.pruning.dual import pruning_bound
+from layerbounds.bounds.pruning.dual import diagonal_bound, pruning_bound
+from layerbounds.exceptions import CertificationError
 from layerbounds.problems.support import Support
-from layerbounds.proofs import BlockDual
+from layerbounds.proofs import BlockDual, DualPoint
 
 
 def blocks(gram: Float, target: Float, allowed: Support, dual: BlockDual) -> float:
@@ -17,4 +18,13 @@ def blocks(gram: Float, target: Float, allowed: Support, dual: BlockDual) -> flo
     return pruning_bound(gram, target, original, allowed.structure, z, np.asarray(dual.block), matrix)
 
 
-LEAST = {(Support, BlockDual): blocks}
+def diagonal(gram: Float, target: Float, allowed: Support, dual: DualPoint) -> float:
+    """From a diagonal, as batched solvers return it."""
+    if dual.split is not None:
+        raise CertificationError("the backend returned a dual point with integer forms for weights without codes.")
+    original = None if allowed.refit else allowed.original
+    z, d = np.asarray(dual.z, dtype=np.float64), np.asarray(dual.d, dtype=np.float64)
+    return diagonal_bound(gram, target, original, allowed.structure, z, d)
+
+
+LEAST = {(Support, BlockDual): blocks, (Support, DualPoint): diagonal}

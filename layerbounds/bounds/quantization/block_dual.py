@@ -78,17 +78,9 @@ def block_dual_bound(gram: Float, target: Float, levels: Float, z: Float, block:
     reach = np.abs(levels.astype(_LONG) - z.astype(_LONG)[:, None]).max(axis=1)
     charge = 2 * (n + 4) * _UNIT_LONG * spread * reach + shift.astype(_LONG) * reach**2
     value: Any = deviation @ h - charge.sum() * (1 + (n + 16) * _UNIT_LONG)
-    magnitude = np.abs(deviation) @ spread
-    members = [np.flatnonzero(block == g) for g in np.unique(block)]
-    several = [m[search_order(matrix[np.ix_(m, m)])] for m in members if 1 < len(m) <= MOST_MEMBERS]
-    low, searched = _block_minima(levels, z, h, matrix, several)
-    single = np.ones(n, dtype=np.bool_)
-    for m, done in zip(several, searched, strict=True):
-        single[m] = not done
-    terms, size = _single_minima(levels, z, h, matrix, single)
-    value += low[searched].sum() + terms.sum()
-    magnitude += np.abs(low[searched]).sum() + size
-    bound = float(value - 4 * (n + 16) * _UNIT_LONG * magnitude)
+    low, size = PreparedBlocks(matrix, block).minimum(levels, z, h)
+    magnitude = np.abs(deviation) @ spread + size
+    bound = float(value + low - 4 * (n + 16) * _UNIT_LONG * magnitude)
     return float(np.nextafter(bound, -np.inf)) if np.isfinite(bound) else 0.0
 
 
@@ -114,6 +106,131 @@ def search_order(block: Float) -> Int:
     return order
 
 
+class PreparedBlocks:
+    """A block-diagonal matrix, made ready for the least costs of level points.
+
+    A block's cost is, with e = q − c and t = B(c − z) + h,
+
+        (c − z)ᵀ(t + h) + 2tᵀe + eᵀBe,
+
+    and ‖Re‖² + 2t'ᵀe is searched for a Cholesky factor RᵀR ≈ B and a rounded t'. The search is exact for what it
+    computes: it visits or prunes every point, prunes only by nonnegative terms, and returns the least of what it
+    computed. So its error is that of one computed cost, and that of the turning points by which siblings are put on
+    two sides. All is in units in which the block's entries and levels are about 1 (powers of two).
+
+    Parameters
+    ----------
+    matrix : ndarray of shape (n, n)
+        Symmetric, zero between different blocks.
+    block : ndarray of int64, shape (n,)
+    """
+
+    def __init__(self, matrix: Float, block: Int) -> None:
+        self._matrix = matrix
+        members = [np.flatnonzero(block == g) for g in np.unique(block)]
+        parts = [m[search_order(matrix[np.ix_(m, m)])] for m in members if 1 < len(m) <= MOST_MEMBERS]
+        widest = max((len(m) for m in parts), default=0)
+        factors, squares, entries, kept = [], [], [], []
+        for m in parts:
+            b = matrix[np.ix_(m, m)]
+            top = float(np.diag(b).max())
+            if not top > 0:
+                continue
+            entry = int(np.frexp(top)[1])
+            square = np.ldexp(b.astype(_LONG), -entry)
+            found = cholesky(np.asfortranarray(square.astype(np.float64)))
+            if found is None:
+                continue
+            factor, padded = np.zeros((widest, widest)), np.zeros((widest, widest), dtype=_LONG)
+            factor[: len(m), : len(m)], padded[: len(m), : len(m)] = found.T, square
+            factors.append(factor)
+            squares.append(padded)
+            entries.append(entry)
+            kept.append(m)
+        self._parts = kept
+        self._entry = np.array(entries, dtype=np.int64)
+        sizes = np.array([len(m) for m in kept], dtype=np.int64)
+        self._first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        self._member = np.concatenate([np.zeros(0, dtype=np.int64), *kept]).astype(np.int64)
+        self._inside = np.arange(widest) < sizes[:, None]
+        if not kept:
+            return
+        self._square, self._factor = np.stack(squares), np.stack(factors)
+        self._narrow = self._square.astype(np.float64)
+        self._size = np.abs(self._square)
+        self._factor_size = np.abs(self._factor).astype(_LONG)
+        transposed = self._factor.transpose(0, 2, 1).astype(_LONG)
+        self._unit = 4 * (widest + 8) * _UNIT_LONG
+        #: By how much RᵀR may differ from B.
+        self._away = np.abs(self._square - transposed @ self._factor.astype(_LONG))
+        self._away += self._unit * (np.abs(transposed) @ self._factor_size)
+        self._pivot = np.where(self._inside, np.einsum("gii->gi", self._factor), 1.0).astype(_LONG)
+
+    def minimum(self, levels: Float, z: Float, h: Wide) -> tuple[Any, Any]:
+        """A lower bound of Σ min over the level points of 2hᵀ(q − z) + (q − z)ᵀB(q − z), and the size of its terms.
+
+        Parameters
+        ----------
+        levels : ndarray of shape (n, levels)
+            Sorted.
+        z : ndarray of shape (n,)
+        h : ndarray of longdouble, shape (n,)
+        """
+        low, searched = self._searched_minima(levels, z, h)
+        single = np.ones(len(z), dtype=np.bool_)
+        for m, done in zip(self._parts, searched, strict=True):
+            single[m] = not done
+        terms, size = _single_minima(levels, z, h, self._matrix, single)
+        return low[searched].sum() + terms.sum(), np.abs(low[searched]).sum() + size
+
+    def _searched_minima(self, levels: Float, z: Float, h: Wide) -> tuple[Wide, Bool]:
+        """Lower bounds of the blocks' least costs, and which blocks could be searched."""
+        if not self._parts:
+            return np.zeros(0, dtype=_LONG), np.zeros(0, dtype=np.bool_)
+        member, inside, widest, unit = self._member, self._inside, self._inside.shape[1], self._unit
+        top = np.maximum(np.abs(levels[:, 0]), np.abs(levels[:, -1]))
+        length = np.frexp(np.maximum.reduceat(top[member], self._first[:-1]))[1].astype(np.int64)
+        lengths, exponent = np.zeros(len(z), dtype=np.int64), np.zeros(len(z), dtype=np.int64)
+        lengths[member] = np.repeat(length, np.diff(self._first))
+        exponent[member] = np.repeat(self._entry, np.diff(self._first))
+        scaled = np.ldexp(levels, -lengths[:, None])
+        point = np.ldexp(z.astype(_LONG), -lengths)
+        slope = np.ldexp(h, -lengths - exponent)
+        centre, tilt, least = np.zeros(len(z)), np.zeros(len(z)), np.empty(len(self._parts))
+        full = np.full(len(z), scaled.shape[1], dtype=np.int64)
+        least_costs(
+            self._first, member, self._narrow, self._factor, scaled, full, point.astype(np.float64),
+            slope.astype(np.float64), MOST_NODES, BUDGET, centre, tilt, least,
+        )  # fmt: skip
+
+        def padded(values: Wide) -> Wide:
+            result = np.zeros(inside.shape, dtype=_LONG)
+            result[inside] = values[member]
+            return result
+
+        c, side, slopes = padded(centre.astype(_LONG)), padded(tilt.astype(_LONG)), padded(slope)
+        move = c - padded(point)
+        below, above = padded(scaled[:, 0] - centre.astype(_LONG)), padded(scaled[:, -1] - centre.astype(_LONG))
+        reach = np.maximum(np.abs(below), np.abs(above))
+        weight = (self._size @ np.abs(move)[..., None])[..., 0] + np.abs(slopes)
+        exact = (self._square @ move[..., None])[..., 0] + slopes
+        constant = (move * (exact + slopes)).sum(axis=1)
+        charge = unit * (2 * np.abs(move) * (weight + np.abs(slopes))).sum(axis=1)
+        charge += (2 * (np.abs(exact - side) + unit * weight) * reach).sum(axis=1)
+        charge += (reach * (self._away @ reach[..., None])[..., 0]).sum(axis=1)
+        ends = 2 * np.minimum(side * below, side * above)
+        partial = (self._factor_size @ reach[..., None])[..., 0] + self._pivot * (reach + np.abs(c))
+        turn = gamma(2 * widest + 32) * (partial + np.abs(side) / self._pivot)
+        rounding = gamma(4 * widest + 64) * (partial**2 + 8 * np.abs(side) * (reach + np.abs(c)))
+        charge += 2 * np.where(inside, rounding + turn**2, 0).sum(axis=1)
+        charge += UNDERFLOW * (1 + (np.abs(side) * inside).sum(axis=1))
+        with np.errstate(invalid="ignore"):
+            found_low = least.astype(_LONG) + constant + ends.sum(axis=1) - charge * (1 + 1e-6)
+            found_low -= unit * (np.abs(constant) + np.abs(least) + np.abs(ends).sum(axis=1))
+        low = np.ldexp(found_low, self._entry + 2 * length)
+        return low, np.isfinite(low)
+
+
 def _single_minima(levels: Float, z: Float, h: Wide, matrix: Float, chosen: Bool) -> tuple[Wide, Any]:
     """Least terms of inputs on their own, and the size of what was summed.
 
@@ -127,91 +244,3 @@ def _single_minima(levels: Float, z: Float, h: Wide, matrix: Float, chosen: Bool
     linear, square = 2 * h[chosen, None] * step, d[:, None] * step**2
     least = (linear + square).min(axis=1, initial=np.inf)
     return least, (np.abs(linear) + np.abs(square)).max(axis=1, initial=0).sum()
-
-
-def _block_minima(
-    levels: Float, z: Float, h: Wide, matrix: Float, members: list[npt.NDArray[Any]]
-) -> tuple[Wide, npt.NDArray[np.bool_]]:
-    """Lower bounds of the blocks' least costs, and which blocks could be searched.
-
-    A block's cost is, with e = q − c and t = B(c − z) + h,
-
-        (c − z)ᵀ(t + h) + 2tᵀe + eᵀBe,
-
-    and ‖Re‖² + 2t'ᵀe is searched for a Cholesky factor RᵀR ≈ B and a rounded t'. The search is exact for what it
-    computes: it visits or prunes every point, prunes only by nonnegative terms, and returns the least of what it
-    computed. So its error is that of one computed cost, and that of the turning points by which siblings are put on
-    two sides. All is in units in which the block's entries and levels are about 1 (powers of two).
-    """
-    count, widest = len(members), max((len(m) for m in members), default=0)
-    low, searched = np.zeros(count, dtype=_LONG), np.zeros(count, dtype=np.bool_)
-    factor = np.zeros((count, widest, widest))
-    square = np.zeros((count, widest, widest), dtype=_LONG)
-    entry, length = np.zeros(count, dtype=np.int64), np.zeros(len(z), dtype=np.int64)
-    for g, m in enumerate(members):
-        b = matrix[np.ix_(m, m)]
-        top = float(np.diag(b).max())
-        if not top > 0:
-            continue
-        entry[g] = np.frexp(top)[1]
-        length[m] = np.frexp(float(np.abs(levels[m]).max()))[1]
-        square[g, : len(m), : len(m)] = np.ldexp(b.astype(_LONG), -entry[g])
-        found = cholesky(np.asfortranarray(square[g, : len(m), : len(m)].astype(np.float64)))
-        if found is not None:
-            factor[g, : len(m), : len(m)] = found.T
-            searched[g] = True
-    kept = np.flatnonzero(searched)
-    if kept.size == 0:
-        return low, searched
-    parts = [members[g] for g in kept]
-    square, factor, entry = square[kept], factor[kept], entry[kept]
-    sizes = np.array([len(m) for m in parts])
-    first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    member = np.concatenate(parts).astype(np.int64)
-    scaled = np.ldexp(levels.astype(_LONG), -length[:, None])
-    point = np.ldexp(z.astype(_LONG), -length)
-    exponent = np.zeros(len(z), dtype=np.int64)
-    exponent[member] = np.repeat(entry, sizes)
-    slope = np.ldexp(h, -length - exponent)
-    centre, tilt, least = np.zeros(len(z)), np.zeros(len(z)), np.empty(len(kept))
-    narrow = np.ascontiguousarray(scaled.astype(np.float64))
-    full = np.full(len(z), narrow.shape[1], dtype=np.int64)
-    least_costs(
-        first, member, square.astype(np.float64), factor, narrow, full, point.astype(np.float64),
-        slope.astype(np.float64), MOST_NODES, BUDGET, centre, tilt, least,
-    )  # fmt: skip
-    inside = np.arange(widest) < sizes[:, None]
-
-    def padded(values: Wide) -> Wide:
-        result = np.zeros(inside.shape, dtype=_LONG)
-        result[inside] = values[member]
-        return result
-
-    wide_centre = centre.astype(_LONG)
-    c, side, slopes = padded(wide_centre), padded(tilt.astype(_LONG)), padded(slope)
-    move = c - padded(point)
-    below, above = padded(scaled.min(axis=1) - wide_centre), padded(scaled.max(axis=1) - wide_centre)
-    reach = np.maximum(np.abs(below), np.abs(above))
-    weight = (np.abs(square) @ np.abs(move)[..., None])[..., 0] + np.abs(slopes)
-    exact = (square @ move[..., None])[..., 0] + slopes
-    unit = 4 * (widest + 8) * _UNIT_LONG
-    constant = (move * (exact + slopes)).sum(axis=1)
-    charge = unit * (2 * np.abs(move) * (weight + np.abs(slopes))).sum(axis=1)
-    charge += (2 * (np.abs(exact - side) + unit * weight) * reach).sum(axis=1)
-    transposed = factor.transpose(0, 2, 1).astype(_LONG)
-    product = transposed @ factor.astype(_LONG)
-    away = np.abs(square - product) + unit * (np.abs(transposed) @ np.abs(factor).astype(_LONG))
-    charge += (reach * (away @ reach[..., None])[..., 0]).sum(axis=1)
-    ends = 2 * np.minimum(side * below, side * above)
-    pivot = np.where(inside, np.einsum("gii->gi", factor), 1.0).astype(_LONG)
-    partial = (np.abs(factor).astype(_LONG) @ reach[..., None])[..., 0] + pivot * (reach + np.abs(c))
-    turn = gamma(2 * widest + 32) * (partial + np.abs(side) / pivot)
-    rounding = gamma(4 * widest + 64) * (partial**2 + 8 * np.abs(side) * (reach + np.abs(c)))
-    charge += 2 * np.where(inside, rounding + turn**2, 0).sum(axis=1)
-    charge += UNDERFLOW * (1 + (np.abs(side) * inside).sum(axis=1))
-    with np.errstate(invalid="ignore"):
-        found_low = least.astype(_LONG) + constant + ends.sum(axis=1) - charge * (1 + 1e-6)
-        found_low -= unit * (np.abs(constant) + np.abs(least) + np.abs(ends).sum(axis=1))
-    low[kept] = np.ldexp(found_low, entry + 2 * length[member[first[:-1]]])
-    searched[kept] = np.isfinite(low[kept])
-    return low, searched

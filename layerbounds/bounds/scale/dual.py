@@ -126,8 +126,8 @@ def scale_bound(gram: Float, target: Float, rays: Rays, dual: ScaleDual) -> floa
         If the dual's parts do not fit the groups and lists.
     """
     rows = np.atleast_2d(target)
-    _check(rays, dual, len(rows))
-    charge = _Charge(gram, rows, rays)
+    check_dual(rays, dual, len(rows))
+    charge = Charge(gram, rows, rays)
     reduced = charge.project(dual.dropped) if dual.dropped else charge
     shifted = None if reduced is None else semidefinite_shift(reduced.gram)
     if reduced is None or shifted is None:
@@ -146,9 +146,7 @@ def scale_bound(gram: Float, target: Float, rays: Rays, dual: ScaleDual) -> floa
     reach = reduced.reach(value, diagonal, shift)
     if reach is None:
         return 0.0
-    value -= max(
-        2 * _UP * float(np.sum(b.slope * reach)) + _UP * float(np.sum(shift * (reach + b.reach) ** 2)) for b in bounds
-    )
+    value -= max(2 * _UP * float(np.sum(b.slope * reach)) + _UP * _weighted(shift, reach + b.reach) for b in bounds)
     value = reduced.rounded_target(value, reach, shift) if dual.dropped else value
     return max(charge.rounded_weights(value, None if dual.dropped else (reach, shift)), 0.0)
 
@@ -165,7 +163,7 @@ def rounding_charge(gram: Float, target: Float, limit: float, cut: float) -> flo
     cut : float
     """
     rays = Rays([], np.zeros(len(gram), dtype=np.int64), limit)
-    return float(np.nextafter(cut - _Charge(gram, np.atleast_2d(target), rays).rounded_weights(cut, None), np.inf))
+    return float(np.nextafter(cut - Charge(gram, np.atleast_2d(target), rays).rounded_weights(cut, None), np.inf))
 
 
 def leaves(dual: ScaleDual, groups: int, boxes: int) -> Iterator[tuple[list[int], int, Float, Float]]:
@@ -187,7 +185,8 @@ def leaves(dual: ScaleDual, groups: int, boxes: int) -> Iterator[tuple[list[int]
             open_nodes += [(child, low, below), (child + 1, above, high)]
 
 
-def _check(rays: Rays, dual: ScaleDual, rows: int) -> None:
+def check_dual(rays: Rays, dual: ScaleDual, rows: int) -> None:
+    """Raise CertificationError if the dual's parts do not fit the scales and codes."""
     groups = int(rays.group.max(initial=-1)) + 1
     fits = (
         np.all(dual.axis < groups) and len(dual.root) in (1, len(rays.boxes)) and (groups == 1 or len(dual.root) == 1)
@@ -206,7 +205,7 @@ def _check(rays: Rays, dual: ScaleDual, rows: int) -> None:
         )
 
 
-class _Charge:
+class Charge:
     """A Gram matrix and targets, and what rounding of them costs.
 
     Parameters
@@ -224,7 +223,7 @@ class _Charge:
         """Number of scales."""
         return int(self.rays.group.max(initial=-1)) + 1
 
-    def project(self, dropped: tuple[int, ...]) -> _Charge | None:
+    def project(self, dropped: tuple[int, ...]) -> Charge | None:
         """With real zero points: the best ones put in, the inputs that are left; None where that cannot be proven."""
         found = project(self.gram, self.rays.group, dropped)
         if found is None:
@@ -233,7 +232,7 @@ class _Charge:
         group = self.rays.group[left]
         base = np.array(dropped)[group]
         rays = Rays(self.rays.boxes, group, 2 * self.rays.limit, self.rays.powers_of_two)
-        return _Charge(matrix, self.target[:, left] - self.target[:, base], rays)
+        return Charge(matrix, self.target[:, left] - self.target[:, base], rays)
 
     def reach(self, value: float, d: Float, shift: Float) -> Float | None:
         """Largest |v| of weights whose error is below a value; None where it cannot be bounded.
@@ -276,8 +275,13 @@ class _Charge:
         root = np.sqrt(value) * (1 - 2 * UNIT) - norm
         if not root > 0:
             return 0.0
-        charged = root * root * (1 - 4 * UNIT) - _UP * float(np.sum(shift * (reach + np.abs(self.target)) ** 2))
+        charged = root * root * (1 - 4 * UNIT) - _UP * _weighted(shift, reach + np.abs(self.target))
         return float(np.nextafter(charged, -np.inf))
+
+
+def _weighted(weights: Float, values: Float) -> float:
+    """Σ weights·values², multiplied so that the square of a small number does not underflow."""
+    return float(np.sum(weights * values * values))
 
 
 def _prove(matrix: Float, minorant: ScaleMinorant) -> _Proven:
@@ -289,7 +293,7 @@ def _prove(matrix: Float, minorant: ScaleMinorant) -> _Proven:
     return _Proven(d, forms, weights)
 
 
-def _point_bounds(charge: _Charge, points: list[ScalePoint], minorants: dict[int, _Proven]) -> list[_Bound]:
+def _point_bounds(charge: Charge, points: list[ScalePoint], minorants: dict[int, _Proven]) -> list[_Bound]:
     """The bounds of all points.
 
     f(v) ≥ F + vᵀ(D + VGVᵀ)v − 2bᵀv − 2βᵀVᵀv with h = H(z − w), b = Dz − h + Vρ, β = GVᵀz − ρ and
@@ -315,8 +319,8 @@ def _point_bounds(charge: _Charge, points: list[ScalePoint], minorants: dict[int
         of_forms = reach @ sizes
         slope = spread + proven.d * reach + steepness @ sizes.T
         form_slope = proven.weights * of_forms + steepness
-        total = np.sum(spread * (reach + np.abs(charge.target))) + np.sum(proven.d * reach**2)
-        total += np.sum(proven.weights * of_forms**2)
+        total = np.sum(spread * (reach + np.abs(charge.target))) + _weighted(proven.d, reach)
+        total += _weighted(proven.weights, of_forms)
         roundings = (2 * n + 2 * len(g) + 2 * z.size + 32) * _UNIT_LONG * _UP
         low = float(constant - roundings * float(total))
         slope = roundings * (slope + form_slope @ sizes.T)

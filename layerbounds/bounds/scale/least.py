@@ -15,12 +15,22 @@ from layerbounds.proofs import Leaf, ScaleDual
 
 def over_scales(gram: Float, target: Float, allowed: ScaledLevels, dual: ScaleDual) -> float:
     """From dual points that bound a range of scales each."""
+    return scale_bound(gram, target, rays_of(allowed, dual), dual)
+
+
+def rays_of(allowed: ScaledLevels, dual: ScaleDual) -> Rays:
+    """The scales and codes that are allowed.
+
+    Raises
+    ------
+    CertificationError
+        If the dual point is not of this kind of zero points.
+    """
     if (allowed.zero == "real") != bool(dual.dropped):
         raise CertificationError(
             "the backend returned an invalid dual point: real zero points leave out one input each."
         )
-    rays = Rays(allowed.boxes(), allowed.group, allowed.limit, allowed.powers_of_two)
-    return scale_bound(gram, target, rays, dual)
+    return Rays(allowed.boxes(), allowed.group, allowed.limit, allowed.powers_of_two)
 
 
 def visited(gram: Float, target: Float, allowed: ScaledLevels, leaf: Leaf) -> float:
