@@ -30,6 +30,8 @@ class Capability(StrEnum):
     TRACE = "trace"
     #: Given time, it claims or proves optimality.
     OPTIMALITY = "optimality"
+    #: All channels of a layer at once.
+    BATCHED = "batched"
     #: Pruning with refit where the Gram matrix leaves the weights unbounded.
     SINGULAR = "singular pruning"
 
@@ -124,7 +126,7 @@ def read_options(backend: Backend, given: Mapping[str, Any]) -> dict[str, Any]:
 def _read_option(name: str, option: Option, value: Any) -> bool | int | float | str:
     kind = type(option.default)
     if kind is str:
-        if value not in option.choices:
+        if str(value) not in option.choices:
             raise InputError(f"option {name} is {value!r}; choose {' or '.join(option.choices)}.")
         return str(value)
     if kind is bool:

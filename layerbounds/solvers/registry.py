@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from layerbounds.names import match_name
 from layerbounds.solvers.base import Backend
+from layerbounds.solvers.batched.backend import BatchedBackend
 from layerbounds.solvers.gurobi import GurobiBackend
 from layerbounds.solvers.highs import HighsBackend
 from layerbounds.solvers.native import NativeBackend
@@ -15,6 +16,7 @@ from layerbounds.solvers.sdp import SdpBackend
 
 _BACKENDS: dict[str, Callable[[], Backend]] = {
     "native": NativeBackend,
+    "batched": BatchedBackend,
     "scip": ScipBackend,
     "highs": HighsBackend,
     "sdp": SdpBackend,
@@ -22,7 +24,7 @@ _BACKENDS: dict[str, Callable[[], Backend]] = {
 }
 
 #: Backends whose proofs are those of the package's own searches: no other may hand one over, whatever it says it can.
-_OWN = frozenset({"native"})
+_OWN = frozenset({"native", "batched"})
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,19 @@ class BackendInfo:
     reason: str | None
 
 
+def names() -> list[str]:
+    """The names of all backends."""
+    return list(_BACKENDS)
+
+
 def get_backend(name: str) -> Backend:
     """Return a backend by name."""
-    return _BACKENDS[match_name(name, list(_BACKENDS), "backend")]()
+    return _BACKENDS[match_name(name, names(), "backend")]()
 
 
 def is_own(name: str) -> bool:
     """Whether certification accepts the proofs of a backend."""
-    return match_name(name, list(_BACKENDS), "backend") in _OWN
+    return match_name(name, names(), "backend") in _OWN
 
 
 def backends() -> list[BackendInfo]:

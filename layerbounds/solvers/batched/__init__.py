@@ -1,0 +1,1 @@
+"""Certified bounds and weights of all rows of a layer at once."""
