@@ -47,6 +47,10 @@ class Solution:
     preparation_seconds : float
         Time of the work that the channels share, compilation included.
     backend : str
+        As it was asked for.
+    lower_backend, upper_backend : list of str
+        What gave each end: with ``auto`` a channel may have one of ``batched`` and one of ``native``; the lower end of
+        a foreign solver that hands over no dual point is ``native``.
     notes : dict of int to tuple of str
         By channel: what was refused of a foreign solver's answer, and what has to be known about it.
     certified_trace : bool
@@ -68,9 +72,16 @@ class Solution:
     trace: list[list[TracePoint]]
     preparation_seconds: float
     backend: str
+    lower_backend: list[str]
+    upper_backend: list[str]
     interrupted: bool = field(default=False)
     notes: dict[int, tuple[str, ...]] = field(default_factory=dict)
     certified_trace: bool = True
+
+    @property
+    def backends_used(self) -> list[str]:
+        """The backends that gave at least one of the ends."""
+        return list(dict.fromkeys([*self.lower_backend, *self.upper_backend]))
 
     def _relative(self, value: Float) -> Float:
         return np.asarray(np.divide(value, self.energy, out=np.full(len(value), np.nan), where=self.energy > 0))
@@ -170,6 +181,8 @@ class Solution:
                 "gap": float(self.gap[i]),
                 "status": str(self.status[i]),
                 "bound_kind": str(self.bound_kind[i]),
+                "lower_bound_backend": self.lower_backend[i],
+                "upper_bound_backend": self.upper_backend[i],
                 "claimed_lower_bound": _finite(self.claimed_lower_bound[i]),
                 "notes": list(self.notes.get(rows[0], ())),
                 "energy": float(self.energy[i]),

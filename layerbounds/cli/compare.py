@@ -13,6 +13,7 @@ import layerbounds
 from layerbounds.cli.bits import parse_bits
 from layerbounds.cli.console import channel_progress, fits, result_console
 from layerbounds.cli.options import (
+    BackendOption,
     InputOption,
     JsonOption,
     ZeroPointOption,
@@ -31,6 +32,7 @@ from layerbounds.layers.weight_files import read_layer_weights
 from layerbounds.report.comparison import comparison_tables
 from layerbounds.report.comparison_plot import plot_comparison
 from layerbounds.report.files import STDOUT, write_csv, write_json
+from layerbounds.scheduling.choice import AUTO
 
 
 def compare_command(
@@ -100,10 +102,11 @@ def compare_command(
         bool | None,
         typer.Option("--symmetric/--asymmetric", help="Without (default) or with a zero point."),
     ] = None,
-    backend: Annotated[str, typer.Option("--backend", metavar="NAME", help="See `layerbounds backends`.")] = "native",
+    backend: BackendOption = AUTO,
     time_limit: Annotated[
-        float, typer.Option("--time-limit", metavar="SECONDS", help="Search time per channel and grid.")
-    ] = 10.0,
+        float | None,
+        typer.Option("--time-limit", metavar="SECONDS", help="Search time per channel and grid; default as for solve."),
+    ] = None,
     gap: Annotated[
         float, typer.Option("--gap", metavar="FRACTION", help="Stop a channel at this (upper - lower)/upper.")
     ] = 0.0,

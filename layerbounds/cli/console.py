@@ -30,8 +30,36 @@ def fits(console: Console, renderable: RenderableType) -> bool:
     return Measurement.get(console, unlimited, renderable).maximum <= console.width
 
 
+class ChannelBar:
+    """A bar on standard error: called with the number of channels done, told what is worked on.
+
+    Parameters
+    ----------
+    bar : Progress
+    title : str
+    total : int
+    """
+
+    def __init__(self, bar: Progress, title: str, total: int) -> None:
+        self._bar, self._title = bar, title
+        self._task = bar.add_task(title, total=total, stage="")
+
+    def __call__(self, done: int, *_: Any) -> None:
+        """So many are done."""
+        self._bar.update(self._task, completed=done)
+
+    def report(self, text: str) -> None:
+        """What is worked on at the moment."""
+        self._bar.update(self._task, stage=text)
+
+    def compiling(self, count: int | None) -> None:
+        """Kernels are compiled, so many; None at the end."""
+        note = "" if count is None else f" · compiling kernels, once: {count}"
+        self._bar.update(self._task, description=self._title + note)
+
+
 @contextmanager
-def channel_progress(title: str, total: int, unit: str = "channels") -> Iterator[Callable[..., None] | None]:
+def channel_progress(title: str, total: int, unit: str = "channels") -> Iterator[ChannelBar | None]:
     """Show a bar on standard error while channels (or other units) are solved, if a person is looking.
 
     Gives the callback for `layerbounds.solve`, or None where standard error is no terminal.
@@ -45,19 +73,12 @@ def channel_progress(title: str, total: int, unit: str = "channels") -> Iterator
         MofNCompleteColumn(),
         TextColumn(unit),
         TimeElapsedColumn(),
+        TextColumn("{task.fields[stage]}", markup=False),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=total)
-
-        def advance(done: int, *_: Any) -> None:
-            bar.update(task, completed=done)
-
-        def compiling(count: int | None) -> None:
-            note = "" if count is None else f" · compiling kernels, once: {count}"
-            bar.update(task, description=title + note)
-
-        with reporting(compiling):
-            yield advance
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = ChannelBar(progress, title, total)
+        with reporting(bar.compiling):
+            yield bar
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from layerbounds.methods.registry import describe_heuristics
 from layerbounds.problems.ranges.registry import RANGES
 from layerbounds.report.files import STDOUT, write_json
 from layerbounds.report.tables import backend_table, heuristic_table, range_table
+from layerbounds.scheduling.choice import NATIVE_INPUTS
 from layerbounds.solvers.registry import backends
 
 
@@ -21,7 +22,12 @@ def backends_command(json_out: JsonOption = None) -> None:
     if json_out is not None:
         write_json(json_out, {"backends": [dataclasses.asdict(row) for row in rows]})
     if json_out != STDOUT:
-        result_console().print(backend_table(rows))
+        console = result_console()
+        console.print(backend_table(rows))
+        console.print(
+            f"auto, the default, is no backend of its own: native up to {NATIVE_INPUTS} inputs, batched beyond",
+            soft_wrap=not console.is_terminal,
+        )
 
 
 def heuristics_command(json_out: JsonOption = None) -> None:

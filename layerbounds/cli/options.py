@@ -11,13 +11,17 @@ import typer
 
 from layerbounds.demo import demo_layers
 from layerbounds.exceptions import InputError
-from layerbounds.layers.files import load_layers
 from layerbounds.layers.layer import Layer
+from layerbounds.layers.layer_file import LayerFile
 from layerbounds.problems.grids import Granularity
 
 InputOption = Annotated[
     Path | None,
     typer.Option("--input", metavar="FILE", help="Layer file (safetensors); default: the embedded demo network."),
+]
+BackendOption = Annotated[
+    str,
+    typer.Option("--backend", metavar="NAME", help="auto (by the layer's size), or see `layerbounds backends`."),
 ]
 ZeroPointOption = Annotated[
     str | None,
@@ -32,8 +36,8 @@ _SLICE = re.compile(rf"({_INDEX}|\s*):({_INDEX}|\s*)(?::({_INDEX}|\s*))?")
 
 
 def read_layers(path: Path | None) -> Mapping[str, Layer]:
-    """Layers of a file, or of the demo network."""
-    return demo_layers() if path is None else load_layers(path)
+    """Layers of a file, each read when it is asked for, or of the demo network."""
+    return demo_layers() if path is None else LayerFile(path)
 
 
 def asked(context: typer.Context) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import typer
 import layerbounds
 from layerbounds.cli.console import channel_progress, fits, result_console
 from layerbounds.cli.options import (
+    BackendOption,
     InputOption,
     JsonOption,
     ZeroPointOption,
@@ -32,7 +33,8 @@ from layerbounds.problems.pruning import pruning_problem
 from layerbounds.problems.quantization import quantization_problem
 from layerbounds.report.files import STDOUT, write_json
 from layerbounds.report.plots import plot_trace
-from layerbounds.report.tables import channel_table, note_lines, total_line
+from layerbounds.report.tables import channel_table, note_lines, source_lines, total_line
+from layerbounds.scheduling.choice import AUTO
 from layerbounds.solution import Solution
 from layerbounds.solve import solve
 
@@ -42,7 +44,7 @@ def solve_command(
     layer: Annotated[str, typer.Option("--layer", metavar="NAME", help="Its name, or the unique end of it.")],
     bits: Annotated[int | None, typer.Option("--bits", metavar="N", help="Bits per weight, 1 to 8.")] = None,
     input_file: InputOption = None,
-    backend: Annotated[str, typer.Option("--backend", metavar="NAME", help="See `layerbounds backends`.")] = "native",
+    backend: BackendOption = AUTO,
     channels: Annotated[
         str | None,
         typer.Option("--channels", metavar="SLICES", help="Output channels, e.g. 0:8 or 0,3,5:7; default: all."),
@@ -96,8 +98,18 @@ def solve_command(
         str, typer.Option("--bias", metavar="HOW", help="The layer's bias: keep, or refit with the weights.")
     ] = "keep",
     time_limit: Annotated[
-        float, typer.Option("--time-limit", metavar="SECONDS", help="Search time per channel.")
-    ] = 10.0,
+        float | None,
+        typer.Option(
+            "--time-limit",
+            metavar="SECONDS",
+            help="Search time per channel; default: 10 up to 1024 inputs, and beyond no search after the bounds of all "
+            "channels.",
+        ),
+    ] = None,
+    total_time: Annotated[
+        float | None,
+        typer.Option("--total-time", metavar="SECONDS", help="For all channels, where it narrows most."),
+    ] = None,
     gap: Annotated[
         float, typer.Option("--gap", metavar="FRACTION", help="Stop a channel at this (upper - lower)/upper.")
     ] = 0.0,
@@ -105,6 +117,14 @@ def solve_command(
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")] = 0,
     node_limit: Annotated[
         int | None, typer.Option("--node-limit", metavar="N", help="Nodes per channel; makes runs reproducible.")
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", metavar="NAME", help="Where the batched backend computes: cpu, cuda or mps."),
+    ] = None,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option("--memory-limit", metavar="SIZE", help="What the batched backend may take, e.g. 3GB."),
     ] = None,
     backend_options: Annotated[
         list[str] | None,
@@ -150,11 +170,15 @@ def solve_command(
             backend,
             channels=selection,
             time_limit=time_limit,
+            total_time=total_time,
             gap=gap,
             jobs=jobs,
             seed=seed,
             node_limit=node_limit,
+            device=device,
+            memory_limit=memory_limit,
             progress=progress,
+            report=None if progress is None else progress.report,
             options=given,
         )
     options = {"backend_options": given, **asked(context)}
@@ -204,7 +228,7 @@ def _deliver(
         table = channel_table(solution)
         console.print(table if fits(console, table) else channel_table(solution, compact=True))
         console.print(total_line(solution), soft_wrap=not console.is_terminal)
-        for line in note_lines(solution):
+        for line in [*source_lines(solution), *note_lines(solution)]:
             console.print(line, soft_wrap=not console.is_terminal)
         if solution.interrupted:
             console.print("interrupted: the intervals hold, but would be narrower at the end of the run")

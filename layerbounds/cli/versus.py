@@ -14,6 +14,7 @@ import layerbounds
 from layerbounds.cli.bits import parse_bits
 from layerbounds.cli.console import channel_progress, result_console
 from layerbounds.cli.options import (
+    BackendOption,
     InputOption,
     JsonOption,
     ZeroPointOption,
@@ -33,6 +34,7 @@ from layerbounds.problems.grids import Granularity
 from layerbounds.report.files import STDOUT, write_json
 from layerbounds.report.versus_plots import plot_comparison, plot_network
 from layerbounds.report.versus_tables import comparison_table, network_markdown, network_table, rule, summary_lines
+from layerbounds.scheduling.choice import AUTO
 
 
 def versus_command(
@@ -78,7 +80,7 @@ def versus_command(
     total_time: Annotated[
         float | None, typer.Option("--total-time", metavar="SECONDS", help="No more work begins after this.")
     ] = None,
-    backend: Annotated[str, typer.Option("--backend", metavar="NAME", help="See `layerbounds backends`.")] = "native",
+    backend: BackendOption = AUTO,
     jobs: Annotated[int | None, typer.Option("--jobs", metavar="N", help="Threads in all; default: all cores.")] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")] = 0,
     json_out: JsonOption = None,

@@ -38,10 +38,10 @@ def compare(
     methods: Iterable[str] | None = None,
     weights: Mapping[str, ArrayLike] | None = None,
     channels: Sequence[int] | None = None,
-    time_limit: float = 10.0,
+    time_limit: float | None = None,
     gap: float = 0.0,
     node_limit: int | None = None,
-    backend: str = "native",
+    backend: str = "auto",
     jobs: int | None = None,
     seed: int = 0,
 ) -> MethodComparison:

@@ -24,6 +24,7 @@ from layerbounds.problems.problem import Problem, check_channels
 from layerbounds.problems.pruning import PruningProblem, pruning_problem
 from layerbounds.problems.quantization import quantization_problem
 from layerbounds.proofs import Status
+from layerbounds.scheduling.choice import AUTO, NATIVE
 from layerbounds.solution import Solution
 from layerbounds.solve import solve
 
@@ -60,7 +61,7 @@ class Rules:
     symmetric: bool = True
     pattern: str = "unstructured"
     refit: bool = True
-    backend: str = "native"
+    backend: str = "auto"
     jobs: int = 1
     seed: int = 0
     scale: str | None = None
@@ -197,6 +198,8 @@ class Contest:
         flag(rules.symmetric, "symmetric")
         if not isinstance(rules.pattern, str):
             raise InputError(f"pattern is {shown(rules.pattern)}; pass a text such as 'N:16'.")
+        if not isinstance(rules.backend, str):
+            raise InputError(f"backend is {shown(rules.backend)}; pass a name.")
         self.layer, self.rules = layer, rules
         self.pairs: list[Pair] = []
         for b in bits:
@@ -301,7 +304,7 @@ class Contest:
         try:
             solution = solve(
                 rival.problem,
-                self.rules.backend,
+                self._backend(time_limit),
                 channels=[self.channels[i] for i in rows],
                 time_limit=max(min(time_limit, left), 0.0),
                 gap=gaps,
@@ -317,6 +320,11 @@ class Contest:
         self._carry()
         self._notify()
         return [row for i, row in enumerate(rows) if solution.status[i] == Status.GAP_REACHED]
+
+    def _backend(self, time_limit: float) -> str:
+        """Bounds of all channels at once belong to the first round: the others have them and are for searches."""
+        backend = self.rules.backend
+        return NATIVE if backend == AUTO and time_limit > 0 else backend
 
     def _carry(self) -> None:
         """What is kept of fewer inputs is allowed for more: upper bounds carry up, lower bounds carry down."""

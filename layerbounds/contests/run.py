@@ -33,7 +33,7 @@ def versus(
     channels: Sequence[int] | None = None,
     time_limit: float = 10.0,
     total_time: float | None = None,
-    backend: str = "native",
+    backend: str = "auto",
     jobs: int | None = None,
     seed: int = 0,
     scale: str | None = None,

@@ -12,12 +12,14 @@ from layerbounds.layers.layer import Layer
 RANK_LIMIT = 1024
 
 
-def describe_layer(layer: Layer) -> dict[str, Any]:
+def describe_layer(layer: Layer, gram_of: str | None = None) -> dict[str, Any]:
     """Sizes, dead inputs, rank and repairs of a layer; lists have one entry for each group.
 
     Parameters
     ----------
     layer : Layer
+    gram_of : str, optional
+        The layer with whose Gram matrix it is stored, where that is another one.
 
     Returns
     -------
@@ -37,6 +39,7 @@ def describe_layer(layer: Layer) -> dict[str, Any]:
         "projected": [report.projected for report in reports],
         "min_eigenvalue": [report.min_eigenvalue for report in reports],
         "raised": [report.raised for report in reports],
+        "gram_of": layer.name if gram_of is None else gram_of,
         "has_target": layer.target is not layer.matrix,
         "has_constant": bool(np.any(layer.constant)),
         "provenance": layer.provenance,

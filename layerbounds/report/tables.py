@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -50,7 +51,9 @@ def channel_table(solution: Solution, compact: bool = False) -> Table:
     # What a foreign solver says is no certificate: it has a column of its own, and only where there is a figure.
     claimed = bool(np.any(np.isfinite(solution.claimed_lower_bound)))
     problem = solution.problem
-    table = _table(f"{problem.layer.name} · {problem.label} · backend {solution.backend}")
+    used = solution.backends_used
+    backend = used[0] if solution.backend == "auto" and len(used) == 1 else solution.backend
+    table = _table(f"{problem.layer.name} · {problem.label} · backend {backend}")
     headings = ["channel", "lower", "upper", "error %", "SQNR dB", "gap %", "status", "time s", "claimed, unproven"]
     left_out = {"lower", "upper", "time s"} if compact else set()
     if not claimed:
@@ -104,6 +107,16 @@ def total_line(solution: Solution) -> str:
     return " · ".join(parts)
 
 
+def source_lines(solution: Solution) -> list[str]:
+    """Which backend gave how many of the ends, where one backend did not give all of them."""
+    if solution.backend != "auto" or len(solution.backends_used) == 1:
+        return []
+    count = len(solution.sets)
+    ends = (("lower", solution.lower_backend), ("upper", solution.upper_backend))
+    parts = [f"{name} ends: {', '.join(f'{n} {k}' for n, k in Counter(used).most_common())}" for name, used in ends]
+    return [f"of {count} intervals · {' · '.join(parts)}"]
+
+
 def note_lines(solution: Solution) -> list[str]:
     """What was refused of a foreign solver's answers and what has to be known about them; equal notes together."""
     by_note: dict[str, list[str]] = {}
@@ -126,11 +139,15 @@ def layer_table(rows: Iterable[dict[str, Any]], title: str) -> Table:
     -------
     rich.table.Table
     """
+    rows = list(rows)
+    shared = any(row["gram_of"] != row["name"] for row in rows)
     table = _table(title)
     _text(table, "name")
     for heading in ("weight", "n", "groups", "live", "rank", "samples"):
         _number(table, heading)
     _text(table, "repaired")
+    if shared:
+        _text(table, "Gram matrix of")
     for row in rows:
         table.add_row(
             row["name"],
@@ -141,6 +158,7 @@ def layer_table(rows: Iterable[dict[str, Any]], title: str) -> Table:
             _extent(row["rank"]),
             MISSING if row["samples"] is None else str(row["samples"]),
             _repairs(row),
+            *((MISSING if row["gram_of"] == row["name"] else row["gram_of"],) if shared else ()),
         )
     return table
 

@@ -1,0 +1,1 @@
+"""Which backend works on which channels, when, and for how long."""
