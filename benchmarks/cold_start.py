@@ -20,6 +20,7 @@ import time
 KINDS = {
     "bits": "--layer conv3 --bits 3",
     "bits, 92 inputs": "--layer fc --bits 3",
+    "all channels at once": "--layer conv3 --bits 3 --backend batched",
     "codebook": "--layer conv3 --codebook nf4",
     "free scale": "--layer conv3 --bits 3 --scale free",
     "free scale, 92 inputs": "--layer fc --bits 3 --scale free",

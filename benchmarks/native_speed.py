@@ -79,7 +79,7 @@ def machine() -> str:
 def compile_kernels() -> None:
     """Solve something small that reaches every kernel."""
     layer = leading(lb.demo_layers()["conv2"], 110)
-    lb.solve(lb.quantization_problem(layer, bits=3), channels=[0], jobs=1, node_limit=50_000, time_limit=60.0)
+    lb.solve(lb.quantization_problem(layer, bits=3), "native", channels=[0], jobs=1, node_limit=50_000, time_limit=60.0)
 
 
 def main() -> None:
@@ -102,7 +102,7 @@ def main() -> None:
         preparation: float | None = None
         for bits in map(int, options.bits.split(",")):
             solution = lb.solve(
-                instance.problem(bits), channels=channels, jobs=options.jobs, time_limit=options.time_limit
+                instance.problem(bits), "native", channels=channels, jobs=options.jobs, time_limit=options.time_limit
             )
             # Later solves of the layer find it prepared.
             preparation = solution.preparation_seconds if preparation is None else preparation

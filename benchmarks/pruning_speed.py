@@ -123,7 +123,7 @@ def main() -> None:
             pattern = text if ":" in text else "unstructured"
             problem = lb.pruning_problem(layer, pattern=pattern, refit=not options.mask_only, **count)
             for channel in range(first, min(last, layer.out_features)):
-                s = lb.solve(problem, channels=[channel], time_limit=options.time_limit, jobs=options.jobs)
+                s = lb.solve(problem, "native", channels=[channel], time_limit=options.time_limit, jobs=options.jobs)
                 upper = s.upper_bound[0]
                 ratio = s.lower_bound[0] / upper if upper > 0 else math.nan
                 root = s.trace[0][0].lower / upper if s.trace[0] and upper > 0 else math.nan

@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
             problem = lb.quantization_problem(layer, bits=b, scale=lb.uniform_grid(whole.weight, b).scale[:, 0])
             for limit in (float(t) for t in arguments.time_limits.split(",")):
                 selection = parse_channels(arguments.channels, layer.out_features)
-                s = lb.solve(problem, channels=selection, time_limit=limit, jobs=arguments.jobs)
+                s = lb.solve(problem, "native", channels=selection, time_limit=limit, jobs=arguments.jobs)
                 closed = [("*" if t == lb.Status.OPTIMAL else "") for t in s.status]
                 ratios = " ".join(f"{1 - g:.3f}{c}" for g, c in zip(s.gap, closed, strict=True))
                 seconds = " ".join(f"{t:.3f}" for t in s.seconds)
