@@ -175,15 +175,15 @@ def test_proximal_step_is_optimal() -> None:
         weight[0, 0] = 1.0
         factor = np.ascontiguousarray(np.linalg.cholesky(matrix).T)[None]
         envelope, _ = proximal_sweep(
-            np.array([0, m]), np.arange(m), matrix[None], factor, levels, np.full(m, 4), origin, kappa, 1.0, aim, y, u,
-            corral, weight, size, right, 10**6,
+            np.array([0, m]), np.arange(m), matrix[None], factor, levels, np.full(m, 4), origin, np.array([kappa]),
+            1.0, aim, y, u, corral, weight, size, right, 10**6,
         )  # fmt: skip
         share, chosen = weight[0, : size[0]], levels[np.arange(m), corral[0, : size[0]]]
         assert share.sum() == pytest.approx(1.0)
         assert np.all(share >= 0)
         np.testing.assert_allclose(y, share @ chosen, atol=1e-12)
         np.testing.assert_allclose(u, aim - y, atol=1e-12)
-        np.testing.assert_allclose(right, matrix @ (y - u), atol=1e-9)
+        np.testing.assert_allclose(right, kappa * matrix @ (y - u), atol=1e-9)
         assert envelope == pytest.approx(share @ objective(matrix, origin, chosen))
         slope = 2 * kappa * matrix @ (y - aim)
         points = points_of(levels)

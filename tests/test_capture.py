@@ -16,12 +16,12 @@ import pytest
 from matrices import assert_close
 
 import layerbounds as lb
+from layerbounds.arguments import parse_bytes, readable
 from layerbounds.exceptions import InputError, MissingExtraError, UnknownNameError
 
 torch = pytest.importorskip("torch", reason="capture needs PyTorch")
 from torch import Tensor, nn  # noqa: E402
 
-from layerbounds.capturing.memory import parse_bytes, readable  # noqa: E402
 from layerbounds.capturing.targets import CaptureWarning  # noqa: E402
 
 EXACT = 1e-10

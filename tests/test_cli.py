@@ -408,6 +408,8 @@ def test_backends_and_heuristics(run: Run) -> None:
     code, out, err = run("backends")
     assert (code, err) == (0, "")
     assert re.search(r"^native .* yes ", out, re.MULTILINE)
+    assert re.search(r"^batched .* yes ", out, re.MULTILINE)
+    assert out.splitlines()[-1].startswith("auto, the default, is no backend of its own")
     rows = strict_json(run("backends", "--json", "-")[1])["backends"]
     assert [row["name"] for row in rows] == [row.name for row in lb.backends()]
     code, out, err = run("heuristics")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 
@@ -14,6 +13,7 @@ import pytest
 import layerbounds as lb
 from layerbounds.cancellation import Cancelled, checkpoint, interruptible
 from layerbounds.cli.main import INTERRUPTED, main
+from layerbounds.scheduling import stages
 from layerbounds.search.quantization import effort, preparation
 
 #: Seconds within which an interrupted call must return, on a busy machine.
@@ -54,8 +54,7 @@ def endless(monkeypatch):
     monkeypatch.setattr(preparation, "_prepare", work)
     # What other tests prepared would be taken from there.
     preparation._cache.clear()
-    # The package's function of this name hides the module.
-    monkeypatch.setattr(sys.modules["layerbounds.solve"], "LONG_PREPARATION", 1)
+    monkeypatch.setattr(stages, "LONG_PREPARATION", 1)
     return work
 
 

@@ -181,7 +181,7 @@ def test_the_record_holds_every_option(
     if command == "solve":
         assert names == set(options)
         assert options["bits"] == 2 and options["gap"] == 0.5 and options["input"] == "layers.safetensors"
-        assert options["granularity"] is None and options["backend"] == "native" and options["layer"] == "a"
+        assert options["granularity"] is None and options["backend"] == "auto" and options["layer"] == "a"
 
 
 @pytest.mark.parametrize(

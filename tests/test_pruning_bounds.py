@@ -20,7 +20,7 @@ from layerbounds.exceptions import CertificationError, InputError
 from layerbounds.problems.patterns import parse_pattern
 from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task, make_task
-from layerbounds.proofs import BlockDual, Control, DualPoint, RawSolve, SearchProof
+from layerbounds.proofs import BlockDual, Control, Leaf, RawSolve, SearchProof
 from layerbounds.search.pruning.blocks import BlockSearch, search_blocks
 from layerbounds.search.pruning.clusters import search_clusters
 from layerbounds.search.pruning.masks import MaskSearch
@@ -192,7 +192,7 @@ def test_certification_trusts_nothing(layer: lb.Layer) -> None:
     with pytest.raises(CertificationError, match="wrong shape"):
         certify(task, RawSolve(np.full(n, np.nan), lb.Status.OPTIMAL), 0.0)
     with pytest.raises(CertificationError, match="another kind"):
-        certify(task, RawSolve(None, lb.Status.OPTIMAL, dual=DualPoint(task.target, np.zeros(n))), 0.0)
+        certify(task, RawSolve(None, lb.Status.OPTIMAL, dual=Leaf(task.target)), 0.0)
     with pytest.raises(CertificationError, match="invalid dual point"):
         dual_bound(task, BlockDual(np.full(n, np.inf), np.arange(n), np.eye(n)))
     with pytest.raises(CertificationError, match="exceeds the error"):

@@ -40,7 +40,7 @@ def test_pruned_points(reference_data, name, density):
     layer = load(reference_data, name)
     chosen = {"density": density} if density is not None else {"pattern": "2:4"}
     problem = lb.pruning_problem(layer, **chosen)
-    solution = lb.solve(problem, channels=[1], time_limit=0.5, jobs=1)
+    solution = lb.solve(problem, "native", channels=[1], time_limit=0.5, jobs=1)
     rng = np.random.default_rng(0)
     n = layer.in_features
     points = np.zeros((POINTS, n))

@@ -40,3 +40,12 @@ def test_empty_matrix() -> None:
     """A matrix without rows is semidefinite."""
     assert is_positive_semidefinite(np.empty((0, 0)))
     assert cholesky(np.empty((0, 0))) is not None
+
+
+def test_a_proof_needs_no_second_matrix(rng: np.random.Generator) -> None:
+    """The factor takes the matrix's place."""
+    root = rng.normal(size=(30, 30))
+    matrix = root @ root.T + np.eye(30)
+    lower = np.linalg.cholesky(matrix)
+    assert is_positive_semidefinite(matrix)
+    np.testing.assert_allclose(np.tril(matrix), lower, rtol=0.0, atol=1e-9 * np.abs(lower).max())

@@ -197,7 +197,7 @@ class Batched(NativeBackend):
     calls: list[list[int]] = []  # noqa: RUF012
 
     def solve_group(self, tasks: Sequence[Task[Any]], control: Control) -> list[RawSolve]:
-        assert all(task.gram is tasks[0].gram or np.array_equal(task.gram, tasks[0].gram) for task in tasks)
+        assert all(task.gram is tasks[0].gram for task in tasks)
         self.calls.append([task.channel for task in tasks])
         return [self.solve(task, control) for task in tasks]
 
@@ -214,7 +214,7 @@ def test_a_backend_may_take_a_whole_group(rng: np.random.Generator, monkeypatch:
     assert sorted(Batched.calls) == [[0, 1, 2], [5]] and sorted(seen) == [0, 1, 2, 5]
     np.testing.assert_array_equal(together.weights, alone.weights)
     np.testing.assert_allclose(together.lower_bound, alone.lower_bound, rtol=1e-9)
-    np.testing.assert_array_equal(together.upper_bound, alone.upper_bound)
+    np.testing.assert_allclose(together.upper_bound, alone.upper_bound, rtol=1e-12)
 
 
 class Careless(Batched):

@@ -14,7 +14,6 @@ from matrices import correlated, never
 import layerbounds as lb
 from layerbounds.arrays import Float
 from layerbounds.bounds.minorants.alternating import (
-    PENALTY,
     AlternatingDirections,
     _nearest_integer_kink,
     _nearest_kink,
@@ -88,16 +87,16 @@ def test_proximal_points_are_minimisers() -> None:
     rng = np.random.default_rng(6)
     levels = np.sort(rng.normal(size=(5, 40)) * 2.0, axis=0)
     levels[4, :10] = levels[3, :10]
-    v = rng.normal(size=40) * 4.0
-    found = _nearest_kink(v, levels)
+    v, kappa = rng.normal(size=40) * 4.0, rng.uniform(0.5, 40.0, 40)
+    found = _nearest_kink(v, levels, kappa)
     grid = np.linspace(levels[0], levels[-1], 20_001)
     for i in range(40):
         distinct = np.unique(levels[:, i])
-        cost = np.interp(grid[:, i], distinct, distinct**2) + PENALTY * (grid[:, i] - v[i]) ** 2
-        mine = np.interp(found[i], distinct, distinct**2) + PENALTY * (found[i] - v[i]) ** 2
+        cost = np.interp(grid[:, i], distinct, distinct**2) + kappa[i] * (grid[:, i] - v[i]) ** 2
+        mine = np.interp(found[i], distinct, distinct**2) + kappa[i] * (found[i] - v[i]) ** 2
         assert mine <= cost.min() + 1e-9
     integers = np.tile(np.arange(-30.0, 31.0)[:, None], 40)
-    assert np.allclose(_nearest_integer_kink(v), _nearest_kink(v, integers))
+    assert np.allclose(_nearest_integer_kink(v, kappa), _nearest_kink(v, integers, kappa))
 
 
 @pytest.mark.parametrize("seed", range(6))

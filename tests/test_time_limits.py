@@ -27,7 +27,7 @@ def layer(n):
 
 
 def check(problem, limit):
-    solution = lb.solve(problem, time_limit=limit, jobs=1)
+    solution = lb.solve(problem, "native", time_limit=limit, jobs=1)
     assert solution.seconds[0] < 1.05 * limit + SLACK
     assert 0.0 <= solution.lower_bound[0] <= solution.upper_bound[0] <= solution.energy[0]
     assert lb.evaluate(problem, solution.weights).feasible.all()
