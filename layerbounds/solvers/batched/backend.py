@@ -53,7 +53,7 @@ class BatchedBackend:
             "device": Option("cpu", "where products and factorizations are computed", DEVICES),
             "blocks": Option(
                 "auto",
-                "inputs of a block of the quantization minorant, 0 for a diagonal; auto is 9 up to a million weights",
+                "inputs of a block of the quantization minorant, 0 for a diagonal; auto is 9 up to 1,024 inputs",
                 ("auto", *map(str, range(13))),
             ),
             "effort": Option(1.0, "multiple of the usual work on the weights"),

@@ -17,8 +17,8 @@ from layerbounds.solvers.batched.preparation import prepare_gram
 
 #: Iterations for all rows, and between two evaluations.
 BLOCK_ITERATIONS, BLOCK_CYCLE = 30, 10
-#: Inputs of a block by default, in layers of up to so many weights.
-BLOCK_INPUTS, BLOCK_WEIGHTS = 9, 1 << 20
+#: Inputs of a block by default, in layers of up to so many inputs and weights.
+BLOCK_INPUTS, BLOCK_MOST, BLOCK_WEIGHTS = 9, 1024, 1 << 20
 #: Share of the time that is left when blocks end: for weights.
 BLOCKS_LATE = 0.3
 #: Bytes of the blocks' states that are in memory at once.
@@ -118,7 +118,7 @@ def _weights(group: Group, z: Float) -> Float:
 
 def block_size(rows: int, n: int, option: str) -> int:
     """Inputs of a block; each weight of a layer costs a search of its block in every iteration."""
-    size = int(option) if option != "auto" else BLOCK_INPUTS if rows * n <= BLOCK_WEIGHTS else 0
+    size = int(option) if option != "auto" else BLOCK_INPUTS if n <= BLOCK_MOST and rows * n <= BLOCK_WEIGHTS else 0
     return min(size, n)
 
 
