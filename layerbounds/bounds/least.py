@@ -27,13 +27,18 @@ Least = Callable[[Float, Float, Any, Any], float]
 
 
 @functools.cache
-def _table() -> dict[tuple[type, type], Least]:
-    table: dict[tuple[type, type], Least] = {}
+def family_table(module: str, name: str) -> dict[tuple[type, type], Any]:
+    """The entries of all families: of the table ``name`` in the module of each folder that has it."""
+    table: dict[tuple[type, type], Any] = {}
     for folder in pkgutil.iter_modules(folders.__path__):
-        name = f"{folders.__name__}.{folder.name}.least"
-        if folder.ispkg and importlib.util.find_spec(name) is not None:
-            table.update(importlib.import_module(name).LEAST)
+        path = f"{folders.__name__}.{folder.name}.{module}"
+        if folder.ispkg and importlib.util.find_spec(path) is not None:
+            table.update(getattr(importlib.import_module(path), name))
     return table
+
+
+def _table() -> dict[tuple[type, type], Least]:
+    return family_table("least", "LEAST")
 
 
 def has_leaves(allowed: AllowedSet) -> bool:

@@ -6,15 +6,11 @@ function. Rows without one are bounded one by one (`layerbounds.bounds.least`).
 
 from __future__ import annotations
 
-import functools
-import importlib
-import importlib.util
-import pkgutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import layerbounds.bounds as folders
 from layerbounds.arrays import Float
+from layerbounds.bounds.least import family_table
 from layerbounds.problems.allowed import AllowedSet
 from layerbounds.proofs import Dual
 
@@ -23,16 +19,6 @@ from layerbounds.proofs import Dual
 LeastRows = Callable[[Float, Float, Sequence[Any], Sequence[Any]], Float]
 
 
-@functools.cache
-def _table() -> dict[tuple[type, type], LeastRows]:
-    table: dict[tuple[type, type], LeastRows] = {}
-    for folder in pkgutil.iter_modules(folders.__path__):
-        name = f"{folders.__name__}.{folder.name}.rows"
-        if folder.ispkg and importlib.util.find_spec(name) is not None:
-            table.update(importlib.import_module(name).ROWS)
-    return table
-
-
 def rows_function(allowed: AllowedSet, dual: Dual) -> LeastRows | None:
     """What bounds many rows of a kind at once; None where nothing does."""
-    return _table().get((type(allowed), type(dual)))
+    return family_table("rows", "ROWS").get((type(allowed), type(dual)))

@@ -104,6 +104,32 @@ def _is_below(gram: Float, live: Bool, d: Float) -> bool:
     return is_positive_semidefinite(matrix)
 
 
+def choose_step(smallest: Float, longest: Float, last: bool) -> tuple[int, float]:
+    """The step to take, of one for each factor of μ, and its length.
+
+    Parameters
+    ----------
+    smallest, longest : ndarray of shape (steps,)
+        Extreme eigenvalues of M⁻¹ times each step.
+    last : bool
+        Whether no step follows, which would have to start from there.
+    """
+    good = np.flatnonzero((longest <= LONGEST) & (smallest >= -DEEPEST))
+    if last:
+        j, share = len(longest) - 1, LAST_SHARE
+    elif good.size:
+        j, share = int(good[-1]), SHARE
+    else:
+        worst = np.maximum(longest / LONGEST, -smallest / DEEPEST)
+        j, share = int(np.argmin(np.where(np.isnan(worst), np.inf, worst))), SHARE
+    return j, min(1.0, share / longest[j]) if longest[j] > 0 else 1.0
+
+
+def reached(factor: float, length: float) -> float:
+    """The factor of μ after a step: a shortened one along the path does not reach the centre that it aims at."""
+    return factor if factor >= 1.0 else 1.0 - length * (1.0 - factor)
+
+
 class _Ascent:
     """The ascent on the Gram matrix scaled to a diagonal of ones.
 
@@ -253,23 +279,12 @@ class _Ascent:
         dual &= smallest[len(factors) :] >= -1.0
         last = gap == np.inf or bool(np.any(dual & (gaps * mu * np.array(FALLS) <= gap)))
         smallest, longest = smallest[: len(factors)], longest[: len(factors)]
-        good = np.flatnonzero((longest <= LONGEST) & (smallest >= -DEEPEST))
-        if last:
-            # No step follows, which would have to start from here.
-            j, share = len(factors) - 1, LAST_SHARE
-        elif good.size:
-            j, share = int(good[-1]), SHARE
-        else:
-            worst = np.maximum(longest / LONGEST, -smallest / DEEPEST)
-            j, share = int(np.argmin(np.where(np.isnan(worst), np.inf, worst))), SHARE
-        length = min(1.0, share / longest[j]) if longest[j] > 0 else 1.0
+        j, length = choose_step(smallest, longest, last)
         while length > 1e-6:
             moved = d + candidates[:, j] * float(length)
             moved = moved.clip(FLOOR * float(moved.max()))
             found = self._inverse(moved, inverse)
             if found is not None:
-                # A shortened step along the path does not reach the centre that it aims at.
-                factor = float(factors[j])
-                return moved, found, mu * (factor if factor >= 1.0 else 1.0 - length * (1.0 - factor)), last
+                return moved, found, mu * reached(float(factors[j]), length), last
             length *= 0.5
         return None

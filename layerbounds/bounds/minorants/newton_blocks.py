@@ -16,20 +16,21 @@ import numpy as np
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.minorants.lanczos import extreme_values
 from layerbounds.bounds.minorants.newton import (
-    DEEPEST,
+    CHANGE,
     EXPONENT,
     FACTORS,
     FALLS,
     GAIN,
     GAP,
     INSIDE,
+    KEEP,
     LANCZOS,
-    LAST_SHARE,
-    LONGEST,
     POWERS,
     RISES,
     SHARE,
     STEPS,
+    choose_step,
+    reached,
 )
 from layerbounds.bounds.minorants.newton import PRODUCTS as MULTIPLICATIONS
 from layerbounds.bounds.minorants.semidefinite import is_positive_semidefinite, shrink_until
@@ -42,12 +43,8 @@ TOLERANCE, PRODUCTS = 3e-2, 12
 TOGETHER = 16
 #: Weight of each direction relative to the mean, and least weight of a block in the family of starts.
 SIDE, LEAST = 1e-3, 1e-2
-#: The eigenvalues of a block change by this factor at most in a step.
-CHANGE = 20.0
 #: Share of the way to the boundary of a start that is given.
 KEPT = 0.95
-#: Shares that are tried before double precision takes over.
-KEEP = (1.0, 1.0 - 1e-9, 1.0 - 1e-6, 1.0 - 1e-4, 0.999, 0.99)
 
 
 def ascend_newton_blocks(
@@ -270,22 +267,13 @@ class _Ascent:
         smallest, longest = extreme_values(
             inverse, np.ascontiguousarray(np.moveaxis(steps, 0, -1)), self._probe, LANCZOS, self._arithmetic, _push
         )
-        good = np.flatnonzero((longest <= LONGEST) & (smallest >= -DEEPEST))
-        if last:
-            j, share = len(factors) - 1, LAST_SHARE
-        elif good.size:
-            j, share = int(good[-1]), SHARE
-        else:
-            worst = np.maximum(longest / LONGEST, -smallest / DEEPEST)
-            j, share = int(np.argmin(np.where(np.isnan(worst), np.inf, worst))), SHARE
-        length = min(1.0, share / longest[j]) if longest[j] > 0 else 1.0
+        j, length = choose_step(smallest, longest, last)
         while length > 1e-6:
             moved = blocks + steps[j] * float(length)
             moved = 0.5 * (moved + _transposed(moved))
             found = self._inverse(moved)
             if found is not None:
-                factor = float(factors[j])
-                return moved, found, mu * (factor if factor >= 1.0 else 1.0 - length * (1.0 - factor))
+                return moved, found, mu * reached(float(factors[j]), length)
             length *= 0.5
         return None
 

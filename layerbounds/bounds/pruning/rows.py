@@ -55,13 +55,13 @@ def diagonal(gram: Float, targets: Float, alloweds: Sequence[Support], duals: Se
         # A singular matrix as stored may have negative eigenvalues of rounding size: nothing is proven about it.
         return bounds
     norm = np.sqrt(np.diag(gram) + np.maximum(-d, 0.0))
-    for structure, refit, rows in _alike(alloweds):
+    for first, rows in alike(alloweds):
         for begin in range(0, len(rows), CHUNK):
             part = rows[begin : begin + CHUNK]
             z = np.array([duals[r].z for r in part], dtype=np.float64)
-            original = None if refit else np.array([alloweds[r].original for r in part], dtype=np.float64)
+            original = None if first.refit else np.array([alloweds[r].original for r in part], dtype=np.float64)
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-                bounds[part] = _bounds(gram, norm, d, targets[part], z, original, structure)
+                bounds[part] = _bounds(gram, norm, d, targets[part], z, original, first.structure)
     return bounds
 
 
@@ -137,18 +137,18 @@ def equal_groups(structure: Structure) -> Iterator[tuple[Int, int]]:
         yield order[first[groups, None] + np.arange(each)], most
 
 
-def _alike(alloweds: Sequence[Support]) -> Iterator[tuple[Structure, bool, Int]]:
-    """Rows that share a structure and the rule for kept weights."""
-    kinds: list[tuple[Structure, bool, list[int]]] = []
+def alike(alloweds: Sequence[Support]) -> Iterator[tuple[Support, Int]]:
+    """The rows that share a structure and the rule for kept weights, and one of their sets."""
+    kinds: list[tuple[Support, list[int]]] = []
     for row, allowed in enumerate(alloweds):
-        for structure, refit, rows in kinds:
-            if refit == allowed.refit and structure.equals(allowed.structure):
+        for first, rows in kinds:
+            if first.refit == allowed.refit and first.structure.equals(allowed.structure):
                 rows.append(row)
                 break
         else:
-            kinds.append((allowed.structure, allowed.refit, [row]))
-    for structure, refit, rows in kinds:
-        yield structure, refit, np.array(rows, dtype=np.int64)
+            kinds.append((allowed, [row]))
+    for first, rows in kinds:
+        yield first, np.array(rows, dtype=np.int64)
 
 
 ROWS = {(Support, DualPoint): diagonal}

@@ -160,13 +160,12 @@ class BlockState:
 
     def move(self, blocks: Blocks) -> None:
         """One iteration but for the product."""
-        part = self.levels
 
         def work(rows: slice) -> None:
-            which = part.which if len(part.which) == 1 else part.which[rows]
+            part = self.levels.part(rows)
             sweep_rows(
                 blocks.first, blocks.member, blocks.block, blocks.factor, blocks.kappa, float(OVER), MOST_NODES,
-                part.origin[rows], part.scale[rows], part.codes, which, self.point[rows], self.y[rows], self.u[rows],
+                part.origin, part.scale, part.codes, part.which, self.point[rows], self.y[rows], self.u[rows],
                 self.corral[rows], self.alpha[rows], self.size[rows], self.right[rows],
             )  # fmt: skip
 
@@ -174,13 +173,12 @@ class BlockState:
 
     def evaluate(self, blocks: Blocks) -> Float:
         """The bounds at the points, roughly."""
-        part = self.levels
 
         def work(rows: slice) -> None:
-            which = part.which if len(part.which) == 1 else part.which[rows]
+            part = self.levels.part(rows)
             block_values(
-                blocks.first, blocks.member, blocks.block, blocks.factor, blocks.kappa, part.origin[rows],
-                part.scale[rows], part.codes, which, self.point[rows], self.right[rows], MOST_NODES, self.value[rows],
+                blocks.first, blocks.member, blocks.block, blocks.factor, blocks.kappa, part.origin,
+                part.scale, part.codes, part.which, self.point[rows], self.right[rows], MOST_NODES, self.value[rows],
             )  # fmt: skip
 
         in_chunks(len(self.point), self.threads, work)

@@ -52,8 +52,9 @@ def fit_diagonal(group: Group, prepared: PreparedGram, levels: LevelRows) -> tup
         d = ascend_newton(gram, a, d, steps=steps, arithmetic=group.arithmetic, stop=lambda: group.late(MINORANT_LATE))
     if best is None:
         return None
-    d = best[0]
-    setting = penalty(gram, d, group.arithmetic)
+    if best[0] is not d or setting is None:
+        d = best[0]
+        setting = penalty(gram, d, group.arithmetic)
     if setting is None:
         return None
 

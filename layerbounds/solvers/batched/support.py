@@ -11,12 +11,13 @@ import numpy as np
 
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.minorants.diagonal import is_minorant
+from layerbounds.bounds.pruning.rows import alike
 from layerbounds.kernels.arithmetic import CPU, Single
 from layerbounds.problems.patterns import Structure
 from layerbounds.problems.support import Support
 from layerbounds.proofs import DualPoint, RawSolve, Status
 from layerbounds.solvers.batched.group import Group
-from layerbounds.solvers.batched.support_layout import alike, lay_out, unit_diagonal
+from layerbounds.solvers.batched.support_layout import lay_out, unit_diagonal
 from layerbounds.solvers.batched.support_minorant import Ascent
 from layerbounds.solvers.batched.support_relaxation import Rows, Splitting, split
 from layerbounds.solvers.batched.support_sets import SetSearch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,7 +10,6 @@ import numpy.typing as npt
 
 from layerbounds.arrays import Float, Int
 from layerbounds.problems.patterns import Structure
-from layerbounds.problems.support import Support
 
 #: A precision.
 Real = TypeVar("Real", np.float32, np.float64)
@@ -59,20 +57,6 @@ def lay_out(structure: Structure) -> Layout:
         np.concatenate([[0], np.cumsum(size)]).astype(np.int64),
         np.minimum(structure.capacity, size).astype(np.int64),
     )
-
-
-def alike(alloweds: Sequence[Support]) -> Iterator[tuple[Support, Int]]:
-    """The rows that share a structure and the rule for kept weights, and one of their sets."""
-    kinds: list[tuple[Support, list[int]]] = []
-    for row, allowed in enumerate(alloweds):
-        for first, rows in kinds:
-            if first.refit == allowed.refit and first.structure.equals(allowed.structure):
-                rows.append(row)
-                break
-        else:
-            kinds.append((allowed, [row]))
-    for first, rows in kinds:
-        yield first, np.array(rows, dtype=np.int64)
 
 
 def unit_diagonal(gram: Float, norm: Float, order: Int, precision: type[Real]) -> npt.NDArray[Real]:
