@@ -5,18 +5,22 @@ from layerbounds.capturing.entry import capture, capture_to_file
 from layerbounds.comparison.compare import compare
 from layerbounds.comparison.records import MethodComparison
 from layerbounds.compression.compress import compress
-from layerbounds.contests import Comparison, Verdict, versus
+from layerbounds.contests import Comparison, Rank, Standings, Verdict, versus
+from layerbounds.contests.run import contest
 from layerbounds.demo import demo_layers
 from layerbounds.exceptions import LayerboundsError
 from layerbounds.layers.files import load_layers, save_layers
 from layerbounds.layers.layer import Layer
 from layerbounds.methods.registry import heuristics, run_heuristic
+from layerbounds.orders.gap import OrderGap
+from layerbounds.orders.run import order_gap
 from layerbounds.problems.evaluation import Evaluation, evaluate
 from layerbounds.problems.fitting import codebook_grid, uniform_grid
 from layerbounds.problems.free_codebook import FreeCodebookProblem
 from layerbounds.problems.free_scale import FreeScaleProblem
 from layerbounds.problems.gram_range import gram_grid
 from layerbounds.problems.grids import Grid
+from layerbounds.problems.joint import JointProblem, joint_problem
 from layerbounds.problems.pruning import PruningProblem, pruning_problem
 from layerbounds.problems.quantization import QuantizationProblem, quantization_problem
 from layerbounds.proofs import BoundKind, Status
@@ -32,12 +36,16 @@ __all__ = [
     "FreeCodebookProblem",
     "FreeScaleProblem",
     "Grid",
+    "JointProblem",
     "Layer",
     "LayerboundsError",
     "MethodComparison",
+    "OrderGap",
     "PruningProblem",
     "QuantizationProblem",
+    "Rank",
     "Solution",
+    "Standings",
     "Status",
     "Verdict",
     "__version__",
@@ -47,11 +55,14 @@ __all__ = [
     "codebook_grid",
     "compare",
     "compress",
+    "contest",
     "demo_layers",
     "evaluate",
     "gram_grid",
     "heuristics",
+    "joint_problem",
     "load_layers",
+    "order_gap",
     "pruning_problem",
     "quantization_problem",
     "run_heuristic",

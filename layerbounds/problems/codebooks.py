@@ -36,6 +36,7 @@ _CODEBOOKS: dict[str, tuple[float, ...]] = {
     "fp4": tuple(sorted({s * v for v in _E2M1 for s in (-1.0, 1.0)})),
     "mxfp4": tuple(sorted({s * v for v in _E2M1 for s in (-1.0, 1.0)})),
 }
+CODEBOOKS: tuple[str, ...] = tuple(_CODEBOOKS)
 
 
 def codebook(name: str) -> Float:

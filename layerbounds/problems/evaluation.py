@@ -31,6 +31,8 @@ class Evaluation:
         How far the weights are from being allowed; see the problem's ``violation``.
     off_grid : ndarray of int64, shape (channels,)
         Quantization: how many weights are not exactly a level.
+    excess : ndarray of int64, shape (channels,)
+        Patterns: how many inputs, or blocks of them, are kept beyond what each group may keep.
     steps : ndarray of shape (channels,)
         Quantization: the largest distance to a level in units of the gap between the levels around.
     snapped_error : ndarray of shape (channels,)
@@ -46,6 +48,7 @@ class Evaluation:
     feasible: Bool
     violation: Float
     off_grid: Int
+    excess: Int
     steps: Float
     snapped_error: Float
     scale: Float | None = None
@@ -56,10 +59,11 @@ class Evaluation:
         if self.feasible.all():
             return "all weights are allowed"
         if self.off_grid.any():
-            many = int(self.off_grid.sum())
+            many, kept = int(self.off_grid.sum()), int(self.excess.sum())
             return (
-                f"{many} weight{'' if many == 1 else 's'} off the grid, by at most {self.violation.max():.2g} "
-                f"({self.steps.max():.2g} of a step)"
+                f"{many} weight{'' if many == 1 else 's'} off the grid, by at most "
+                f"{(self.violation - self.excess).max():.2g} ({self.steps.max():.2g} of a step)"
+                + (f", and {kept} kept beyond the pattern" if kept else "")
             )
         many = int(np.count_nonzero(~self.feasible))
         return f"{many} channel{'' if many == 1 else 's'} not allowed (violation up to {self.violation.max():.2g})"
@@ -77,7 +81,7 @@ def evaluate(
 
     Parameters
     ----------
-    problem : QuantizationProblem, FreeScaleProblem or PruningProblem
+    problem : Problem
     weights : array_like of shape (rows, *weight.shape[1:]) or (rows, n)
         Of the chosen channels, in their order, or of all output channels.
     channels : sequence of int, optional
@@ -108,6 +112,7 @@ def evaluate(
         feasible=judged.violation == 0.0,
         violation=judged.violation,
         off_grid=judged.off_grid,
+        excess=problem.excess(matrix, rows),
         steps=judged.steps,
         snapped_error=_errors(problem, judged.snapped, rows),
         scale=judged.scale,

@@ -18,6 +18,8 @@ from layerbounds.layers.layer import Layer
 from layerbounds.problems.allowed import AllowedSet
 from layerbounds.problems.grids import Grid
 from layerbounds.problems.judgement import Judgement
+from layerbounds.problems.parts import Parts
+from layerbounds.problems.storage import Mask, check_mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +59,22 @@ class Problem(ABC):
     @abstractmethod
     def bits_per_weight(self) -> float:
         """Bits that a weight takes, scales and masks not counted."""
+
+    def storage(self, mask: Mask = "none") -> float:
+        """Bits that a weight takes with its share of the mask, scales not counted.
+
+        Parameters
+        ----------
+        mask : {"none", "bitmap", "entropy", "metadata"}
+            How a pattern's choice is stored, as in `layerbounds.problems.storage`; without a pattern there is none.
+        """
+        check_mask(mask)
+        return self.bits_per_weight
+
+    @property
+    def parts(self) -> Parts | None:
+        """What is allowed, for the question whether another problem of the layer allows all of it; None if unknown."""
+        return None
 
     @abstractmethod
     def allowed(self, channel: int) -> AllowedSet:
@@ -145,6 +163,10 @@ class Problem(ABC):
         count = len(self.sets(channels))
         return np.zeros(count, dtype=np.int64), np.zeros(count)
 
+    def excess(self, matrix: Float, channels: Sequence[int]) -> Int:
+        """How many units of each set of rows are kept beyond the capacities of a pattern."""
+        return np.zeros(len(self.sets(channels)), dtype=np.int64)
+
     def fingerprint(self) -> str:
         """SHA-256 of everything that the optimum depends on."""
         digest = hashlib.sha256()
@@ -171,7 +193,9 @@ def as_problem(value: Any) -> Problem:
         If it is something else.
     """
     if not isinstance(value, Problem):
-        raise InputError(f"problem is {shown(value)}; pass what quantization_problem or pruning_problem returns.")
+        raise InputError(
+            f"problem is {shown(value)}; pass what quantization_problem, pruning_problem or joint_problem returns."
+        )
     return value
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from layerbounds.arguments import flag, real_number, shown, whole_number
-from layerbounds.arrays import Float
+from layerbounds.arrays import Float, Int
 from layerbounds.exceptions import InputError
 from layerbounds.layers.bias import Bias, apply_bias
 from layerbounds.layers.layer import Layer, as_layer
+from layerbounds.problems.parts import Parts
 from layerbounds.problems.patterns import Pattern, Structure, parse_pattern
 from layerbounds.problems.problem import Problem
+from layerbounds.problems.storage import Mask, mask_bits
 from layerbounds.problems.support import Support
 
 #: Bits of a dense weight: a density d counts as 16·d bits per weight.
@@ -72,15 +75,31 @@ class PruningProblem(Problem):
         """16 times the kept fraction."""
         return DENSE_BITS * self.kept / self.layer.in_features
 
+    def storage(self, mask: Mask = "none") -> float:
+        """With the mask's bits."""
+        return self.bits_per_weight + mask_bits(self.structure, mask)
+
     @functools.cached_property
     def structure(self) -> Structure:
         """Units, groups and capacities over all inputs."""
         return self.pattern.structure(self.layer.in_features, self.kept)
 
+    @property
+    def parts(self) -> Parts | None:
+        """Any values or the original ones, and the structure."""
+        if self.refit and any(report.raised for report in self.layer.gram_reports):
+            # Their error counts with another Gram matrix than that of other problems.
+            return None
+        return Parts(None if self.refit else b"original", self.structure, False)
+
     def allowed(self, channel: int) -> Support:
         """The structure, and the weights that are kept."""
         idle = ~self.layer.live(self.layer.group_of(channel))
         return Support(self.structure, self.layer.matrix[channel], self.refit, idle)
+
+    def excess(self, matrix: Float, channels: Sequence[int]) -> Int:
+        """Those of the structure."""
+        return self.structure.excess(matrix)
 
     def row_template(self, channel: int) -> Float:
         """Weights of the channel's dead inputs: they are dropped."""
@@ -104,6 +123,7 @@ def pruning_problem(
     k: int | None = None,
     pattern: str | Pattern = "unstructured",
     refit: bool = True,
+    bits: int | None = None,
     bias: Bias = "keep",
 ) -> PruningProblem:
     """Prune a layer: each output channel keeps some of its inputs.
@@ -128,6 +148,8 @@ def pruning_problem(
     InputError
         If the arguments contradict each other or are out of range.
     """
+    if bits is not None:
+        raise InputError("pruning_problem does not quantize; leave out bits, or call joint_problem with both.")
     layer = apply_bias(as_layer(layer), bias)
     flag(refit, "refit")
     rule = pattern if isinstance(pattern, Pattern) else parse_pattern(pattern)

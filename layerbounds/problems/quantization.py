@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from layerbounds.problems.free_scale import free_scale_problem
 from layerbounds.problems.gram_range import fitted_grid
 from layerbounds.problems.grids import Granularity, Grid, Range, given_grid
 from layerbounds.problems.levels import Levels, nearest_levels
+from layerbounds.problems.parts import Parts
 from layerbounds.problems.problem import Problem
 
 
@@ -66,25 +68,20 @@ class QuantizationProblem(Problem):
         """log₂ of the number of levels."""
         return math.log2(len(self.grid.codes))
 
+    @functools.cached_property
+    def parts(self) -> Parts:
+        """The levels, for every weight."""
+        scale = self.grid.scale[:, :, None]
+        levels = scale * (self.grid.codes - self.grid.zero_point[:, :, None])
+        return Parts(self.rule(), None, bool(np.all(np.any(levels == 0.0, axis=2))))
+
     def allowed(self, channel: int) -> Levels:
         """The levels of a channel's weights."""
         return self.grid.allowed(channel)
 
     def off_grid(self, matrix: Float, channels: Sequence[int]) -> tuple[Int, Float]:
         """How many weights of each channel are no level, and how far the worst is from one, in gaps between levels."""
-        count = np.zeros(len(channels), dtype=np.int64)
-        steps = np.zeros(len(channels))
-        for row, channel in enumerate(channels):
-            levels = self.grid.levels(channel)
-            distance = np.abs(matrix[row] - nearest_levels(levels, matrix[row]))
-            off = distance > 0.0
-            count[row] = np.count_nonzero(off)
-            if count[row] and levels.shape[1] > 1:
-                above = np.sum(levels <= matrix[row][:, None], axis=1).clip(1, levels.shape[1] - 1)
-                inputs = np.arange(len(levels))
-                gap = levels[inputs, above] - levels[inputs, above - 1]
-                steps[row] = float(np.max(distance[off] / gap[off]))
-        return count, steps
+        return levels_off(matrix, [self.grid.levels(channel) for channel in channels])
 
     def scales(self, matrix: Float, channels: Sequence[int]) -> tuple[Float, Float]:
         """Those of the grid."""
@@ -113,6 +110,30 @@ class QuantizationProblem(Problem):
         return b"".join(np.ascontiguousarray(array).tobytes() for array in arrays) + group + shape.encode()
 
 
+def levels_off(matrix: Float, levels: Sequence[Float]) -> tuple[Int, Float]:
+    """How many weights of each row are no level, and how far the worst is from one, in gaps between levels.
+
+    Parameters
+    ----------
+    matrix : ndarray of shape (rows, n)
+    levels : sequence of ndarray of shape (n, levels)
+        Sorted, one for each row.
+    """
+    count = np.zeros(len(matrix), dtype=np.int64)
+    steps = np.zeros(len(matrix))
+    for row, (weights, table) in enumerate(zip(matrix, levels, strict=True)):
+        distance = np.abs(weights - nearest_levels(table, weights))
+        off = distance > 0.0
+        count[row] = np.count_nonzero(off)
+        if count[row] and table.shape[1] > 1:
+            above = np.sum(table <= weights[:, None], axis=1).clip(1, table.shape[1] - 1)
+            inputs = np.arange(len(table))
+            gap = table[inputs, above] - table[inputs, above - 1]
+            # A level that stands there twice is next to itself.
+            steps[row] = float(np.max(np.divide(distance, gap, out=np.zeros_like(gap), where=off & (gap > 0))))
+    return count, steps
+
+
 def quantization_problem(
     layer: Layer,
     bits: int | None = None,
@@ -126,6 +147,7 @@ def quantization_problem(
     granularity: Granularity | None = None,
     range: Range | None = None,
     density: float | None = None,
+    pattern: str | None = None,
     bias: Bias = "keep",
     codebook: str | ArrayLike | None = None,
 ) -> Problem:
@@ -172,8 +194,9 @@ def quantization_problem(
     InputError
         If the arguments contradict each other.
     """
-    if density is not None:
-        raise InputError("quantization and pruning together are not available yet; pass either bits or density.")
+    for name, of_pruning in (("density", density), ("pattern", pattern)):
+        if of_pruning is not None:
+            raise InputError(f"quantization_problem does not prune; leave out {name}, or call joint_problem with both.")
     layer = apply_bias(as_layer(layer), bias)
     free_levels = isinstance(codebook, str) and codebook.lower() == FREE
     if isinstance(scale, str) and grid is None and not free_levels:

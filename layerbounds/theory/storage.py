@@ -8,6 +8,7 @@ from typing import Literal
 from layerbounds.exceptions import InputError
 from layerbounds.problems.pruning import DENSE_BITS
 
+#: Of independent positions: patterns of finitely many inputs are in `layerbounds.problems.storage`.
 Mask = Literal["none", "bitmap", "entropy"]
 
 
