@@ -78,9 +78,9 @@ def pruning_bound(
         return -np.inf
     if len(np.unique(block)) == n:
         return _single_bound(gram, target, original, structure, z, np.diag(matrix))
-    value, h, h_error, magnitude = _value(gram, target, z)
+    value, h, h_error, magnitude = value_at(gram, target, z)
     total, kept, size = _block_savings(h, h_error, matrix, z, original, structure, block)
-    return _rounded_down(value + total, kept, magnitude + size, n)
+    return rounded_down(value + total, kept, magnitude + size, n)
 
 
 def diagonal_bound(
@@ -95,13 +95,13 @@ def diagonal_bound(
 
 def _single_bound(gram: Float, target: Float, original: Float | None, structure: Structure, z: Float, d: Wide) -> float:
     """The bound from a proven diagonal."""
-    value, h, h_error, magnitude = _value(gram, target, z)
+    value, h, h_error, magnitude = value_at(gram, target, z)
     low, saving, size = _single_savings(h, h_error, d, z, original)
-    kept = _best_sum_single(structure, saving) if np.all(np.isfinite(saving)) else np.inf
-    return _rounded_down(value + low.sum(), kept, magnitude + size, len(target))
+    kept = best_sum_of_units(structure, saving) if np.all(np.isfinite(saving)) else np.inf
+    return rounded_down(value + low.sum(), kept, magnitude + size, len(target))
 
 
-def _value(gram: Float, target: Float, z: Float) -> tuple[Any, Wide, Wide, Any]:
+def value_at(gram: Float, target: Float, z: Float) -> tuple[Any, Wide, Wide, Any]:
     """f(z), h = H(z − w), the error of h, and the size of the terms of f(z)."""
     wide = gram.astype(_LONG)
     deviation = z.astype(_LONG) - target.astype(_LONG)
@@ -112,7 +112,7 @@ def _value(gram: Float, target: Float, z: Float) -> tuple[Any, Wide, Wide, Any]:
     return deviation @ h, h, h_error, np.abs(deviation) @ spread
 
 
-def _rounded_down(value: Any, kept: Any, magnitude: Any, n: int) -> float:
+def rounded_down(value: Any, kept: Any, magnitude: Any, n: int) -> float:
     """The bound less what rounding can have added to it."""
     bound = value - kept - 4 * (n + 16) * _UNIT_LONG * (magnitude + np.abs(kept))
     return float(np.nextafter(float(bound), -np.inf))
@@ -135,7 +135,7 @@ def _single_savings(h: Wide, h_error: Wide, d: Wide, z: Wide, original: Wide | N
     return drop, drop - keep, size
 
 
-def _best_sum_single(structure: Structure, saving: Wide) -> Any:
+def best_sum_of_units(structure: Structure, saving: Wide) -> Any:
     """The largest total saving of a choice of units, each the sum over its inputs; saving nothing is allowed."""
     per_unit = np.zeros(len(structure.group), dtype=_LONG)
     np.add.at(per_unit, structure.unit, saving)
@@ -191,7 +191,7 @@ def _block_savings(
         table = np.array([saved[count == j].max() for j in range(int(count.max()) + 1)])
         tables.setdefault(int(groups[0]), []).append(np.maximum.accumulate(table))
     for group, parts in tables.items():
-        kept += _knapsack(parts, int(structure.capacity[group]))
+        kept += best_spread(parts, int(structure.capacity[group]))
     return total, kept * (1 + 4 * len(z) * _UNIT_LONG), size
 
 
@@ -247,7 +247,7 @@ def _refit_savings(b: Wide, z: Wide, h: Wide, h_error: Wide, sets: Bool) -> Wide
     return np.asarray(value * (1 + 16 * _UNIT_LONG) + rounding)
 
 
-def _knapsack(tables: list[Wide], capacity: int) -> Any:
+def best_spread(tables: list[Wide], capacity: int) -> Any:
     """Largest total saving when ``capacity`` units are spread over blocks with savings per count."""
     best = np.zeros(capacity + 1, dtype=_LONG)
     for table in tables:

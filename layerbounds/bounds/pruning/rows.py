@@ -6,7 +6,8 @@ proof and one float64 product, with a-priori charges (docs/numerics.md, *Groups 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from layerbounds.kernels.factorization import UNIT, gamma
 from layerbounds.problems.patterns import Structure
 from layerbounds.problems.support import Support
 from layerbounds.proofs import DualPoint
+
+Allowed = TypeVar("Allowed")
 
 #: Rows that are bounded at a time: a dozen arrays of so many rows exist at once.
 CHUNK = 256
@@ -55,7 +58,7 @@ def diagonal(gram: Float, targets: Float, alloweds: Sequence[Support], duals: Se
         # A singular matrix as stored may have negative eigenvalues of rounding size: nothing is proven about it.
         return bounds
     norm = np.sqrt(np.diag(gram) + np.maximum(-d, 0.0))
-    for first, rows in alike(alloweds):
+    for first, rows in alike(alloweds, same_rule):
         for begin in range(0, len(rows), CHUNK):
             part = rows[begin : begin + CHUNK]
             z = np.array([duals[r].z for r in part], dtype=np.float64)
@@ -137,12 +140,17 @@ def equal_groups(structure: Structure) -> Iterator[tuple[Int, int]]:
         yield order[first[groups, None] + np.arange(each)], most
 
 
-def alike(alloweds: Sequence[Support]) -> Iterator[tuple[Support, Int]]:
-    """The rows that share a structure and the rule for kept weights, and one of their sets."""
-    kinds: list[tuple[Support, list[int]]] = []
+def same_rule(first: Support, second: Support) -> bool:
+    """Whether two sets have one structure and one rule for kept weights."""
+    return first.refit == second.refit and first.structure.equals(second.structure)
+
+
+def alike(alloweds: Sequence[Allowed], same: Callable[[Allowed, Allowed], bool]) -> Iterator[tuple[Allowed, Int]]:
+    """The rows whose sets have what counts in common, such as the structure, and one of their sets."""
+    kinds: list[tuple[Allowed, list[int]]] = []
     for row, allowed in enumerate(alloweds):
         for first, rows in kinds:
-            if first.refit == allowed.refit and first.structure.equals(allowed.structure):
+            if same(first, allowed):
                 rows.append(row)
                 break
         else:

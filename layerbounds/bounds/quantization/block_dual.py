@@ -10,6 +10,8 @@ search may miss is bounded and charged. Everything else is extended precision wi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ import numpy.typing as npt
 
 from layerbounds.arrays import Bool, Float, Int
 from layerbounds.bounds.minorants.semidefinite import semidefinite_shift
+from layerbounds.bounds.objective import CHUNK
 from layerbounds.bounds.pruning.dual import certified_block_minorant
 from layerbounds.kernels.factorization import cholesky, gamma, symmetric_inverse
 from layerbounds.kernels.quantization.block_relaxation import least_costs
@@ -28,6 +31,8 @@ UNDERFLOW = 1e-290
 
 #: Extended precision, which type checkers have no name for.
 Wide = npt.NDArray[Any]
+#: A search of all blocks; see `PreparedBlocks.searched_minima`.
+Search = Callable[[Float, Float, Float, Float, Float, Float], None]
 
 _LONG = np.longdouble
 _UNIT_LONG = float(np.finfo(_LONG).eps)
@@ -102,7 +107,9 @@ def search_order(block: Float) -> Int:
         pick = int(np.argmin(variance))
         order[position] = pick
         free[pick] = False
-        covariance -= np.outer(covariance[:, pick], covariance[:, pick] / variance[pick])
+        with np.errstate(over="ignore", invalid="ignore"):
+            # Of a nearly singular block; any order will do.
+            covariance -= np.outer(covariance[:, pick], covariance[:, pick] / variance[pick])
     return order
 
 
@@ -123,6 +130,15 @@ class PreparedBlocks:
     matrix : ndarray of shape (n, n)
         Symmetric, zero between different blocks.
     block : ndarray of int64, shape (n,)
+
+    Attributes
+    ----------
+    parts : list of ndarray
+        Inputs of the blocks that are searched, in the order of the search.
+    first, member : ndarray of int64
+        Block g has the inputs ``member[first[g]:first[g + 1]]``.
+    blocks, factors : ndarray of shape (parts, m, m)
+        In the units of the search, padded.
     """
 
     def __init__(self, matrix: Float, block: Int) -> None:
@@ -147,24 +163,24 @@ class PreparedBlocks:
             squares.append(padded)
             entries.append(entry)
             kept.append(m)
-        self._parts = kept
+        self.parts = kept
         self._entry = np.array(entries, dtype=np.int64)
         sizes = np.array([len(m) for m in kept], dtype=np.int64)
-        self._first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        self._member = np.concatenate([np.zeros(0, dtype=np.int64), *kept]).astype(np.int64)
+        self.first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        self.member = np.concatenate([np.zeros(0, dtype=np.int64), *kept]).astype(np.int64)
         self._inside = np.arange(widest) < sizes[:, None]
         if not kept:
             return
-        self._square, self._factor = np.stack(squares), np.stack(factors)
-        self._narrow = self._square.astype(np.float64)
+        self._square, self.factors = np.stack(squares), np.stack(factors)
+        self.blocks = self._square.astype(np.float64)
         self._size = np.abs(self._square)
-        self._factor_size = np.abs(self._factor).astype(_LONG)
-        transposed = self._factor.transpose(0, 2, 1).astype(_LONG)
+        self._factor_size = np.abs(self.factors).astype(_LONG)
+        transposed = self.factors.transpose(0, 2, 1).astype(_LONG)
         self._unit = 4 * (widest + 8) * _UNIT_LONG
         #: By how much RᵀR may differ from B.
-        self._away = np.abs(self._square - transposed @ self._factor.astype(_LONG))
+        self._away = np.abs(self._square - transposed @ self.factors.astype(_LONG))
         self._away += self._unit * (np.abs(transposed) @ self._factor_size)
-        self._pivot = np.where(self._inside, np.einsum("gii->gi", self._factor), 1.0).astype(_LONG)
+        self._pivot = np.where(self._inside, np.einsum("gii->gi", self.factors), 1.0).astype(_LONG)
 
     def minimum(self, levels: Float, z: Float, h: Wide) -> tuple[Any, Any]:
         """A lower bound of Σ min over the level points of 2hᵀ(q − z) + (q − z)ᵀB(q − z), and the size of its terms.
@@ -176,32 +192,66 @@ class PreparedBlocks:
         z : ndarray of shape (n,)
         h : ndarray of longdouble, shape (n,)
         """
-        low, searched = self._searched_minima(levels, z, h)
+        low = self.searched_minima(levels, z, h, self._search)[:, 0]
+        searched = np.isfinite(low)
         single = np.ones(len(z), dtype=np.bool_)
-        for m, done in zip(self._parts, searched, strict=True):
+        for m, done in zip(self.parts, searched, strict=True):
             single[m] = not done
-        terms, size = _single_minima(levels, z, h, self._matrix, single)
+        if not single.any():
+            return low.sum(), np.abs(low).sum()
+        terms, size = _single_minima(levels, z, h, self.diagonal, single)
         return low[searched].sum() + terms.sum(), np.abs(low[searched]).sum() + size
 
-    def _searched_minima(self, levels: Float, z: Float, h: Wide) -> tuple[Wide, Bool]:
-        """Lower bounds of the blocks' least costs, and which blocks could be searched."""
-        if not self._parts:
-            return np.zeros(0, dtype=_LONG), np.zeros(0, dtype=np.bool_)
-        member, inside, widest, unit = self._member, self._inside, self._inside.shape[1], self._unit
+    @cached_property
+    def diagonal(self) -> Wide:
+        """A diagonal below the matrix, shape (n,): less the absolute values beside it (Gershgorin)."""
+        n = len(self._matrix)
+        diagonal = np.diag(self._matrix).astype(_LONG)
+        total = np.zeros(n, dtype=_LONG)
+        for begin in range(0, n, CHUNK):
+            rows = np.abs(self._matrix[begin : begin + CHUNK].astype(_LONG))
+            total[begin : begin + CHUNK] = rows.sum(axis=1)
+        beside = total - np.abs(diagonal)
+        return np.asarray(diagonal - beside - np.where(beside > 0, 2 * (n + 8) * _UNIT_LONG * total, 0))
+
+    def _search(self, scaled: Float, point: Float, slope: Float, centre: Float, tilt: Float, least: Float) -> None:
+        """Least costs over all level points."""
+        full = np.full(len(point), scaled.shape[1], dtype=np.int64)
+        least_costs(
+            self.first, self.member, self.blocks, self.factors, scaled, full, point, slope, MOST_NODES, BUDGET, centre,
+            tilt, least.reshape(-1),
+        )  # fmt: skip
+
+    def searched_minima(self, levels: Float, z: Float, h: Wide, search: Search, counts: int = 1) -> Wide:
+        """Lower bounds of the blocks' least costs, not finite where a block could not be searched.
+
+        Parameters
+        ----------
+        levels, z, h
+            As of `minimum`.
+        search : callable
+            From levels, z and h in the units of the search. It fills ``centre`` and ``tilt`` of `settle`'s points, and
+            least values of ‖R(q − c)‖² + Σ [2 t_i (q_i − c_i) − its least] over sets of level points of each block.
+        counts : int
+            Number of sets.
+
+        Returns
+        -------
+        ndarray of longdouble, shape (blocks, counts)
+        """
+        if not self.parts:
+            return np.zeros((0, counts), dtype=_LONG)
+        member, inside, widest, unit = self.member, self._inside, self._inside.shape[1], self._unit
         top = np.maximum(np.abs(levels[:, 0]), np.abs(levels[:, -1]))
-        length = np.frexp(np.maximum.reduceat(top[member], self._first[:-1]))[1].astype(np.int64)
+        length = np.frexp(np.maximum.reduceat(top[member], self.first[:-1]))[1].astype(np.int64)
         lengths, exponent = np.zeros(len(z), dtype=np.int64), np.zeros(len(z), dtype=np.int64)
-        lengths[member] = np.repeat(length, np.diff(self._first))
-        exponent[member] = np.repeat(self._entry, np.diff(self._first))
+        lengths[member] = np.repeat(length, np.diff(self.first))
+        exponent[member] = np.repeat(self._entry, np.diff(self.first))
         scaled = np.ldexp(levels, -lengths[:, None])
         point = np.ldexp(z.astype(_LONG), -lengths)
         slope = np.ldexp(h, -lengths - exponent)
-        centre, tilt, least = np.zeros(len(z)), np.zeros(len(z)), np.empty(len(self._parts))
-        full = np.full(len(z), scaled.shape[1], dtype=np.int64)
-        least_costs(
-            self._first, member, self._narrow, self._factor, scaled, full, point.astype(np.float64),
-            slope.astype(np.float64), MOST_NODES, BUDGET, centre, tilt, least,
-        )  # fmt: skip
+        centre, tilt, least = np.zeros(len(z)), np.zeros(len(z)), np.empty((len(self.parts), counts))
+        search(scaled, point.astype(np.float64), slope.astype(np.float64), centre, tilt, least)
 
         def padded(values: Wide) -> Wide:
             result = np.zeros(inside.shape, dtype=_LONG)
@@ -225,21 +275,14 @@ class PreparedBlocks:
         charge += 2 * np.where(inside, rounding + turn**2, 0).sum(axis=1)
         charge += UNDERFLOW * (1 + (np.abs(side) * inside).sum(axis=1))
         with np.errstate(invalid="ignore"):
-            found_low = least.astype(_LONG) + constant + ends.sum(axis=1) - charge * (1 + 1e-6)
-            found_low -= unit * (np.abs(constant) + np.abs(least) + np.abs(ends).sum(axis=1))
-        low = np.ldexp(found_low, self._entry + 2 * length)
-        return low, np.isfinite(low)
+            found_low = least.astype(_LONG) + (constant + ends.sum(axis=1) - charge * (1 + 1e-6))[:, None]
+            found_low -= unit * ((np.abs(constant) + np.abs(ends).sum(axis=1))[:, None] + np.abs(least))
+        return np.asarray(np.ldexp(found_low, (self._entry + 2 * length)[:, None]))
 
 
-def _single_minima(levels: Float, z: Float, h: Wide, matrix: Float, chosen: Bool) -> tuple[Wide, Any]:
-    """Least terms of inputs on their own, and the size of what was summed.
-
-    A block's matrix exceeds the diagonal that is left when the absolute values beside it are subtracted (Gershgorin).
-    """
-    rows = np.abs(matrix[chosen].astype(_LONG))
-    diagonal = np.diag(matrix)[chosen].astype(_LONG)
-    beside = rows.sum(axis=1) - np.abs(diagonal)
-    d = diagonal - beside - np.where(beside > 0, 2 * (len(z) + 8) * _UNIT_LONG * rows.sum(axis=1), 0)
+def _single_minima(levels: Float, z: Float, h: Wide, d: Wide, chosen: Bool) -> tuple[Wide, Any]:
+    """Least terms of inputs on their own, and the size of what was summed."""
+    d = d[chosen]
     step = levels[chosen].astype(_LONG) - z[chosen].astype(_LONG)[:, None]
     linear, square = 2 * h[chosen, None] * step, d[:, None] * step**2
     least = (linear + square).min(axis=1, initial=np.inf)

@@ -1,0 +1,1 @@
+"""Certified minima of joint problems."""
