@@ -106,11 +106,9 @@ def closest(r, m, levels, inputs, count, centre, tilt, radius, most, best, index
                     high = half
             left[k] = low - 1
             right[k] = low
-            below[k] = (
-                _term(r[k, k], levels[i, low - 1], middle[k], tilt[k], centre[k], floor[k]) if low > 0 else np.inf
-            )
+            below[k] = term(r[k, k], levels[i, low - 1], middle[k], tilt[k], centre[k], floor[k]) if low > 0 else np.inf
             above[k] = (
-                _term(r[k, k], levels[i, low], middle[k], tilt[k], centre[k], floor[k]) if low < count[i] else np.inf
+                term(r[k, k], levels[i, low], middle[k], tilt[k], centre[k], floor[k]) if low < count[i] else np.inf
             )
         value = distance[k + 1] + min(below[k], above[k])
         if not value < radius:
@@ -125,14 +123,12 @@ def closest(r, m, levels, inputs, count, centre, tilt, radius, most, best, index
         if below[k] <= above[k]:
             j = left[k]
             left[k] = j - 1
-            below[k] = _term(r[k, k], levels[i, j - 1], middle[k], tilt[k], centre[k], floor[k]) if j > 0 else np.inf
+            below[k] = term(r[k, k], levels[i, j - 1], middle[k], tilt[k], centre[k], floor[k]) if j > 0 else np.inf
         else:
             j = right[k]
             right[k] = j + 1
             above[k] = (
-                _term(r[k, k], levels[i, j + 1], middle[k], tilt[k], centre[k], floor[k])
-                if j + 1 < count[i]
-                else np.inf
+                term(r[k, k], levels[i, j + 1], middle[k], tilt[k], centre[k], floor[k]) if j + 1 < count[i] else np.inf
             )
         index[k] = j
         if k == 0:
@@ -152,7 +148,7 @@ def closest(r, m, levels, inputs, count, centre, tilt, radius, most, best, index
 
 
 @kernel()
-def _term(pivot, v, middle, tilt, centre, floor):
+def term(pivot, v, middle, tilt, centre, floor):
     """What one level adds."""
     step = pivot * (v - middle)
     return step * step + (2.0 * tilt * (v - centre) - floor)

@@ -68,7 +68,10 @@ def _invert(m, matrix, inverse):
 
 @kernel()
 def _arrange(m, inverse, order, pivots, shifts):
-    """V-BLAST order: fix first (position m − 1) the variable of the largest conditional pivot."""
+    """V-BLAST order: fix first (position m − 1) the variable of the largest conditional pivot.
+
+    False where rounding has left a conditional variance that is not positive: the block is nearly singular.
+    """
     for i in range(m):
         order[i] = i
     for k in range(m - 1, -1, -1):
@@ -79,6 +82,8 @@ def _arrange(m, inverse, order, pivots, shifts):
         order[k], order[best] = order[best], order[k]
         v = order[k]
         p = inverse[v, v]
+        if not p > 0.0:
+            return False
         pivots[k] = 1.0 / p
         for i in range(m):
             shifts[k, i] = inverse[i, v] / p
@@ -88,6 +93,7 @@ def _arrange(m, inverse, order, pivots, shifts):
             for j in range(k):
                 b = order[j]
                 inverse[a, b] -= f * inverse[v, b]
+    return True
 
 
 @kernel()
@@ -214,7 +220,8 @@ def search_neighbourhoods(gram, target, relation, levels, count, choice, size, r
                 s += inverse[i, j] * gradient[subset[j]]
             score[i] = levels[subset[i], choice[subset[i]]] - s
             present += s * gradient[subset[i]]
-        _arrange(m, inverse, order, pivots, directions)
+        if not _arrange(m, inverse, order, pivots, directions):
+            continue
         for k in range(m):
             v = order[k]
             centres[m, k] = score[v]
