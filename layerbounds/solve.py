@@ -41,7 +41,7 @@ def solve(
 
     Parameters
     ----------
-    problem : QuantizationProblem or PruningProblem
+    problem : Problem
     backend : str
         A name from `backends`, or ``"auto"``: ``"native"`` up to 1,024 live inputs, with a node limit, and for what
         ``"batched"`` cannot treat; beyond, ``"batched"`` for all channels at once, and ``"native"`` after it, from

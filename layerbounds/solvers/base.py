@@ -24,6 +24,7 @@ class Capability(StrEnum):
     CODEBOOK = "codebook grids"
     PRUNING = "pruning with refit"
     MASK = "pruning masks"
+    JOINT = "pruning with quantization"
     FREE_SCALE = "free scales"
     WARM_START = "warm start"
     NODE_LIMIT = "node limit"

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+# It registers how joint problems are written down.
+import layerbounds.solvers.joint  # noqa: F401
 from layerbounds.arrays import Float
 from layerbounds.layers.layer import Layer
 from layerbounds.problems.evaluation import squared_error
@@ -28,6 +30,7 @@ QUADRATIC_ROWS = frozenset(
         Capability.CODEBOOK,
         Capability.PRUNING,
         Capability.MASK,
+        Capability.JOINT,
         Capability.FREE_SCALE,
         Capability.WARM_START,
         Capability.NODE_LIMIT,
@@ -42,8 +45,8 @@ def formulation_option(usual: str) -> Option:
     """The option ``formulation`` of these solvers; ``usual`` is what ``auto`` is where there is a choice."""
     return Option(
         "auto",
-        f"auto is {usual} for quantization and masks; for pruning with refit bigm, or indicator where the Gram matrix "
-        "is singular",
+        f"auto is {usual} for quantization and masks, bigm where kept weights are integers; for pruning with refit "
+        "bigm, or indicator where the Gram matrix is singular",
         ("auto", "cholesky", "dense", "bigm", "perspective", "indicator"),
     )
 

@@ -25,6 +25,7 @@ from layerbounds.methods.views import channel_view
 from layerbounds.problems.allowed import AllowedSet
 from layerbounds.problems.evaluation import squared_error
 from layerbounds.problems.levels import Levels
+from layerbounds.problems.patterns import Structure
 from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import OPTIMAL_ABSOLUTE
@@ -118,7 +119,7 @@ def starts(allowed: AllowedSet, task: Task[Any], rng: np.random.Generator) -> li
 
 @starts.register
 def _(allowed: Levels, task: Task[Levels], rng: np.random.Generator) -> list[Float]:
-    return [beam(channel_view(allowed, task.gram, task.target, rng, {}))]
+    return [beam(channel_view(allowed, task.gram, task.target, task.target, rng, {}))]
 
 
 @starts.register
@@ -149,7 +150,8 @@ def formulate(task: Task[Any], start: Float, form: str = "bigm") -> Formulation:
     start : ndarray of shape (n,)
         Feasible weights.
     form : {"bigm", "perspective", "indicator"}
-        How a dropped input of a pruning problem with refit is tied to its binary.
+        How weights are tied to the binary that drops them, where kept ones may differ: pruning with refit, and with
+        quantization to integers.
 
     Raises
     ------
@@ -248,11 +250,11 @@ def _codebook(task: Task[Levels], start: Float, unit: float) -> Formulation:
     )
 
 
-def _capacities(task: Task[Support], first: int) -> list[Row]:
-    """At most so many units of each group; their binaries begin at variable ``first``."""
+def capacities(structure: Structure, binaries: Int) -> list[Row]:
+    """At most so many of the variables of each group; ``binaries`` has one for each unit."""
     rows = []
-    for group, capacity in enumerate(task.allowed.structure.capacity):
-        index = first + np.flatnonzero(task.allowed.structure.group == group)
+    for group, capacity in enumerate(structure.capacity):
+        index = binaries[structure.group == group]
         rows.append(Row(index, np.ones(len(index)), 0.0, float(capacity)))
     return rows
 
@@ -282,17 +284,16 @@ def _mask(task: Task[Support], start: Float, unit: float) -> Formulation:
         decode=decode,
         encode=encode,
         start=encode(start),
-        rows=_capacities(task, 0),
+        rows=capacities(task.allowed.structure, np.arange(units)),
     )
 
 
 def _refit(task: Task[Support], start: Float, unit: float, form: str) -> Formulation:
-    """Weights x in units of √(unit/h_ii), a binary for each unit; perspective: also s_i ≥ x_i²/y.
+    """Weights in units of √(unit/h_ii), tied to a binary for each unit.
 
     A kept weight of a point as good as the incumbent lies within √((upper − c)·(H⁻¹)_ii) of the target: that gives the
     big-M, never a guess.
     """
-    n, units, owner = len(start), len(task.allowed.structure.group), task.allowed.structure.unit
     norm = np.sqrt(np.diag(task.gram))
     gram = task.gram / np.outer(norm, norm)
     target = task.target * norm / np.sqrt(unit)
@@ -303,9 +304,68 @@ def _refit(task: Task[Support], start: Float, unit: float, form: str) -> Formula
             "the native backend, or scip or gurobi with formulation=indicator."
         )
     low, high = np.minimum(target - far, 0.0), np.maximum(target + far, 0.0)
+    tied = tie(task.allowed.structure, gram, target, low, high, form)
+    view = PruningView(
+        task.gram, task.target, task.allowed.original, task.allowed.structure, True, np.random.default_rng(0)
+    )
+
+    def decode(u: Float) -> Float:
+        return refit_on(view, u[tied.y][task.allowed.structure.unit] > 0.5)
+
+    def encode(weights: Float) -> Float:
+        return tied.point(weights * norm / np.sqrt(unit), task.allowed.structure)
+
+    return tied.formulation(np.zeros(len(start), dtype=bool), unit, decode, encode, start)
+
+
+@dataclass(frozen=True, eq=False)
+class Tied:
+    """Weights x, a binary y for each unit, and in the perspective form s_i ≥ x_i²/y; fields as in `Formulation`."""
+
+    factor: Float
+    offset: Float
+    cost: Float
+    constant: float
+    low: Float
+    high: Float
+    rows: list[Row]
+    cones: list[tuple[int, int, int]]
+    indicators: list[tuple[int, int]]
+    y: Int
+
+    def point(self, x: Float, structure: Structure) -> Float:
+        """All variables where the weights are known."""
+        n = len(x)
+        point = np.zeros(len(self.cost))
+        point[:n] = x
+        point[self.y] = structure.kept_units(x[None])[0]
+        if self.cones:
+            point[n + len(self.y) :] = x**2
+        return point
+
+    def formulation(
+        self,
+        whole: Bool,
+        unit: float,
+        decode: Callable[[Float], Float],
+        encode: Callable[[Float], Float],
+        start: Float,
+    ) -> Formulation:
+        """The problem, in which the ``whole`` weights are integers."""
+        integer = np.zeros(len(self.cost), dtype=bool)
+        integer[: len(whole)] = whole
+        integer[self.y] = True
+        return Formulation(
+            self.factor, self.offset, self.cost, self.constant, self.low, self.high, integer, unit, decode, encode,
+            encode(start), self.rows, self.cones, self.indicators,
+        )  # fmt: skip
+
+
+def tie(structure: Structure, gram: Float, target: Float, low: Float, high: Float, form: str) -> Tied:
+    """Minimise (x − target)ᵀ gram (x − target), x_i = 0 where the binary of its unit is 0, low ≤ x ≤ high elsewhere."""
+    n, units, owner = len(target), len(structure.group), structure.unit
     split = SPLIT * centre(gram) if form == "perspective" else np.zeros(n)
-    rest = gram - np.diag(split)
-    factor = rank_factor(rest)
+    factor = rank_factor(gram - np.diag(split))
     # ‖F(x − c)‖² − 2aᵀx + const has the split-off part of the quadratic form linearised: it returns in Σ d_i s_i.
     count = n + units + (n if form == "perspective" else 0)
     x, y, s = np.arange(n), n + np.arange(units), n + units + np.arange(n)
@@ -314,7 +374,9 @@ def _refit(task: Task[Support], start: Float, unit: float, form: str) -> Formula
     cost = np.zeros(count)
     bounds_low, bounds_high = np.zeros(count), np.ones(count)
     bounds_low[x], bounds_high[x] = low, high
-    rows, cones, indicators, constant = _capacities(task, n), [], [], 0.0
+    rows, constant = capacities(structure, y), 0.0
+    cones: list[tuple[int, int, int]] = []
+    indicators: list[tuple[int, int]] = []
     if form == "perspective":
         cost[x], cost[s] = -2.0 * split * target, split
         constant = float(split @ target**2)
@@ -327,27 +389,7 @@ def _refit(task: Task[Support], start: Float, unit: float, form: str) -> Formula
             pair = np.array([x[i], y[owner[i]]])
             rows.append(Row(pair, np.array([1.0, -high[i]]), -np.inf, 0.0))
             rows.append(Row(pair, np.array([1.0, -low[i]]), 0.0, np.inf))
-    view = PruningView(
-        task.gram, task.target, task.allowed.original, task.allowed.structure, True, np.random.default_rng(0)
-    )
-
-    def decode(u: Float) -> Float:
-        return refit_on(view, u[y][owner] > 0.5)
-
-    def encode(weights: Float) -> Float:
-        point = np.zeros(count)
-        point[x] = weights * norm / np.sqrt(unit)
-        point[y] = task.allowed.structure.kept_units(weights[None])[0]
-        if form == "perspective":
-            point[s] = point[x] ** 2
-        return point
-
-    integer = np.zeros(count, dtype=bool)
-    integer[y] = True
-    return Formulation(
-        full_factor, factor @ target, cost, constant, bounds_low, bounds_high, integer, unit, decode, encode,
-        encode(start), rows, cones, indicators,
-    )  # fmt: skip
+    return Tied(full_factor, factor @ target, cost, constant, bounds_low, bounds_high, rows, cones, indicators, y)
 
 
 def dense_hessian(form: Formulation) -> tuple[Float, Float, float]:

@@ -50,13 +50,14 @@ class HighsBackend:
             Capability.CODEBOOK,
             Capability.PRUNING,
             Capability.MASK,
+            Capability.JOINT,
             Capability.WARM_START,
             Capability.TRACE,
             Capability.OPTIMALITY,
         }
     )
     options: Mapping[str, Option] = MappingProxyType(
-        {"formulation": Option("bigm", "for pruning with refit", ("bigm", "perspective"))}
+        {"formulation": Option("bigm", "for pruning with refit, or with integers", ("bigm", "perspective"))}
     )
     # Its threads are shared by the whole process.
     concurrent = False

@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 from layerbounds.exceptions import MissingExtraError
 from layerbounds.kernels.arithmetic import CPU, Arithmetic
 from layerbounds.problems.levels import Levels
+from layerbounds.problems.levels_on_support import LevelsOnSupport
 from layerbounds.problems.problem import Problem
 from layerbounds.problems.scaled import ScaledLevels
 from layerbounds.problems.support import Support
@@ -20,6 +21,7 @@ from layerbounds.problems.tasks import Task
 from layerbounds.proofs import Control, Dual, Leaf, RawSolve, ScaleDual, Status
 from layerbounds.solvers.base import Availability, Capability, Option
 from layerbounds.solvers.batched.group import Group
+from layerbounds.solvers.batched.joint import JointEngine
 from layerbounds.solvers.batched.levels import LevelsEngine
 from layerbounds.solvers.batched.scales import ScalesEngine
 from layerbounds.solvers.batched.support import SupportEngine
@@ -40,7 +42,12 @@ class Engine(Protocol):
 
 
 ENGINES: Mapping[type, Engine] = MappingProxyType(
-    {Levels: LevelsEngine(), Support: SupportEngine(), ScaledLevels: ScalesEngine()}
+    {
+        Levels: LevelsEngine(),
+        Support: SupportEngine(),
+        ScaledLevels: ScalesEngine(),
+        LevelsOnSupport: JointEngine(),
+    }
 )
 
 

@@ -11,8 +11,9 @@ import numpy as np
 
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.minorants.diagonal import is_minorant
-from layerbounds.bounds.pruning.rows import alike
+from layerbounds.bounds.pruning.rows import alike, same_rule
 from layerbounds.kernels.arithmetic import CPU, Single
+from layerbounds.problems.levels_on_support import LevelsOnSupport
 from layerbounds.problems.patterns import Structure
 from layerbounds.problems.support import Support
 from layerbounds.proofs import DualPoint, RawSolve, Status
@@ -51,13 +52,13 @@ class SupportEngine:
         """A dual point and weights for every row; rows with one structure share their diagonal."""
         found: dict[int, RawSolve] = {}
         energies, starts = group.energies, group.warm_starts
-        for allowed, rows in alike(group.allowed):
-            part = _Part(group, allowed, rows, energies[rows], None if starts is None else starts[rows])
+        for allowed, rows in alike(group.allowed, same_rule):
+            part = Part(group, allowed, rows, energies[rows], None if starts is None else starts[rows])
             found.update(zip(rows.tolist(), part.solve(), strict=True))
         return [found[row] for row in range(len(group.targets))]
 
 
-class _Part:
+class Part:
     """Rows with one structure and one rule for kept weights.
 
     Parameters
@@ -71,9 +72,17 @@ class _Part:
         Warm starts.
     """
 
-    def __init__(self, group: Group, allowed: Support, rows: Int, energies: Float, starts: Float | None) -> None:
+    def __init__(
+        self,
+        group: Group,
+        allowed: Support | LevelsOnSupport,
+        rows: Int,
+        energies: Float,
+        starts: Float | None,
+    ) -> None:
         self.group, self.rows, self.starts = group, rows, starts
-        self.refit = allowed.refit
+        #: Whether kept weights may take any value.
+        self.refit = allowed.free
         layout = self.layout = lay_out(allowed.structure)
         group_of = np.repeat(np.arange(len(layout.capacity)), np.diff(layout.units))
         #: The structure of the places.
@@ -219,7 +228,7 @@ class _Part:
     def _settle(self, sample: Rows, splitting: Splitting) -> None:
         """How many iterations the sample needs from the beginning."""
         arithmetic, value = self.group.arithmetic, -np.inf
-        rows = Rows(self.layout, sample.w, sample.original, sample.threads)
+        rows = sample.anew()
         rows.use(splitting)
         rows.iterate(FEWEST, arithmetic, self._stop)
         while self.iterations < MOST and not self._stop():

@@ -88,6 +88,10 @@ class Rows:
         self.right = np.zeros((rows, n), dtype=np.float32)
         self.splitting: Splitting | None = None
 
+    def anew(self) -> Rows:
+        """The same rows at the beginning."""
+        return Rows(self.layout, self.w, self.original, self.threads)
+
     def use(self, splitting: Splitting) -> None:
         """Go on with another diagonal."""
         if self.splitting is not None:
