@@ -51,6 +51,9 @@ class ChannelView:
 #: A heuristic maps a channel (and its options) to feasible weights of shape (n,).
 Method = Callable[..., Float]
 
+#: Refuses options that do not go together, all of them given.
+Check = Callable[[dict[str, Any]], None]
+
 
 @dataclass(frozen=True)
 class Heuristic:
@@ -70,7 +73,9 @@ class Heuristic:
     options : dict
         Names and defaults of its options.
     patterns : tuple of str
-        The sparsity patterns that a pruning method can treat, as a problem's ``pattern_kind`` calls them.
+        The sparsity patterns that it can treat, as a problem's ``pattern_kind`` calls them.
+    check : callable or None
+        Raises an `InputError` for options that it cannot work with.
     """
 
     name: str
@@ -80,12 +85,17 @@ class Heuristic:
     capabilities: tuple[str, ...]
     options: dict[str, Any]
     patterns: tuple[str, ...] = ()
+    check: Check | None = None
 
     def can_treat(self, problem: Problem) -> bool:
         """Whether the method is for problems of this kind."""
         if problem.requirement not in self.capabilities:
             return False
         return problem.pattern_kind is None or problem.pattern_kind in self.patterns
+
+
+#: All heuristics by name; `layerbounds.methods.registry` fills it.
+HEURISTICS: dict[str, Heuristic] = {}
 
 
 def choice_of(view: ChannelView, weights: Float) -> Int:

@@ -12,22 +12,31 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from layerbounds.arguments import LARGEST_COUNT, MOST_THREADS, shown, whole_number
+from layerbounds.arguments import MOST_THREADS, whole_number
 from layerbounds.arrays import Float
-from layerbounds.exceptions import InputError, UnsupportedProblemError
+from layerbounds.exceptions import UnsupportedProblemError
 from layerbounds.methods.adaround import adaround
 from layerbounds.methods.admm import admm
 from layerbounds.methods.babai_klein import babai_klein
-from layerbounds.methods.base import Heuristic, Method
+from layerbounds.methods.base import HEURISTICS, Check, Heuristic, Method
 from layerbounds.methods.beam import beam
 from layerbounds.methods.coordinate_descent import coordinate_descent
 from layerbounds.methods.gptq import gptq
 from layerbounds.methods.hard_thresholding import hard_thresholding
+from layerbounds.methods.joint.hybrid_pass import sparsegpt_joint
+from layerbounds.methods.joint.obc import obc
+from layerbounds.methods.joint.obr import obr
+from layerbounds.methods.joint.two_stages import (
+    check_stages,
+    prune_then_quantize,
+    quantize_then_prune,
+)
 from layerbounds.methods.ldlq import ldlq
 from layerbounds.methods.lns import lns
 from layerbounds.methods.magnitude import magnitude
 from layerbounds.methods.obq import obq
 from layerbounds.methods.obs import obs
+from layerbounds.methods.options import resolve_options
 from layerbounds.methods.quantease import quantease
 from layerbounds.methods.round_to_nearest import round_to_nearest
 from layerbounds.methods.sparsegpt import sparsegpt
@@ -40,6 +49,7 @@ from layerbounds.problems.problem import Problem, as_problem, check_channels
 
 _GRIDS = ("uniform grids", "codebook grids")
 _SPARSITY = ("pruning with refit", "pruning masks")
+_JOINT = ("pruning with quantization",)
 _PATTERNS = tuple(pattern.kind for pattern in PATTERNS)
 _SINGLE_INPUTS = tuple(pattern.kind for pattern in PATTERNS if pattern.single_inputs)
 
@@ -51,15 +61,16 @@ def _entry(
     source: str,
     capabilities: tuple[str, ...] = _GRIDS,
     patterns: tuple[str, ...] = _PATTERNS,
+    check: Check | None = None,
 ) -> Heuristic:
     parameters = list(inspect.signature(method).parameters.values())[1:]
     options = {p.name: p.default for p in parameters}
     return Heuristic(
-        name, summary, source, method, capabilities, options, patterns if capabilities == _SPARSITY else ()
+        name, summary, source, method, capabilities, options, () if capabilities == _GRIDS else patterns, check
     )
 
 
-_HEURISTICS: dict[str, Heuristic] = {
+HEURISTICS |= {
     h.name: h
     for h in (
         _entry("rtn", round_to_nearest, "round each weight to its nearest level", "–"),
@@ -81,7 +92,7 @@ _HEURISTICS: dict[str, Heuristic] = {
             "Klein 2000; Wang et al. 2026",
         ),
         _entry("beam", beam, "K-best beam in the V-BLAST order, then coordinate descent", "Anderson & Mohan 1984"),
-        _entry("lns", lns, "exact search of subsets, with kicks", "Shaw, CP 1998"),
+        _entry("lns", lns, "exact search of subsets, with kicks", "Shaw, CP 1998", _GRIDS + _JOINT),
         _entry("magnitude", magnitude, "keep the largest weights", "Han et al., NeurIPS 2015", _SPARSITY),
         _entry("wanda", wanda, "keep the largest |weight|·‖input‖", "Sun et al., ICLR 2024", _SPARSITY),
         _entry("obs", obs, "remove one by one what costs least", "Frantar & Alistarh, NeurIPS 2022", _SPARSITY),
@@ -100,29 +111,44 @@ _HEURISTICS: dict[str, Heuristic] = {
             "hard_thresholding", hard_thresholding, "projected gradient, then refit", "Bertsimas et al. 2016", _SPARSITY
         ),
         _entry("admm", admm, "ridge solves and projections (ALPS)", "Meng et al., NeurIPS 2024", _SPARSITY),
+        _entry(
+            "prune_then_quantize",
+            prune_then_quantize,
+            "any pruning method, then any quantization method on what is kept",
+            "Han et al., ICLR 2016; Zhang et al. 2021",
+            _JOINT,
+            check=check_stages,
+        ),
+        _entry(
+            "quantize_then_prune",
+            quantize_then_prune,
+            "any quantization method, then any pruning method on the quantized weights",
+            "Zhang et al. 2021; Mozaffari et al. 2024",
+            _JOINT,
+            check=check_stages,
+        ),
+        _entry(
+            "sparsegpt_joint",
+            sparsegpt_joint,
+            "prune and round in one pass with error feedback",
+            "Frantar & Alistarh, ICML 2023",
+            _JOINT,
+            _SINGLE_INPUTS,
+        ),
+        _entry("obc", obc, "OBS, then OBQ on what is kept", "Frantar & Alistarh, NeurIPS 2022", _JOINT),
+        _entry("obr", obr, "restore what pruning and rounding destroy by the others", "Guo et al., ICLR 2026", _JOINT),
     )
-}
-
-#: Option names of other packages for the same thing.
-ALIASES = {
-    "percdamp": "damp",
-    "damp_percent": "damp",
-    "dampening_frac": "damp",
-    "rel_damp": "damp",
-    "actorder": "act_order",
-    "desc_act": "act_order",
-    "blocksize": "block_size",
 }
 
 
 def heuristics() -> list[str]:
     """Names of the registered heuristics."""
-    return list(_HEURISTICS)
+    return list(HEURISTICS)
 
 
 def describe_heuristics() -> list[Heuristic]:
     """The registered heuristics with their sources, capabilities and options."""
-    return list(_HEURISTICS.values())
+    return list(HEURISTICS.values())
 
 
 def make_view(problem: Problem, channel: int, seed: int = 0, shared: dict[Hashable, Any] | None = None) -> Any:
@@ -130,7 +156,7 @@ def make_view(problem: Problem, channel: int, seed: int = 0, shared: dict[Hashab
 
     Parameters
     ----------
-    problem : QuantizationProblem or PruningProblem
+    problem : Problem
     channel : int
     seed : int
     shared : dict, optional
@@ -142,6 +168,7 @@ def make_view(problem: Problem, channel: int, seed: int = 0, shared: dict[Hashab
         problem.allowed(channel).restrict(live),
         np.ascontiguousarray(layer.channel_gram(channel)[np.ix_(live, live)]),
         layer.target[channel][live],
+        layer.matrix[channel][live],
         np.random.default_rng([seed, channel]),
         {} if shared is None else shared,
     )
@@ -157,9 +184,9 @@ def find_heuristic(name: str, problem: Problem | None = None) -> Heuristic:
     UnsupportedProblemError
         If it is for another kind of problem.
     """
-    heuristic = _HEURISTICS[match_name(name, list(_HEURISTICS), "heuristic")]
+    heuristic = HEURISTICS[match_name(name, list(HEURISTICS), "heuristic")]
     if problem is not None and problem.requirement not in heuristic.capabilities:
-        able = ", ".join(h.name for h in _HEURISTICS.values() if problem.requirement in h.capabilities)
+        able = ", ".join(h.name for h in HEURISTICS.values() if problem.requirement in h.capabilities)
         if not able:
             raise UnsupportedProblemError(
                 f"heuristic {heuristic.name!r} cannot treat {problem.requirement}, and no other one can yet."
@@ -168,45 +195,6 @@ def find_heuristic(name: str, problem: Problem | None = None) -> Heuristic:
             f"heuristic {heuristic.name!r} cannot treat {problem.requirement}; these can: {able}."
         )
     return heuristic
-
-
-def resolve_options(heuristic: Heuristic, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options under the heuristic's own names.
-
-    Raises
-    ------
-    InputError
-        If it has no such option, or its value is of another kind.
-    """
-    resolved: dict[str, Any] = {}
-    for name, value in options.items():
-        own = name if name in heuristic.options else ALIASES.get(name, name)
-        if own not in heuristic.options:
-            known = ", ".join(heuristic.options) or "none"
-            raise InputError(f"heuristic {heuristic.name!r} has no option {name!r}; its options are: {known}.")
-        if own in resolved:
-            raise InputError(f"heuristic {heuristic.name!r} is given its option {own!r} twice; leave out one of them.")
-        default = heuristic.options[own]
-        if not _is_like(value, default):
-            raise InputError(
-                f"heuristic {heuristic.name!r}: option {name!r} is {shown(value)}; pass a value like its default, "
-                f"{default!r}."
-            )
-        if not isinstance(value, str) and value is not None and not -LARGEST_COUNT <= value <= LARGEST_COUNT:
-            raise InputError(f"heuristic {heuristic.name!r}: {name} is {shown(value)}; pass a finite number.")
-        resolved[own] = value
-    return resolved
-
-
-def _is_like(value: Any, default: Any) -> bool:
-    """Whether an option's value is of the kind of its default; where that is None, None or a number."""
-    if isinstance(default, bool) or isinstance(value, (bool, np.bool_)):
-        return isinstance(default, bool) and isinstance(value, (bool, np.bool_))
-    if isinstance(default, str) or isinstance(value, str) or value is None:
-        return (isinstance(default, str) and isinstance(value, str)) or (default is None and value is None)
-    if isinstance(default, int) and not isinstance(value, (int, np.integer)):
-        return False
-    return isinstance(value, (int, float, np.integer, np.floating))
 
 
 def run_heuristic(
@@ -224,7 +212,7 @@ def run_heuristic(
     ----------
     name : str
         A name from `heuristics`.
-    problem : QuantizationProblem or PruningProblem
+    problem : Problem
     channels : sequence of int, optional
         Default: all.
     seed : int
@@ -266,7 +254,7 @@ def run_channels(
     Parameters
     ----------
     heuristic : Heuristic
-    problem : QuantizationProblem or PruningProblem
+    problem : Problem
     channels : sequence of int
     seed : int
     options : mapping
@@ -312,7 +300,7 @@ def run_channel(
     Parameters
     ----------
     heuristic : Heuristic
-    problem : QuantizationProblem or PruningProblem
+    problem : Problem
     channel : int
     seed : int
     shared : dict

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from layerbounds.arrays import Bool, Float
@@ -26,7 +28,19 @@ def sparsegpt(view: PruningView, damp: float = 0.01, block_size: int = 128, refi
     refit : bool
         Re-optimise the kept weights at the end; the paper does not.
     """
-    single_inputs(view, "sparsegpt")
+    weights, kept = one_pass(view, "sparsegpt", damp, block_size)
+    return _result(view, kept, weights, refit)
+
+
+def one_pass(
+    view: PruningView,
+    name: str,
+    damp: float,
+    block_size: int,
+    rounded: Callable[[int, float], float] = lambda i, weight: weight,
+) -> tuple[Float, Bool]:
+    """The pass of a method called ``name``: weights and mask; kept weights become what ``rounded`` says."""
+    single_inputs(view, name)
     if not damp >= 0 or block_size < 1:
         raise InputError(f"damp is {damp} and block_size {block_size}; pass a fraction ≥ 0 and a positive number.")
     structure, n = view.structure, len(view.target)
@@ -51,10 +65,11 @@ def sparsegpt(view: PruningView, damp: float = 0.01, block_size: int = 128, refi
             members, capacity = plan[i]
             score = (weights[members] / np.diag(upper)[members]) ** 2
             kept[members[np.argsort(-score, kind="stable")[capacity:]]] = False
-        if not kept[i]:
-            weights[i:] -= weights[i] / upper[i, i] * upper[i, i:]
-            weights[i] = 0.0
-    return _result(view, kept, weights, refit)
+        value = rounded(i, float(weights[i])) if kept[i] else 0.0
+        if value != weights[i]:
+            weights[i:] -= (weights[i] - value) / upper[i, i] * upper[i, i:]
+            weights[i] = value
+    return weights, kept
 
 
 def _result(view: PruningView, kept: Bool, weights: Float, refit: bool) -> Float:

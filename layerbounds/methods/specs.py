@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from layerbounds.exceptions import InputError
 from layerbounds.layers.layer import Layer
 from layerbounds.methods.base import Heuristic
-from layerbounds.methods.registry import describe_heuristics, find_heuristic, resolve_options, run_channel
+from layerbounds.methods.options import read_parts, resolve_options
+from layerbounds.methods.registry import describe_heuristics, find_heuristic, run_channel
 from layerbounds.problems.problem import Problem
 
 
@@ -44,14 +43,8 @@ def parse_method(text: str) -> MethodSpec:
     InputError
         If the text is not of this form, or the method or the option does not exist.
     """
-    name, *parts = (part.strip() for part in str(text).split(":"))
+    name, options = read_parts(text, ":")
     heuristic = find_heuristic(name)
-    options: dict[str, Any] = {}
-    for part in parts:
-        key, equals, value = part.partition("=")
-        if not equals or not key.strip():
-            raise InputError(f"method {text!r} cannot be read at {part!r}; write NAME:OPTION=VALUE.")
-        options[key.strip()] = _value(value.strip())
     return MethodSpec(heuristic, resolve_options(heuristic, options))
 
 
@@ -73,17 +66,6 @@ def warm_up(spec: MethodSpec, problem: Problem) -> None:
     """Compile what a method needs on a tiny problem, so that its time is its own."""
     quick = {key: value for key, value in (("time_limit", 0.0), ("iterations", 1)) if key in spec.heuristic.options}
     run_channel(spec.heuristic, tiny_like(problem), 0, 0, {}, {**spec.options, **quick})
-
-
-def _value(text: str) -> Any:
-    words = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    try:
-        number = json.loads(text)
-    except ValueError:
-        return text
-    return number if isinstance(number, int | float) else text
 
 
 def _shown(value: Any) -> str:

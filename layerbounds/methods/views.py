@@ -11,15 +11,22 @@ import numpy as np
 from layerbounds.arrays import Float
 from layerbounds.exceptions import UnsupportedProblemError
 from layerbounds.methods.base import ChannelView
+from layerbounds.methods.joint.view import JointView
 from layerbounds.methods.pruning import PruningView
 from layerbounds.problems.allowed import AllowedSet
 from layerbounds.problems.levels import Levels
+from layerbounds.problems.levels_on_support import LevelsOnSupport
 from layerbounds.problems.support import Support
 
 
 @functools.singledispatch
 def channel_view(
-    allowed: AllowedSet, gram: Float, target: Float, rng: np.random.Generator, shared: dict[Hashable, Any]
+    allowed: AllowedSet,
+    gram: Float,
+    target: Float,
+    original: Float,
+    rng: np.random.Generator,
+    shared: dict[Hashable, Any],
 ) -> Any:
     """The channel as heuristics see it.
 
@@ -29,6 +36,8 @@ def channel_view(
         On the live inputs.
     gram : ndarray of shape (n, n)
     target : ndarray of shape (n,)
+    original : ndarray of shape (n,)
+        Dense weights.
     rng : numpy.random.Generator
     shared : dict
         What methods keep for the other channels with the same Gram matrix.
@@ -43,7 +52,12 @@ def channel_view(
 
 @channel_view.register
 def _(
-    allowed: Levels, gram: Float, target: Float, rng: np.random.Generator, shared: dict[Hashable, Any]
+    allowed: Levels,
+    gram: Float,
+    target: Float,
+    original: Float,
+    rng: np.random.Generator,
+    shared: dict[Hashable, Any],
 ) -> ChannelView:
     levels = np.ascontiguousarray(allowed.values)
     count = np.full(len(levels), levels.shape[1], dtype=np.int64)
@@ -52,6 +66,23 @@ def _(
 
 @channel_view.register
 def _(
-    allowed: Support, gram: Float, target: Float, rng: np.random.Generator, shared: dict[Hashable, Any]
+    allowed: Support,
+    gram: Float,
+    target: Float,
+    original: Float,
+    rng: np.random.Generator,
+    shared: dict[Hashable, Any],
 ) -> PruningView:
     return PruningView(gram, target, allowed.original, allowed.structure, allowed.refit, rng)
+
+
+@channel_view.register
+def _(
+    allowed: LevelsOnSupport,
+    gram: Float,
+    target: Float,
+    original: Float,
+    rng: np.random.Generator,
+    shared: dict[Hashable, Any],
+) -> JointView:
+    return JointView(gram, target, original, allowed, rng, shared)

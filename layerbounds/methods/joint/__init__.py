@@ -1,0 +1,1 @@
+"""Methods that prune and quantize at once."""
