@@ -1,0 +1,1 @@
+"""Pruning before quantizing, quantizing before pruning, and both at once."""
