@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -16,6 +16,7 @@ from layerbounds.cli.options import (
     BackendOption,
     InputOption,
     JsonOption,
+    MaskOption,
     ZeroPointOption,
     asked,
     parse_channels,
@@ -29,6 +30,7 @@ from layerbounds.comparison.compare import comparison_problems, starting_ranges
 from layerbounds.comparison.records import MethodComparison, compare_problems
 from layerbounds.layers.files import find_layer
 from layerbounds.layers.weight_files import read_layer_weights
+from layerbounds.problems.storage import Mask
 from layerbounds.report.comparison import comparison_tables
 from layerbounds.report.comparison_plot import plot_comparison
 from layerbounds.report.files import STDOUT, write_csv, write_json
@@ -51,6 +53,10 @@ def compare_command(
     mask_only: Annotated[
         bool, typer.Option("--mask-only", help="Prune without re-optimising the kept weights.")
     ] = False,
+    joint: Annotated[
+        bool, typer.Option("--joint", help="Prune and quantize at once: every grid with every pattern.")
+    ] = False,
+    mask: MaskOption = "none",
     codebook: Annotated[
         str | None, typer.Option("--codebook", metavar="LIST", help="Codebooks: binary, ternary, nf4, fp4, mxfp4.")
     ] = None,
@@ -137,6 +143,7 @@ def compare_command(
         scale=scale,
         zero_point=zero_point,
         signed_scale=signed_scale,
+        joint=joint,
     )
     selection = parse_channels(channels, chosen.out_features)
     given, dtypes = {}, {}
@@ -158,6 +165,7 @@ def compare_command(
             limits=limits,
             ranges=starting_ranges(parse_names(fit)),
             dtypes=dtypes,
+            mask=cast(Mask, mask),
             progress=None if advance is None else lambda done, total: advance(len(problems) * done // total),
         )
     options = {**asked(context), "channels": selection}

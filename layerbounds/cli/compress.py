@@ -45,14 +45,20 @@ def compress_command(
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="State dict to write (safetensors).")],
     bits: Annotated[int | None, typer.Option("--bits", metavar="N", help="Bits per weight, 1 to 8.")] = None,
     density: Annotated[
-        float | None, typer.Option("--density", metavar="FRACTION", help="Prune: kept fraction of the inputs.")
+        float | None,
+        typer.Option("--density", metavar="FRACTION", help="Prune: kept fraction of the inputs; with --bits, both."),
     ] = None,
     pattern: Annotated[
         str | None, typer.Option("--pattern", metavar="HOW", help="Prune: unstructured, N:M such as 2:4, or block:S.")
     ] = None,
     method: Annotated[
-        str, typer.Option("--method", metavar="NAME", help="See `layerbounds heuristics`; or solve.")
-    ] = "gptq",
+        str | None,
+        typer.Option(
+            "--method",
+            metavar="NAME",
+            help="See `layerbounds heuristics`; or solve. Default: gptq to quantize, obs to prune, obc for both.",
+        ),
+    ] = None,
     weights: WeightsOption = None,
     layers: LayersOption = None,
     key: KeyOption = None,
@@ -90,7 +96,7 @@ def compress_command(
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")] = 0,
     json_out: JsonOption = None,
 ) -> None:
-    """Quantize or prune a model layer by layer, each behind the layers already compressed."""
+    """Quantize or prune a model, or both at once, layer by layer, each behind the layers already compressed."""
     check_outputs(
         {"--out": out, "--json": json_out},
         model_files(model, weights, data, preprocess),
@@ -141,7 +147,7 @@ def compress_command(
         print("warning: never reached, and not compressed:", ", ".join(result.unreached), file=sys.stderr)
     record: dict[str, Any] = {
         "out": str(out),
-        "method": method,
+        "method": result.method,
         "interrupted": result.interrupted,
         "layers": rows,
         "unreached": list(result.unreached),
@@ -154,7 +160,7 @@ def compress_command(
     if json_out is not None:
         steps.append(partial(write_json, json_out, record))
     if json_out != STDOUT:
-        steps.append(lambda: result_console().print(_table(rows, f"{out} · {method}")))
+        steps.append(lambda: result_console().print(_table(rows, f"{out} · {result.method}")))
     deliver(steps)
     if result.interrupted:
         raise typer.Exit(130)

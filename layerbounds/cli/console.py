@@ -48,6 +48,10 @@ class ChannelBar:
         """So many are done."""
         self._bar.update(self._task, completed=done)
 
+    def of(self, done: int, total: int, *_: Any) -> None:
+        """So many of so many are done."""
+        self._bar.update(self._task, completed=done, total=total)
+
     def report(self, text: str) -> None:
         """What is worked on at the moment."""
         self._bar.update(self._task, stage=text)

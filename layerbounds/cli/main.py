@@ -18,6 +18,7 @@ from layerbounds.cli.compare import compare_command
 from layerbounds.cli.compress import compress_command
 from layerbounds.cli.layers import layers_command
 from layerbounds.cli.listings import backends_command, heuristics_command, ranges_command
+from layerbounds.cli.order import order_command
 from layerbounds.cli.solve import solve_command
 from layerbounds.cli.tensors import tensors_command
 from layerbounds.cli.theory import theory_command
@@ -32,6 +33,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "compress": compress_command,
     "compare": compare_command,
     "versus": versus_command,
+    "order": order_command,
     "theory": theory_command,
     "tensors": tensors_command,
     "layers": layers_command,

@@ -27,6 +27,12 @@ ZeroPointOption = Annotated[
     str | None,
     typer.Option("--zero-point", metavar="HOW", help="With --scale free: free (all integer zero points) or real."),
 ]
+MaskOption = Annotated[
+    str,
+    typer.Option(
+        "--mask", metavar="HOW", help="What a pattern's mask costs to store: none, bitmap, entropy or metadata."
+    ),
+]
 JsonOption = Annotated[
     str | None, typer.Option("--json", metavar="OUT", help="Write JSON to this file; - prints it instead of the table.")
 ]

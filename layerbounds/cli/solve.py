@@ -28,6 +28,7 @@ from layerbounds.layers.files import find_layer
 from layerbounds.layers.layer import Layer
 from layerbounds.problems.free_codebook import FREE
 from layerbounds.problems.grids import Granularity
+from layerbounds.problems.joint import joint_problem
 from layerbounds.problems.problem import Problem, check_channels
 from layerbounds.problems.pruning import pruning_problem
 from layerbounds.problems.quantization import quantization_problem
@@ -84,7 +85,10 @@ def solve_command(
         ),
     ] = None,
     density: Annotated[
-        float | None, typer.Option("--density", metavar="FRACTION", help="Prune: kept fraction of the inputs.")
+        float | None,
+        typer.Option(
+            "--density", metavar="FRACTION", help="Prune: kept fraction of the inputs; with --bits, both at once."
+        ),
     ] = None,
     kept: Annotated[int | None, typer.Option("--k", metavar="N", help="Prune: number of kept inputs.")] = None,
     pattern: Annotated[
@@ -140,7 +144,7 @@ def solve_command(
         typer.Option("--trace-plot", metavar="OUT", help="Draw how the intervals closed (.svg, .png or .pdf)."),
     ] = None,
 ) -> None:
-    """Find certified intervals around the smallest error that any quantized or pruned weights of a layer can have."""
+    """Find certified intervals around the smallest error of any quantized, pruned, or quantized and pruned weights."""
     # Hours of search must not end at a mistyped path.
     check_outputs(
         {"--json": json_out, "--save-weights": save_weights, "--trace-plot": trace_plot}, {"--input": input_file}
@@ -149,20 +153,11 @@ def solve_command(
     asked_for = {"scale": scale, "zero_point": zero_point, "signed_scale": signed_scale or None}
     free = {name: value for name, value in asked_for.items() if value is not None}
     chosen_layer = apply_bias(find_layer(read_layers(input_file), layer), cast(Bias, bias))
-    problem: Problem
-    if density is not None or kept is not None or pattern is not None or mask_only:
-        if bits is not None or codebook is not None:
-            raise InputError("quantization and pruning together are not available yet; leave out one of them.")
-        if granularity is not None or fit is not None or symmetric is not None or free:
-            raise InputError(
-                "--granularity, --range, --symmetric, --scale and --zero-point are about grids; leave them out when "
-                "pruning."
-            )
-        problem = pruning_problem(
-            chosen_layer, density=density, k=kept, pattern=pattern or "unstructured", refit=not mask_only
-        )
-    else:
-        problem = _problem(chosen_layer, bits, codebook, symmetric, parse_granularity(granularity), fit, free)
+    pruned: dict[str, Any] = {"density": density, "k": kept, "pattern": pattern}
+    pruned = {name: value for name, value in pruned.items() if value is not None}
+    problem = _problem(
+        chosen_layer, bits, codebook, symmetric, parse_granularity(granularity), fit, free, pruned, mask_only
+    )
     selection = check_channels(problem, parse_channels(channels, chosen_layer.out_features))
     with channel_progress(chosen_layer.name, len(selection)) as progress:
         solution = solve(
@@ -196,15 +191,39 @@ def _problem(
     granularity: Granularity | None,
     fit: str | None,
     free: dict[str, Any],
+    pruned: dict[str, Any],
+    mask_only: bool,
 ) -> Problem:
-    """A quantization problem; ``free`` has the arguments of free scales that were given."""
-    if bits is None and codebook is None:
-        raise InputError("pass --bits or --codebook to quantize, or --density, --k or --pattern N:M to prune.")
+    """The problem that was asked for.
+
+    ``free`` and ``pruned`` have the arguments of free scales and of the pattern that were given.
+    """
+    quantized = bits is not None or codebook is not None
+    if not quantized and (pruned or mask_only):
+        if granularity is not None or fit is not None or symmetric is not None or free:
+            raise InputError(
+                "--granularity, --range, --symmetric, --scale and --zero-point are about grids; leave them out when "
+                "pruning, or pass --bits or --codebook to quantize what is kept."
+            )
+        return pruning_problem(layer, **pruned, refit=not mask_only)
+    if not quantized:
+        raise InputError(
+            "pass --bits or --codebook to quantize, --density, --k or --pattern N:M to prune, or both of them."
+        )
     any_levels = codebook is not None and codebook.lower() == FREE
     if bits is not None and codebook is not None and not any_levels:
         raise InputError("pass either --bits or --codebook, and not both.")
     if codebook is not None and not any_levels and symmetric is False:
         raise InputError("a codebook has no zero point; leave out --asymmetric.")
+    if pruned or mask_only:
+        if mask_only:
+            raise InputError("kept weights take any level when they are quantized, too; leave out --mask-only.")
+        if free or any_levels:
+            what = "--codebook free" if any_levels else "--scale, --zero-point and --signed-scale"
+            raise InputError(f"pruning and quantization together need a fixed grid; leave out {what}.")
+        return joint_problem(
+            layer, bits, codebook=codebook, symmetric=symmetric, granularity=granularity, range=fit, **pruned
+        )
     if free.get("scale", "free") != "free":
         raise InputError(f"--scale is {free['scale']}; write free, or pass numbers to quantization_problem in Python.")
     if free and "scale" not in free:

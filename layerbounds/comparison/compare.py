@@ -13,11 +13,13 @@ from layerbounds.exceptions import InputError
 from layerbounds.layers.layer import Layer, as_layer
 from layerbounds.problems.gram_range import fitted_grid, fitting_ranges
 from layerbounds.problems.grids import Granularity, Grid, Range
+from layerbounds.problems.joint import JointProblem
 from layerbounds.problems.patterns import parse_pattern
 from layerbounds.problems.problem import Problem
 from layerbounds.problems.pruning import pruning_problem
 from layerbounds.problems.quantization import QuantizationProblem, quantization_problem
 from layerbounds.problems.ranges.registry import find_range
+from layerbounds.problems.storage import Mask
 
 
 def compare(
@@ -35,6 +37,8 @@ def compare(
     zero_point: str | None = None,
     signed_scale: bool = False,
     grids: Grid | Iterable[Grid] = (),
+    joint: bool = False,
+    mask: Mask = "none",
     methods: Iterable[str] | None = None,
     weights: Mapping[str, ArrayLike] | None = None,
     channels: Sequence[int] | None = None,
@@ -53,9 +57,9 @@ def compare(
     bits : int or iterable of int, optional
         Uniform grids.
     density : float or iterable of float, optional
-        Unstructured pruning, or that of ``pattern``.
+        For the patterns that take one; unstructured pruning where ``pattern`` names none.
     pattern : str or iterable of str, optional
-        As in `pruning_problem`; N:M patterns need no density.
+        As in `pruning_problem`; N:M patterns take no density.
     refit : bool
         Whether pruning re-optimises what is kept.
     codebook : str or iterable of str, optional
@@ -75,6 +79,11 @@ def compare(
         With ``scale``: scales may be negative, as those of ``range="llama.cpp"`` are.
     grids : Grid or iterable of Grid
         Further grids, taken as they are.
+    joint : bool
+        Prune and quantize at once (`joint_problem`): every grid with every pattern. Otherwise grids and patterns are
+        problems of their own.
+    mask : {"none", "bitmap", "entropy", "metadata"}
+        What of a pattern's mask counts in ``bits_per_weight`` (docs/patterns.md).
     methods : iterable of str, optional
         Names of heuristics, with options as in ``"gptq:act_order=true"``; default: all that can treat the problem.
         A method for the other family is left out.
@@ -110,6 +119,7 @@ def compare(
         zero_point=zero_point,
         signed_scale=signed_scale,
         grids=grids,
+        joint=joint,
     )
     limits = {"time_limit": time_limit, "gap": gap, "node_limit": node_limit, "backend": backend}
     return compare_problems(
@@ -121,6 +131,7 @@ def compare(
         seed=seed,
         limits=limits,
         ranges=starting_ranges(range),
+        mask=mask,
     )
 
 
@@ -145,12 +156,15 @@ def comparison_problems(
     zero_point: str | None = None,
     signed_scale: bool = False,
     grids: Grid | Iterable[Grid] = (),
+    joint: bool = False,
 ) -> list[Problem]:
     """The problems that `compare` treats, quantization first; parameters as there."""
     as_layer(layer)
     flag(refit, "refit")
     if symmetric is not None:
         flag(symmetric, "symmetric")
+    flag(joint, "joint")
+    fixed: list[QuantizationProblem] = []
     problems: list[Problem] = []
     widths, names, rules, densities = (_several(value) for value in (bits, codebook, pattern, density))
     fitted = bool(widths or names)
@@ -158,6 +172,8 @@ def comparison_problems(
         raise InputError("range, granularity and symmetric=False are for grids fitted here; pass bits or a codebook.")
     if symmetric is False and not widths:
         raise InputError("a codebook has no zero point; leave out symmetric=False.")
+    if not refit and joint:
+        raise InputError("kept weights take any level when they are quantized, too; leave out refit=False.")
     if not refit and not (rules or densities):
         raise InputError("refit=False is for pruning; pass a density or a pattern, or leave it out.")
     free = isinstance(scale, str) and scale == "free"
@@ -166,17 +182,19 @@ def comparison_problems(
         raise InputError(
             "scale may be 'free' here, and zero_point and signed_scale need scale='free'; pass given scales as grids."
         )
+    if scale is not None and joint:
+        raise InputError("pruning and quantization together need a fixed grid; leave out scale='free'.")
     if scale is not None and not fitted:
         raise InputError("scale='free' is for bits or a codebook; pass one of them.")
     ranges: list[Range] = (["mse"] if scale is None else []) if range is None else _several(range)
     for width in widths:
         for fit in _named(ranges, width, None, symmetric):
             grid = fitted_grid(layer, width, symmetric=symmetric, granularity=granularity, range=fit)
-            problems.append(quantization_problem(layer, grid=grid))
+            fixed.append(QuantizationProblem(layer, grid))
     for name in names:
         for fit in _named(ranges, None, name, None):
             grid = fitted_grid(layer, codebook=name, granularity=granularity, range=fit)
-            problems.append(quantization_problem(layer, grid=grid))
+            fixed.append(QuantizationProblem(layer, grid))
     if scale is not None:
         for width, name in [*((w, None) for w in widths), *((None, c) for c in names)]:
             problem = quantization_problem(
@@ -190,19 +208,35 @@ def comparison_problems(
                 signed_scale=signed_scale,
             )
             problems.append(problem)
-    problems.extend(QuantizationProblem(layer, grid) for grid in _several(grids))
-    patterns = [parse_pattern(rule) for rule in rules or (["unstructured"] if densities else [])]
-    if densities and not any(rule.needs_count for rule in patterns):
-        raise InputError(f"pattern {patterns[0].label} says itself how many inputs are kept; leave out the density.")
-    for rule in patterns:
-        if rule.needs_count and not densities:
-            raise InputError(f"pattern {rule.label!r} needs a density; pass the kept fraction of the inputs.")
-        for share in densities if rule.needs_count else [None]:
-            problems.append(pruning_problem(layer, density=share, pattern=rule, refit=refit))
+    given = [QuantizationProblem(layer, grid) for grid in _several(grids)]
+    pruned = [pruning_problem(layer, **choice, refit=refit) for choice in _choices(rules, densities)]
+    if joint:
+        fixed += given
+        if not fixed or not pruned:
+            missing = "a density or an N:M pattern" if fixed else "bits, a codebook or a grid"
+            raise InputError(f"joint=True puts every grid with every pattern; pass {missing}, too.")
+        problems = [JointProblem(layer, q.grid, p.pattern, p.kept) for q in fixed for p in pruned]
+    else:
+        problems = [*fixed, *problems, *given, *pruned]
     if not problems:
         raise InputError("there is nothing to compare; pass bits, a codebook, a grid, a density or an N:M pattern.")
     unique = {problem.fingerprint(): problem for problem in reversed(problems)}
     return [problem for problem in problems if unique[problem.fingerprint()] is problem]
+
+
+def _choices(rules: Sequence[str], densities: Sequence[float]) -> list[dict[str, Any]]:
+    """The arguments of `pruning_problem` for every pattern with every density that it takes."""
+    patterns = [parse_pattern(rule) for rule in rules]
+    if densities and not any(rule.needs_count for rule in patterns):
+        # A density beside patterns that say themselves how much they keep is about none of them.
+        patterns.insert(0, parse_pattern("unstructured"))
+    choices: list[dict[str, Any]] = []
+    for rule in patterns:
+        if rule.needs_count and not densities:
+            raise InputError(f"pattern {rule.label!r} needs a density; pass the kept fraction of the inputs.")
+        shares = [{"density": share} for share in densities] if rule.needs_count else [{}]
+        choices += [{"pattern": rule, **share} for share in shares]
+    return choices
 
 
 def _named(ranges: Sequence[Range], bits: int | None, codebook: str | None, symmetric: bool | None) -> list[Range]:

@@ -21,6 +21,7 @@ from layerbounds.methods.specs import MethodSpec, choose_methods, parse_method, 
 from layerbounds.problems.evaluation import Evaluation, evaluate, float_type
 from layerbounds.problems.grids import Range
 from layerbounds.problems.problem import Problem, check_channels
+from layerbounds.problems.storage import Mask, check_mask
 from layerbounds.solution import Solution
 from layerbounds.solve import solve
 
@@ -37,9 +38,12 @@ class Record:
     layer : str
     channels : int
         How many output channels.
-    family : {"quantization", "pruning"}
+    family : {"quantization", "pruning", "joint"}
     bits_per_weight : float
-        log₂ of the number of levels, scales not counted; 16 · density for pruning.
+        Scales not counted. Quantization: log₂ of the number of levels; pruning: 16 · density; both at once: log₂ of the
+        number of levels, times the density. For patterns the mask comes on top.
+    mask : str
+        How the mask is counted: "none", "bitmap", "entropy" or "metadata" (docs/patterns.md).
     grid : str
         The grid or pattern that the row is about; ``lower_bound`` and ``upper_bound`` are of the same one.
     method : str
@@ -72,6 +76,7 @@ class Record:
     channels: int
     family: str
     bits_per_weight: float
+    mask: str
     grid: str
     method: str
     kind: str
@@ -119,6 +124,7 @@ def compare_problems(
     progress: Progress | None = None,
     ranges: Sequence[Range] = (),
     dtypes: Mapping[str, str] | None = None,
+    mask: Mask = "none",
 ) -> MethodComparison:
     """Compare on given problems of one layer; Ctrl-C keeps what is finished.
 
@@ -135,7 +141,10 @@ def compare_problems(
         Where scales are free: the ranges at whose scales the methods start; default: all that fit.
     dtypes : mapping of name to str, optional
         Where scales are free: the types to which ``weights`` were rounded; default: those of the arrays.
+    mask : {"none", "bitmap", "entropy", "metadata"}
+        As in `compare`.
     """
+    check_mask(mask)
     specs = None if methods is None else [parse_method(m) for m in members(methods, "methods")]
     chosen = check_channels(problems[0], channels)
     free = [rescaling(problem, ranges) for problem in problems]
@@ -168,7 +177,7 @@ def compare_problems(
         done += 1
 
     for problem, plan, scales in zip(problems, plans, free, strict=True):
-        rows = _Rows(problem, chosen, scales)
+        rows = _Rows(problem, chosen, scales, mask)
         try:
             for name, (value, dtype) in given.items():
                 rows.add_given(name, value, dtype)
@@ -203,8 +212,8 @@ class _Row:
 class _Rows:
     """Scored weights for one problem."""
 
-    def __init__(self, problem: Problem, channels: list[int], scales: Rescaling | None) -> None:
-        self._problem, self._channels, self._scales = problem, channels, scales
+    def __init__(self, problem: Problem, channels: list[int], scales: Rescaling | None, mask: Mask) -> None:
+        self._problem, self._channels, self._scales, self._mask = problem, channels, scales, mask
         self._rows: list[_Row] = []
 
     def add_given(self, name: str, matrix: Float, dtype: str) -> None:
@@ -294,7 +303,8 @@ class _Rows:
             layer=problem.layer.name,
             channels=len(self._channels),
             family=problem.family,
-            bits_per_weight=problem.bits_per_weight,
+            bits_per_weight=problem.storage(self._mask),
+            mask=self._mask,
             grid=problem.label,
             method=method,
             kind=kind,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def compress(
     model: nn.Module,
     batches: Iterable[Any],
-    method: str = "gptq",
+    method: str | None = None,
     *,
     bits: int | None = None,
     density: float | None = None,
@@ -43,7 +43,7 @@ def compress(
     progress: Callable[[int, int, LayerOutcome], None] | None = None,
     **options: Any,
 ) -> CompressedModel:
-    """Quantize or prune the layers of a model one after the other, in the order of execution.
+    """Quantize or prune the layers of a model, or both at once, one after the other, in the order of execution.
 
     Each layer is compressed for the inputs X̂ that it sees behind the layers already compressed, and for the outputs Xw
     that it has in the dense model, so that it makes up for errors before it where it can. Every layer costs one run of
@@ -55,12 +55,13 @@ def compress(
         Left as it is.
     batches : iterable
         Calibration data as in `capture`; gone through once for every layer.
-    method : str
-        A name from `heuristics`, or ``"solve"`` for the native branch and bound.
+    method : str, optional
+        A name from `heuristics`, or ``"solve"`` for the native branch and bound. Default: ``"gptq"`` to quantize,
+        ``"obs"`` to prune, and ``"obc"`` for both at once.
     bits : int, optional
         Quantization; ``granularity``, ``symmetric`` and ``range`` as in `quantization_problem`.
     density, pattern : optional
-        Pruning instead, with ``refit`` as in `pruning_problem`.
+        Pruning instead, with ``refit`` as in `pruning_problem`; with ``bits``, both at once as in `joint_problem`.
     layers : str or iterable of str, optional
         As in `capture`; default: all.
     bias : {"keep", "refit"}

@@ -79,7 +79,7 @@ class LayersInTurn:
         _check_own_weights(chosen)
         names = [target.name for target in chosen]
         copy = copied(self._dense if start is None else unwrap(start))
-        self.result = CompressedModel(copy, refused=refused)
+        self.result = CompressedModel(copy, recipe.chosen, refused=refused)
         if fold:
             first = first_batch(batches)
             self._dense = copied(self._dense)

@@ -71,6 +71,8 @@ class CompressedModel:
     ----------
     model : torch.nn.Module
         With the compressed weights, in the precision of the original.
+    method : str
+        The one that was named, or the usual one.
     layers : dict of str to LayerOutcome
         In the order of execution.
     unreached : tuple of str
@@ -84,6 +86,7 @@ class CompressedModel:
     """
 
     model: nn.Module
+    method: str
     layers: dict[str, LayerOutcome] = field(default_factory=dict)
     unreached: tuple[str, ...] = ()
     refused: dict[str, str] = field(default_factory=dict)

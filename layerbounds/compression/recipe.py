@@ -11,8 +11,10 @@ from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError
 from layerbounds.layers.bias import Bias
 from layerbounds.layers.layer import Layer
-from layerbounds.methods.registry import find_heuristic, resolve_options, run_heuristic
+from layerbounds.methods.options import resolve_options
+from layerbounds.methods.registry import find_heuristic, run_heuristic
 from layerbounds.problems.grids import Granularity, Range
+from layerbounds.problems.joint import joint_problem
 from layerbounds.problems.problem import Problem
 from layerbounds.problems.pruning import pruning_problem
 from layerbounds.problems.quantization import quantization_problem
@@ -20,6 +22,8 @@ from layerbounds.solve import solve
 
 #: In place of a heuristic's name: the weights that reach the upper ends of the intervals.
 SOLVE = "solve"
+#: What quantizes, prunes, and does both where no method is named.
+QUANTIZE, PRUNE, BOTH = "gptq", "obs", "obc"
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The arguments of `compress` that are about each layer.
+    """The arguments of `compress` that are about each layer; ``chosen`` is the method, named or not.
 
     Raises
     ------
@@ -42,7 +46,7 @@ class Recipe:
         If they contradict each other.
     """
 
-    method: str
+    method: str | None
     bits: int | None
     density: float | None
     pattern: str | None
@@ -58,23 +62,30 @@ class Recipe:
     options: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        if (self.bits is None) != self._prunes:
-            raise InputError("pass either bits, or density or pattern, and not both.")
-        if self._prunes and not (self.granularity is None and self.symmetric is None and self.range is None):
-            raise InputError("granularity, symmetric and range are about grids; leave them out when pruning.")
-        if not self._prunes and not self.refit:
-            raise InputError("refit=False is for pruning; leave it out with bits.")
-        if not isinstance(self.method, str):
+        if self.bits is None and not self._prunes:
+            raise InputError("pass bits to quantize, density or pattern to prune, or both of them.")
+        if self.bits is None and not (self.granularity is None and self.symmetric is None and self.range is None):
+            raise InputError("granularity, symmetric and range are about grids; leave them out without bits.")
+        if self.bits is not None and not self.refit:
+            raise InputError("refit=False is for pruning alone; leave it out with bits.")
+        if self.method is not None and not isinstance(self.method, str):
             raise InputError(f"method is {shown(self.method)}; pass the name of a heuristic, or 'solve'.")
         limit = real_number(self.time_limit, "time_limit", 0.0, unit="number of seconds")
-        if limit and not self.intervals and self.method != SOLVE:
+        if limit and not self.intervals and self.chosen != SOLVE:
             raise InputError("time_limit is for the search for intervals; leave it out with intervals=False.")
-        if self.method == SOLVE and self.options:
+        if self.chosen == SOLVE and self.options:
             option = next(iter(self.options))
             raise InputError(f"method 'solve' has no option {option!r}; pass time_limit, jobs or seed.")
-        if self.method != SOLVE:
+        if self.chosen != SOLVE:
             # A mistyped name must not cost a run of the model.
-            resolve_options(find_heuristic(self.method), self.options)
+            resolve_options(find_heuristic(self.chosen), self.options)
+
+    @property
+    def chosen(self) -> str:
+        """The method that was named, or the one that treats such problems."""
+        if self.method is not None:
+            return self.method
+        return QUANTIZE if not self._prunes else PRUNE if self.bits is None else BOTH
 
     @property
     def _prunes(self) -> bool:
@@ -82,23 +93,21 @@ class Recipe:
 
     def problem(self, layer: Layer) -> Problem:
         """What is asked of the weights of a layer."""
-        if self._prunes:
-            pattern = self.pattern or "unstructured"
+        pattern = "unstructured" if self.pattern is None else self.pattern
+        if self.bits is None:
             return pruning_problem(layer, density=self.density, pattern=pattern, refit=self.refit, bias=self.bias)
-        return quantization_problem(
-            layer,
-            self.bits,
-            symmetric=self.symmetric,
-            granularity=self.granularity,
-            range=self.range,
-            bias=self.bias,
-        )
+        grid: dict[str, Any] = {
+            "symmetric": self.symmetric, "granularity": self.granularity, "range": self.range, "bias": self.bias
+        }  # fmt: skip
+        if self._prunes:
+            return joint_problem(layer, self.bits, density=self.density, pattern=pattern, **grid)
+        return quantization_problem(layer, self.bits, **grid)
 
     def apply(self, problem: Problem) -> Found:
         """Weights of the method, and the interval, whose search starts from them."""
         weights = None
-        if self.method != SOLVE:
-            weights = run_heuristic(self.method, problem, seed=self.seed, **self.options)
+        if self.chosen != SOLVE:
+            weights = run_heuristic(self.chosen, problem, seed=self.seed, **self.options)
             if not self.intervals:
                 return Found(weights)
         solution = solve(problem, time_limit=self.time_limit, jobs=self.jobs, seed=self.seed, warm_start=weights)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from layerbounds.arguments import as_path
-from layerbounds.contests.contest import Contender, Contest
+from layerbounds.contests.work import Contender, Work
 from layerbounds.exceptions import FileFormatError, InputError, first_line
 from layerbounds.layers.files import atomic_path
 
@@ -40,12 +40,12 @@ class Checkpoint:
                 f"cannot create the folder {self.folder} ({error.strerror}); choose another one."
             ) from error
 
-    def path(self, contest: Contest, fingerprint: str) -> Path:
+    def path(self, contest: Work[Any], fingerprint: str) -> Path:
         """The file of a layer."""
         safe = re.sub(r"[^A-Za-z0-9._-]", "_", contest.layer.name)[:80]
         return self.folder / f"{safe}-{fingerprint[:16]}.json"
 
-    def attach(self, contest: Contest) -> None:
+    def attach(self, contest: Work[Any]) -> None:
         """Restore what was saved of a contest, and save every improvement from now on.
 
         Raises
@@ -58,24 +58,24 @@ class Checkpoint:
         if path.exists():
             self._restore(contest, path, fingerprint)
 
-        def save(state: Contest) -> None:
+        def save(state: Work[Any]) -> None:
             record = _record(state, fingerprint)
             with atomic_path(path) as temporary:
                 temporary.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
 
         contest.listeners.append(save)
 
-    def _restore(self, contest: Contest, path: Path, fingerprint: str) -> None:
+    def _restore(self, contest: Work[Any], path: Path, fingerprint: str) -> None:
         hint = "delete it to start this layer anew"
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             if record["schema"] != SCHEMA_VERSION or record["fingerprint"] != fingerprint:
                 raise FileFormatError(f"{path} was written for other problems or by another version; {hint}.")
-            for pair, saved in zip(contest.pairs, record["compressions"], strict=True):
-                if saved["bits"] != pair.bits:
+            for (about, contenders), saved in zip(contest.sections(), record["compressions"], strict=True):
+                if any(saved[key] != value for key, value in about.items()):
                     raise FileFormatError(f"{path} was written for other compressions; {hint}.")
-                _merge(pair.quantization, saved["quantization"])
-                _merge(pair.pruning, saved["pruning"])
+                for name, contender in contenders.items():
+                    _merge(contender, saved[name])
             completed = float(record["completed"])
             if math.isnan(completed):
                 raise ValueError("a time that is none")
@@ -86,7 +86,7 @@ class Checkpoint:
             raise FileFormatError(f"{path} cannot be read as a checkpoint ({first_line(error)}); {hint}.") from error
 
 
-def _record(contest: Contest, fingerprint: str) -> dict[str, Any]:
+def _record(contest: Work[Any], fingerprint: str) -> dict[str, Any]:
     return {
         "schema": SCHEMA_VERSION,
         "fingerprint": fingerprint,
@@ -94,8 +94,8 @@ def _record(contest: Contest, fingerprint: str) -> dict[str, Any]:
         "channels": contest.channels,
         "completed": contest.completed,
         "compressions": [
-            {"bits": p.bits, "quantization": _plain(p.quantization), "pruning": _plain(p.pruning)}
-            for p in contest.pairs
+            {**about, **{name: _plain(contender) for name, contender in contenders.items()}}
+            for about, contenders in contest.sections()
         ],
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ class Level:
     Attributes
     ----------
     bits : int
-        Bits per weight; the density that is compared is bits/16.
+        Bits per weight.
     kept : int
         Inputs that pruning may keep in a channel.
     quantization_problem, pruning_problem : str
@@ -33,6 +34,10 @@ class Level:
         Search time, summed over channels and methods.
     scales : {"fixed", "free"}
         Whether the grid's scales are fixed, or the best ones count.
+    mask : str
+        What of the mask's storage counts.
+    share : float, optional
+        Kept fraction at equal storage; default: bits/16, where the mask is free.
     """
 
     bits: int
@@ -44,11 +49,13 @@ class Level:
     energy: Float
     seconds: float
     scales: str = "fixed"
+    mask: str = "none"
+    share: float | None = None
 
     @property
     def density(self) -> float:
-        """Kept fraction at equal bits."""
-        return self.bits / 16.0
+        """Kept fraction at equal storage."""
+        return self.bits / 16.0 if self.share is None else self.share
 
     @property
     def verdicts(self) -> list[Verdict]:
@@ -146,13 +153,14 @@ class Comparison:
             "bits": level.bits,
             "density": level.density,
             "kept": level.kept,
+            "mask": level.mask,
             "quantization_problem": level.quantization_problem,
             "pruning_problem": level.pruning_problem,
             "scales": level.scales,
             "verdict": str(level.verdict),
             "statement": level.statement(),
-            "quantization": _interval(total_q, energy),
-            "pruning": _interval(total_p, energy),
+            "quantization": interval_record(total_q, energy),
+            "pruning": interval_record(total_p, energy),
             "energy": energy,
             "count": {str(v): sum(w == v for w in verdicts) for v in Verdict},
             "seconds": level.seconds,
@@ -160,8 +168,8 @@ class Comparison:
                 {
                     "channel": channel,
                     "verdict": str(verdicts[i]),
-                    "quantization": _interval(tuple(level.quantization[i]), float(level.energy[i])),
-                    "pruning": _interval(tuple(level.pruning[i]), float(level.energy[i])),
+                    "quantization": interval_record(level.quantization[i], float(level.energy[i])),
+                    "pruning": interval_record(level.pruning[i], float(level.energy[i])),
                     "energy": float(level.energy[i]),
                 }
                 for i, channel in enumerate(self.channels)
@@ -169,7 +177,8 @@ class Comparison:
         }
 
 
-def _interval(bounds: tuple[float, ...], energy: float) -> dict[str, Any]:
+def interval_record(bounds: Iterable[float], energy: float) -> dict[str, Any]:
+    """An interval as files hold it: infinite and undefined numbers become None."""
     low, high = (float(b) if np.isfinite(b) else None for b in bounds)
     relative = [b / energy if b is not None and energy > 0 else None for b in (low, high)]
     return {

@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from layerbounds.arguments import MOST_THREADS, members, real_number, shown, whole_number
 from layerbounds.contests.checkpoint import Checkpoint
 from layerbounds.contests.contest import Contest, Rules
 from layerbounds.contests.levels import Comparison
+from layerbounds.contests.standings import Standings
+from layerbounds.contests.tournament import Tournament
+from layerbounds.contests.work import Work
 from layerbounds.exceptions import InputError
 from layerbounds.layers.layer import Layer
 from layerbounds.problems.grids import Granularity, Range
+from layerbounds.problems.problem import Problem
+from layerbounds.problems.storage import Mask
 
 #: Shares of the time limit that the rounds after the first give to a channel; each begins from the bounds of the last.
 ROUND_SHARES = (1 / 16, 1 / 4, 1.0)
@@ -38,6 +44,7 @@ def versus(
     seed: int = 0,
     scale: str | None = None,
     zero_point: str | None = None,
+    mask: Mask = "none",
     checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -73,6 +80,9 @@ def versus(
         All scales instead of fitted ones: the best that quantization can do on any uniform grid.
     zero_point : {"free", "real"}, optional
         With ``scale``: as in `quantization_problem`.
+    mask : {"none", "bitmap", "entropy", "metadata"}
+        What the mask of pruning costs to store (docs/patterns.md): pruning keeps as many inputs as fit into b bits per
+        weight beside it.
     checkpoint : path-like, optional
         Folder in which bounds are saved and from which they are taken up again.
     progress : callable, optional
@@ -88,7 +98,9 @@ def versus(
     InputError
         On invalid options.
     """
-    rules = Rules(granularity, range, symmetric, pattern, refit, backend, default_jobs(jobs), seed, scale, zero_point)
+    rules = Rules(
+        granularity, range, symmetric, pattern, refit, backend, default_jobs(jobs), seed, scale, zero_point, mask
+    )
     selection = {layer.name: channels} if isinstance(layer, Layer) and channels is not None else None
     return versus_layers(
         [layer],
@@ -136,36 +148,157 @@ def versus_layers(
     list of Comparison
         In the order of the layers.
     """
+    rules = rules or Rules(jobs=default_jobs(None))
+    wanted = members(bits, "bits")
+    return _carry_out(
+        layers,
+        lambda layer, chosen: Contest(layer, wanted, chosen, rules),
+        channels=channels,
+        sample=sample,
+        time_limit=time_limit,
+        total_time=total_time,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+
+
+def contest(
+    layer: Layer,
+    contenders: Iterable[str | int | Problem | tuple[str, Problem]],
+    *,
+    mask: Mask = "bitmap",
+    granularity: Granularity = "channel",
+    range: Range = "mse",
+    symmetric: bool = True,
+    pattern: str = "unstructured",
+    refit: bool = True,
+    channels: Sequence[int] | None = None,
+    time_limit: float = 10.0,
+    total_time: float | None = None,
+    backend: str = "auto",
+    jobs: int | None = None,
+    seed: int = 0,
+    scale: str | None = None,
+    zero_point: str | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Standings:
+    """Decide by certified intervals which of several ways to compress a layer can be best, each against each.
+
+    Every contender is a set of weights with its storage: bits, a pattern, or both. The time goes where a verdict is
+    open, as in `versus`, and bounds are carried over where one contender allows all that another does.
+
+    Parameters
+    ----------
+    layer : Layer
+    contenders : iterable of str, int, Problem or (str, Problem)
+        ``3`` or ``"3"``: a grid of 3 bits; ``"nf4"``: a codebook; ``"2:4"``, ``".25"``, ``"1/4"``: pruning;
+        ``"4+2:4"``, ``"4+.5"``, ``"4+block:4+.5"``: both at once; ``"pruned"``: for the storage of each of the others,
+        the pruning that keeps most within it. Or problems of this layer, alone or as (name, problem).
+    mask : {"none", "bitmap", "entropy", "metadata"}
+        What a pattern's mask costs to store (docs/patterns.md).
+    granularity, range, symmetric, scale, zero_point
+        Of the grids, as in `versus`.
+    pattern, refit
+        Of pruning without quantization, as in `versus`; the pattern is that of ``"pruned"``.
+    channels, time_limit, total_time, backend, jobs, seed, checkpoint, progress
+        As in `versus`.
+
+    Returns
+    -------
+    Standings
+        Interrupted by Ctrl-C it holds the bounds reached so far.
+
+    Raises
+    ------
+    InputError
+        On invalid options.
+    """
+    rules = Rules(
+        granularity, range, symmetric, pattern, refit, backend, default_jobs(jobs), seed, scale, zero_point, mask
+    )
+    selection = {layer.name: channels} if isinstance(layer, Layer) and channels is not None else None
+    return contest_layers(
+        [layer],
+        contenders,
+        rules=rules,
+        channels=selection,
+        time_limit=time_limit,
+        total_time=total_time,
+        checkpoint=checkpoint,
+        progress=progress,
+    )[0]
+
+
+def contest_layers(
+    layers: Mapping[str, Layer] | Iterable[Layer],
+    contenders: Iterable[str | int | Problem | tuple[str, Problem]],
+    *,
+    rules: Rules,
+    channels: Mapping[str, Sequence[int]] | None = None,
+    sample: int | None = None,
+    time_limit: float = 10.0,
+    total_time: float | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> list[Standings]:
+    """`contest` for several layers, round by round; the other arguments are those of `versus_layers`."""
+    wanted = members(contenders, "contenders")
+    return _carry_out(
+        layers,
+        lambda layer, chosen: Tournament(layer, wanted, chosen, rules),
+        channels=channels,
+        sample=sample,
+        time_limit=time_limit,
+        total_time=total_time,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+
+
+Result = TypeVar("Result", Comparison, Standings)
+
+
+def _carry_out(
+    layers: Mapping[str, Layer] | Iterable[Layer],
+    make: Callable[[Layer, Sequence[int] | None], Work[Result]],
+    *,
+    channels: Mapping[str, Sequence[int]] | None,
+    sample: int | None,
+    time_limit: float,
+    total_time: float | None,
+    checkpoint: str | os.PathLike[str] | None,
+    progress: Progress | None,
+) -> list[Result]:
+    """All layers round by round: every one has its cheap bounds before any gets more time."""
+    begin = time.perf_counter()
     real_number(time_limit, "time_limit", 0.0, unit="number of seconds")
     if total_time is not None and real_number(total_time, "total_time", 0.0, unit="number of seconds") == 0:
         raise InputError("total_time is 0; pass a positive number of seconds.")
     if progress is not None and not callable(progress):
         raise InputError(f"progress is {shown(progress)}; pass a function.")
-    begin = time.perf_counter()
-    rules = rules or Rules(jobs=default_jobs(None))
-    wanted = members(bits, "bits")
     store = Checkpoint(checkpoint) if checkpoint is not None else None
-    contests: list[Contest] = []
+    works: list[Work[Result]] = []
     for layer in layers.values() if isinstance(layers, Mapping) else layers:
         chosen = (channels or {}).get(layer.name) if isinstance(layer, Layer) else None
         if chosen is None and sample is not None:
             chosen = sample_channels(layer.out_features, sample)
-        contest = Contest(layer, wanted, chosen, rules)
+        work = make(layer, chosen)
         if total_time is not None:
-            contest.deadline = begin + total_time
+            work.deadline = begin + total_time
         if store is not None:
-            store.attach(contest)
-        contests.append(contest)
+            store.attach(work)
+        works.append(work)
     if progress is not None:
-        _announce(contests, progress)
+        _announce(works, progress)
     for limit in [0.0] + [share * time_limit for share in ROUND_SHARES if time_limit > 0]:
-        for contest in contests:
-            contest.round(limit)
-            if contest.interrupted:
-                for other in contests:
+        for work in works:
+            work.round(limit)
+            if work.interrupted:
+                for other in works:
                     other.interrupted = True
                 break
-    return [contest.result() for contest in contests]
+    return [work.result() for work in works]
 
 
 def default_jobs(jobs: int | None) -> int:
@@ -187,12 +320,12 @@ def sample_channels(out: int, count: int) -> list[int]:
     return [(2 * i + 1) * out // (2 * count) for i in range(count)]
 
 
-def _announce(contests: Sequence[Contest], progress: Progress) -> None:
+def _announce(works: Sequence[Work[Any]], progress: Progress) -> None:
     """Tell after each piece of work how many verdicts of the whole run are decided."""
-    everything = sum(len(c.channels) * len(c.pairs) for c in contests)
+    everything = sum(len(w.channels) * len(w.matches) for w in works)
 
-    def tell(contest: Contest) -> None:
-        progress(everything - sum(c.undecided for c in contests), everything, contest.layer.name)
+    def tell(work: Work[Any]) -> None:
+        progress(everything - sum(w.undecided for w in works), everything, work.layer.name)
 
-    for contest in contests:
-        contest.listeners.append(tell)
+    for work in works:
+        work.listeners.append(tell)

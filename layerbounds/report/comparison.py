@@ -33,7 +33,8 @@ def comparison_tables(records: Sequence[Record], compact: bool = False) -> list[
 def _one(records: list[Record], compact: bool) -> Table:
     first = records[0]
     channels = f"{first.channels} channel{'' if first.channels == 1 else 's'}"
-    table = _table(f"{first.layer} · {first.grid} · {channels}")
+    stored = "" if first.mask == "none" else f" · {first.bits_per_weight:.4g} bits per weight, mask: {first.mask}"
+    table = _table(f"{first.layer} · {first.grid} · {channels}{stored}")
     noted = any(record.note for record in records)
     _text(table, "method")
     for heading in ["error %", "SQNR dB", "at most % from optimal", *([] if compact else ["time s"])]:

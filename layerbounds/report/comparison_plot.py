@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -57,14 +58,18 @@ def plot_comparison(records: Sequence[Mapping[str, Any]], path: str | os.PathLik
         shade = used.pop() if len(used) == 1 else "0.25"
         axes.plot([], [], marker[name], color=shade, markerfacecolor="white", linestyle="none", label=name)
     pruned = any(r["family"] == "pruning" for r in records)
-    axes.set_xlabel("bits per weight" + (" (density d counts as 16·d)" if pruned else ""))
+    sparse = pruned or any(r["family"] == "joint" for r in records)
+    notes = ["density d counts as 16·d"] if pruned else []
+    notes += [f"mask: {records[0]['mask']}"] if sparse and records[0]["mask"] != "none" else []
+    axes.set_xlabel("bits per weight" + (f" ({', '.join(notes)})" if notes else ""))
     axes.set_ylabel("SQNR of the layer output in dB")
     layer = records[0]["layer"]
     axes.set_title(f"{layer}: methods and the best that is possible", fontsize=10)
     axes.set_xticks(places, [f"{p:g}" if p == round(p, 2) else f"{p:.2f}" for p in places])
     axes.set_xlim(places[0] - 0.6 * room, places[-1] + 0.6 * room)
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, frameon=False)
+    if labelled or methods:
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, frameon=False)
     suffix = os.fspath(path).rsplit(".", 1)[-1].lower()
     from matplotlib import rc_context
 
@@ -107,10 +112,12 @@ def _draw_methods(
 
 def _family(record: Mapping[str, Any]) -> str:
     """The grid or pattern without its bits and number of kept inputs, so that bit widths share a colour."""
-    words = str(record["grid"]).split(" ")
-    if record["family"] == "pruning":
-        return " ".join(word for word in words if not (word.startswith("k=") or word.isdigit() or word == "of"))
-    return " ".join(words[1:] if words[0].endswith("-bit") else words)
+    text = str(record["grid"])
+    if record["family"] == "joint":
+        text = re.sub(r"(?<=^joint )\d-bit ", "", text)
+    if record["family"] in ("pruning", "joint"):
+        return re.sub(r" k=\d+ of \d+", "", text)
+    return re.sub(r"^\S*-bit ", "", text)
 
 
 def _ordered(names: Any) -> list[str]:

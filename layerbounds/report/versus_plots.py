@@ -73,7 +73,7 @@ def plot_network(comparisons: Sequence[Comparison], path: str | os.PathLike[str]
     left.set_title("certified verdicts", fontsize=10)
     edge = 10.0
     for index, level in reversed(list(enumerate(levels))):
-        label: str | None = f"INT{level.bits} vs {100 * (1 - level.density):g} % sparsity"
+        label: str | None = f"INT{level.bits} vs {100 * (1 - level.density):.4g} % sparsity"
         for comparison in comparisons:
             spans = [_decibels(comparison.levels[index], side) for side in (0, 1)]
             if not all(math.isfinite(v) for span in spans for v in span):
@@ -128,7 +128,7 @@ def _stack(axes: Any, comparisons: Sequence[Comparison]) -> None:
 
 
 def _compressions(axes: Any, levels: Sequence[Level]) -> None:
-    labels = [f"{level.bits}\n{100 * (1 - level.density):g} %" for level in levels]
+    labels = [f"{level.bits}\n{100 * (1 - level.density):.4g} %" for level in levels]
     axes.set_xticks(range(len(levels)), labels, fontsize=8)
     axes.set_xlabel("bits per weight; sparsity at equal bits")
 

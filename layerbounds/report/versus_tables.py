@@ -48,9 +48,9 @@ def comparison_table(comparison: Comparison) -> Table:
         count = level.count()
         table.add_row(
             str(level.bits),
-            f"{100 * (1 - level.density):g}",
-            _percent(quantized, energy),
-            _percent(pruned, energy),
+            f"{100 * (1 - level.density):.4g}",
+            percent(quantized, energy),
+            percent(pruned, energy),
             Text(str(level.verdict), style=_STYLE[level.verdict]),
             *(str(count[v]) for v in _LETTER),
         )
@@ -63,7 +63,8 @@ def rule(comparison: Comparison) -> str:
     grid = level.quantization_problem.partition("-bit ")[2] or level.quantization_problem
     pattern = re.sub(r" k=\d+ of \d+|(?<= )\d+(?=:)", "", level.pruning_problem)
     fixed_scales = ", scales fixed" if level.scales == "fixed" else ""
-    return f"b-bit {grid}{fixed_scales}, against {pattern} at density b/16"
+    density = "density b/16" if level.mask == "none" else f"b bits per weight, mask: {level.mask}"
+    return f"b-bit {grid}{fixed_scales}, against {pattern} at {density}"
 
 
 def network_table(comparisons: Sequence[Comparison]) -> Table:
@@ -120,9 +121,10 @@ def summary_lines(comparisons: Sequence[Comparison]) -> list[str]:
     for i, level in enumerate(comparisons[0].levels):
         channels, layers = _counts([c.levels[i] for c in comparisons])
         total = sum(channels.values())
+        sparsity = f"{100 * (1 - level.density):.4g}"
         lines.append(
-            f"{level.bits} bits, sparsity {100 * (1 - level.density):g} %: {total - channels[Verdict.OPEN]} of {total} "
-            f"channels proven (quantization {channels[Verdict.QUANTIZATION]}, pruning {channels[Verdict.PRUNING]}"
+            f"{level.bits} bits, sparsity {sparsity} %: {total - channels[Verdict.OPEN]} of {total} channels proven "
+            f"(quantization {channels[Verdict.QUANTIZATION]}, pruning {channels[Verdict.PRUNING]}"
             f"{_equal(channels)}), {channels[Verdict.OPEN]} open; layers: quantization "
             f"{layers[Verdict.QUANTIZATION]}, pruning {layers[Verdict.PRUNING]}{_equal(layers)}, open "
             f"{layers[Verdict.OPEN]}"
@@ -163,7 +165,8 @@ def _split(count: Counter[Verdict]) -> str:
     return f"{count[Verdict.QUANTIZATION]}/{count[Verdict.PRUNING]}/{count[Verdict.OPEN]}{equal}"
 
 
-def _percent(bounds: tuple[float, float], energy: float) -> str:
+def percent(bounds: tuple[float, float], energy: float) -> str:
+    """An interval in per cent of an energy."""
     if not energy > 0:
         return MISSING
     low, high = (significant(100.0 * b / energy, 3) for b in bounds)
