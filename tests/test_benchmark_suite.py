@@ -124,6 +124,11 @@ def test_the_suites_hold_what_they_promise(tmp_path: Path) -> None:
         problem = instance.problem()
         assert problem.layer.in_features == instance.inputs
         assert np.all(np.linalg.eigvalsh(problem.layer.gram[0]) > 0)
+    joint = suite("joint", tmp_path)
+    assert {i.kind for i in joint} == {"joint"}
+    assert {i.problem().label.partition(", mse, ")[2] for i in joint if i.inputs == 16} == {
+        "unstructured k=4 of 16, zero a level", "unstructured k=8 of 16, zero a level", "2:4, zero a level"
+    }  # fmt: skip
     assert Instance("demo", "conv3", 8, 0, "density 1/4").problem().kept == 2  # type: ignore[union-attr]
 
 

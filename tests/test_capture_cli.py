@@ -206,8 +206,13 @@ def test_compress_writes_weights_that_fit_the_model(folder: Path, capsys: pytest
     assert run(*command, "--pattern", "2:4", "--method", "wanda", "--mask-only", "--no-intervals", "--independent") == 0
     kept = load_file("q.safetensors")["3.weight"].reshape(4, 12, 4)
     assert torch.all((kept != 0).sum(-1) <= 2)
+    assert run(*command, "--bits", 4, "--pattern", "2:4", "--no-intervals", "--json", "both.json") == 0
+    assert json.loads(Path("both.json").read_text())["method"] == "obc"
+    both = load_file("q.safetensors")["3.weight"].reshape(4, 12, 4)
+    assert torch.all((both != 0).sum(-1) <= 2)
+    assert all(len(row.unique()) <= 16 for row in both.flatten(1))
     assert run(*command) == 2
-    assert "pass either bits, or density or pattern" in capsys.readouterr().err
+    assert "pass bits to quantize, density or pattern to prune, or both" in capsys.readouterr().err
 
 
 def test_solve_with_a_refitted_bias(capsys: pytest.CaptureFixture[str]) -> None:

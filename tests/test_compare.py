@@ -110,6 +110,45 @@ def test_bits_per_weight(layer: lb.Layer) -> None:
     ]
 
 
+def test_every_grid_with_every_pattern(layer: lb.Layer) -> None:
+    how: dict[str, Any] = {"bits": [2, 3], "codebook": "nf4", "density": 0.3, "pattern": ["2:4", "unstructured"]}
+    apart = comparison_problems(layer, **how)
+    grids = [p.label for p in apart[:3]]
+    assert [p.label for p in apart[3:]] == ["pruning 2:4 refit", "pruning unstructured k=3 of 10 refit"]
+    together = comparison_problems(layer, joint=True, **how)
+    assert [p.label for p in together] == [
+        f"joint {grid}, {pattern}, zero a level" for grid in grids for pattern in ("2:4", "unstructured k=3 of 10")
+    ]
+    assert {p.family for p in together} == {"joint"}
+    rows = lb.compare(layer, 2, density=0.3, joint=True, methods=[], time_limit=0.0, weights={"w": layer.weight})
+    assert [row["family"] for row in rows] == ["joint"] * 3
+    assert [row["kind"] for row in rows] == ["certified", "given", "given"]
+    assert rows[2]["method"] == "w, rounded to the grid and pruned to the pattern" and rows[2]["feasible"]
+
+
+def test_a_density_beside_an_n_m_pattern_is_unstructured(layer: lb.Layer) -> None:
+    problems = comparison_problems(layer, density=[0.3, 0.5], pattern="2:4")
+    assert [p.label for p in problems] == [
+        "pruning unstructured k=3 of 10 refit",
+        "pruning unstructured k=5 of 10 refit",
+        "pruning 2:4 refit",
+    ]
+
+
+def test_masks_count_where_there_is_a_pattern(layer: lb.Layer) -> None:
+    how: dict[str, Any] = {"bits": 3, "density": 0.3, "methods": [], "time_limit": 0.0, "jobs": 1}
+    pruned = {mask: lb.compare(layer, mask=mask, **how) for mask in ("none", "bitmap", "entropy", "metadata")}
+    assert {mask: [row["bits_per_weight"] for row in rows] for mask, rows in pruned.items()} == {
+        "none": [3.0, pytest.approx(4.8)],
+        "bitmap": [3.0, pytest.approx(5.8)],
+        "entropy": [3.0, pytest.approx(4.8 + 0.7)],  # 120 masks: 7 bits
+        "metadata": [3.0, pytest.approx(4.8 + 1.2)],  # three places of ten: 4 bits each
+    }
+    assert {row["mask"] for row in pruned["entropy"]} == {"entropy"}
+    (title,) = (t.title for t in comparison_tables(pruned["entropy"].records)[1:])
+    assert str(title).endswith("5.5 bits per weight, mask: entropy")
+
+
 def test_the_interval_is_never_above_a_method() -> None:
     layer = lb.demo_layers()["conv2"]
     rows = lb.compare(layer, bits=3, channels=[0, 5], methods=["rtn", "lns:rounds=20"], time_limit=0.0, jobs=1)

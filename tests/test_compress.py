@@ -71,6 +71,8 @@ LAYERS = ["0", "3", "6"]
         {"bits": 2, "method": "rtn", "symmetric": False, "granularity": "tensor"},
         pytest.param({"density": 0.5, "method": "obs", "bias": "refit"}, marks=pytest.mark.slow),
         {"pattern": "2:4", "method": "magnitude", "refit": False},
+        {"bits": 3, "pattern": "2:4"},
+        {"bits": 2, "density": 0.5, "bias": "refit", "sequential": False},
     ],
 )
 def test_errors_are_those_of_the_compressed_model(images: list[Tensor], options: dict[str, Any]) -> None:
@@ -82,11 +84,17 @@ def test_errors_are_those_of_the_compressed_model(images: list[Tensor], options:
         done.append((count, total, outcome.name))
 
     result = lb.compress(dense, images, progress=progress, **options)
+    if "bits" in options and options.keys() & {"density", "pattern"}:
+        assert all(outcome.allowed.startswith("joint") for outcome in result.layers.values())
     assert list(result.layers) == LAYERS and done == [(1, 3, "0"), (2, 3, "3"), (3, 3, "6")]
     assert all(torch.equal(value, dense.state_dict()[key]) for key, value in before.items())
     if options.get("bias") != "refit":
         assert result.state_dict.keys() == before.keys()
+    both = "bits" in options and options.keys() & {"density", "pattern"}
+    assert result.method == options.get("method", "obc" if both else "gptq")
     for name, outcome in result.layers.items():
+        if options.get("sequential") is False and name != "0":
+            continue
         # Each layer sees the compressed ones before it, and is compared with the dense model.
         difference = layer_outputs(result.model, name, images) - layer_outputs(dense, name, images)
         np.testing.assert_allclose(outcome.error, np.mean(difference**2, axis=0), rtol=1e-7, atol=1e-14)
@@ -157,8 +165,11 @@ def test_interruption_keeps_what_is_finished(images: list[Tensor]) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "pass either bits, or density or pattern"),
-        ({"bits": 3, "density": 0.5}, "pass either bits, or density or pattern"),
+        ({}, "pass bits to quantize, density or pattern to prune, or both"),
+        ({"bits": 3, "density": 0.5, "refit": False}, "for pruning alone"),
+        ({"density": 0.5, "granularity": "tensor"}, "leave them out without bits"),
+        ({"bits": 3, "density": 0.5, "pattern": "2:4"}, "leave out density"),
+        ({"bits": 3, "pattern": "2:4", "method": "gptq"}, "cannot treat pruning with quantization"),
         ({"bits": 3, "intervals": False, "time_limit": 1.0}, "time_limit is for the search for intervals"),
         ({"bits": 3, "method": "solve", "damp": 0.1}, "method 'solve' has no option 'damp'"),
         ({"bits": 3, "method": "gptqq"}, "there is no heuristic 'gptqq'; did you mean gptq"),

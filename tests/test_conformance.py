@@ -18,9 +18,9 @@ BACKENDS = [row.name for row in lb.backends()]
 
 def test_the_zoo_has_all_kinds_of_problems() -> None:
     kinds = {case.problem.requirement for case in zoo()}
-    known = (Capability.UNIFORM, Capability.CODEBOOK, Capability.PRUNING, Capability.MASK, Capability.FREE_SCALE)
-    assert kinds == {*map(str, known), "free codebooks"}
-    assert 40 <= len(zoo()) <= 100
+    grids, patterns = (Capability.UNIFORM, Capability.CODEBOOK), (Capability.PRUNING, Capability.MASK)
+    assert kinds == {*map(str, (*grids, *patterns, Capability.JOINT, Capability.FREE_SCALE)), "free codebooks"}
+    assert 40 <= len(zoo()) <= 120
     assert len({case.name for case in zoo()}) == len(zoo())
     positive = [case for case in zoo() if case.optimum > 0]
     assert len(positive) > len(zoo()) / 2

@@ -79,6 +79,8 @@ NAMES: dict[str, Callable[[], dict[str, Any]]] = {
     "compare.md": problem_names,
     "heuristics.md": problem_names,
     "grids.md": problem_names,
+    "joint.md": problem_names,
+    "patterns.md": problem_names,
 }
 
 
@@ -149,6 +151,8 @@ def test_shell_blocks_run(
             quick["--bits"] = "4"
         else:
             del quick["--channels-sample"]
+        if "--joint" in words:
+            quick["--methods"] = "obc,sparsegpt_joint"
         extra = [word for option, value in quick.items() if option in options for word in (option, value)]
         assert main([*words[1:], *extra]) == 0, capsys.readouterr().err
         for option in ("--out", "--plot", "--table", "--json"):

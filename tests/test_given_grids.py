@@ -276,7 +276,8 @@ def test_given_scales_and_zero_points(layer: lb.Layer) -> None:
         ({"bits": 3, "zero_point": [1, 1]}, "belongs to given scales"),
         ({"bits": 3, "g_idx": [0] * 6}, "belongs to given scales"),
         ({"bits": 3, "grid": "uniform"}, "either bits or grid"),
-        ({"bits": 3, "density": 0.5}, "together are not available"),
+        ({"bits": 3, "density": 0.5}, "call joint_problem with both"),
+        ({"bits": 3, "pattern": "2:4"}, "call joint_problem with both"),
         ({}, "either bits or grid"),
     ]
     + [
@@ -304,7 +305,12 @@ def test_contradicting_arguments_of_a_problem(layer: lb.Layer, arguments: dict[s
         ({"density": 0.5, "symmetric": False}, "pass bits or a codebook"),
         ({"codebook": "nf4", "symmetric": False}, "no zero point"),
         ({"bits": 3, "refit": False}, "for pruning"),
-        ({"density": 0.5, "pattern": "2:4"}, "leave out the density"),
+        ({"bits": 3, "joint": True}, "pass a density or an N:M pattern, too"),
+        ({"density": 0.5, "joint": True}, "pass bits, a codebook or a grid, too"),
+        ({"bits": 3, "density": 0.5, "joint": 1}, "joint is 1"),
+        ({"bits": 3, "density": 0.5, "joint": True, "refit": False}, "leave out refit=False"),
+        ({"bits": 3, "density": 0.5, "joint": True, "scale": "free"}, "need a fixed grid"),
+        ({"bits": 3, "density": 0.5, "mask": "rle"}, "mask is 'rle'; choose 'none', 'bitmap', 'entropy' or 'metadata'"),
         ({"pattern": "block:2"}, "needs a density"),
     ],
 )

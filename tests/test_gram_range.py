@@ -167,3 +167,17 @@ def test_float32_weights_are_off_by_rounding_only() -> None:
 def test_evaluate_describes_patterns_that_do_not_hold(layer: lb.Layer) -> None:
     problem = lb.pruning_problem(layer, k=3)
     assert lb.evaluate(problem, layer.weight).describe() == "4 channels not allowed (violation up to 11)"
+
+
+def test_identical_inputs_do_not_stop_a_fit_of_scales() -> None:
+    # Such blocks are nearly singular: rounding leaves conditional variances of zero, or none at all.
+    rng = np.random.default_rng(2006)
+    grams = [np.array([[7.3, 7.3, -1.5], [7.3, 7.3, -1.5], [-1.5, -1.5, 0.9]])]
+    for _ in range(20):
+        root = rng.normal(size=(2, 3))
+        root[:, 1] = root[:, 0]
+        grams.append(root.T @ root)
+    for gram in grams:
+        layer = lb.Layer(rng.normal(size=(4, 3)), gram)
+        problem = lb.quantization_problem(layer, 1, granularity=1, range="gram")
+        assert np.all(np.isfinite(problem.grid.scale)) and np.all(problem.grid.scale > 0)

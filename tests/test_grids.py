@@ -322,7 +322,7 @@ def test_grids_belong_to_weights_of_their_shape(small_layer: lb.Layer, rng: np.r
         quantization_problem(small_layer)
     with pytest.raises(InputError, match="either bits or grid"):
         quantization_problem(small_layer, 3, grid=uniform_grid(small_layer.weight, 3))
-    with pytest.raises(InputError, match="either bits or density"):
+    with pytest.raises(InputError, match="call joint_problem with both"):
         quantization_problem(small_layer, 3, density=0.5)
 
 

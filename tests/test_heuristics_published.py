@@ -280,18 +280,20 @@ def test_adaround_rounds_to_the_levels_around_each_weight() -> None:
 # --- capabilities and method strings ---------------------------------------------------------------------------------
 
 
-def test_both_families_are_in_one_registry(layer: lb.Layer) -> None:
+def test_all_families_are_in_one_registry(layer: lb.Layer) -> None:
     pruning = lb.pruning_problem(layer, k=4)
     block = lb.pruning_problem(layer, k=4, pattern="block:2")
     grid = lb.quantization_problem(layer, bits=2)
-    names = {
-        p: {s.heuristic.name for s in choose_methods(q, None)} for p, q in {"p": pruning, "b": block, "g": grid}.items()
-    }
-    assert names["p"] | names["g"] == set(lb.heuristics())
+    joint = lb.joint_problem(layer, bits=2, k=4)
+    problems = {"p": pruning, "b": block, "g": grid, "j": joint}
+    names = {p: {s.heuristic.name for s in choose_methods(q, None)} for p, q in problems.items()}
+    assert names["p"] | names["g"] | names["j"] == set(lb.heuristics())
+    assert names["g"] & names["j"] == {"lns"} and not names["p"] & names["j"]
     assert not names["p"] & names["g"]
     assert names["p"] - names["b"] == {"sparsegpt", "swap"}
     for entry in describe_heuristics():
-        assert bool(entry.patterns) == ("pruning with refit" in entry.capabilities)
+        prunes = {"pruning with refit", "pruning with quantization"} & set(entry.capabilities)
+        assert bool(entry.patterns) == bool(prunes)
     assert lb.pruning_problem(layer, pattern="2:4").pattern_kind == "N:M"
     assert block.pattern_kind == "block"
     for problem in (pruning, block, grid):

@@ -83,6 +83,7 @@ def calls(tmp_path: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]
     x = rng.normal(size=(20, 3))
     layer = lb.Layer.from_activations(rng.normal(size=(2, 3)), x, "odd")
     quantized, pruned = lb.quantization_problem(layer, 2), lb.pruning_problem(layer, k=1)
+    joint = lb.joint_problem(layer, 2, k=1)
     file = tmp_path / "layers.safetensors"
     lb.save_layers(file, [layer])
     solution = lb.solve(quantized, time_limit=1.0, jobs=1)
@@ -138,7 +139,19 @@ def calls(tmp_path: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]
         "quantization_problem, grid": (lb.quantization_problem, {"layer": layer, "grid": quantized.grid}),
         "pruning_problem": (lb.pruning_problem, {"layer": layer, "k": 1}),
         "pruning_problem, density": (lb.pruning_problem, {"layer": layer, "density": 0.5}),
+        "JointProblem": (
+            lb.JointProblem,
+            {"layer": layer, "grid": quantized.grid, "pattern": pruned.pattern, "kept": 1},
+        ),
+        "joint_problem": (lb.joint_problem, {"layer": layer, "bits": 2, "k": 1}),
+        "joint_problem, N:M": (lb.joint_problem, {"layer": layer, "codebook": "nf4", "pattern": "1:2"}),
+        "joint_problem, given": (
+            lb.joint_problem,
+            {"layer": layer, "bits": 2, "density": 0.5, "scale": [0.5, 0.5], "zero_point": [1, 1]},
+        ),
+        "joint_problem, weights": (lb.joint_problem, {"layer": layer, "weights": layer.weight, "k": 1}),
         "evaluate": (lb.evaluate, {"problem": quantized, "weights": layer.weight}),
+        "evaluate, joint": (lb.evaluate, {"problem": joint, "weights": layer.weight}),
         "evaluate, pruning": (lb.evaluate, {"problem": pruned, "weights": layer.weight}),
         "solve": (lb.solve, {"problem": quantized, "time_limit": 1.0, "jobs": 1}),
         "solve, pruning": (lb.solve, {"problem": pruned, "time_limit": 1.0, "jobs": 1}),
@@ -147,7 +160,16 @@ def calls(tmp_path: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]
             lb.compare,
             {"layer": layer, "bits": 2, "methods": ["rtn"], "time_limit": 0.1, "jobs": 1},
         ),
+        "compare, joint": (
+            lb.compare,
+            {"layer": layer, "bits": 2, "density": 0.5, "joint": True, "methods": [], "time_limit": 0.1, "jobs": 1},
+        ),
         "versus": (lb.versus, {"layer": layer, "bits": [2], "time_limit": 0.0, "jobs": 1}),
+        "contest": (lb.contest, {"layer": layer, "contenders": ["2+1:2", 2], "time_limit": 0.0, "jobs": 1}),
+        "order_gap": (
+            lb.order_gap,
+            {"layer": layer, "bits": 2, "k": 1, "orders": ["QP"], "look": False, "time_limit": 0.1, "jobs": 1},
+        ),
         "load_layers": (lb.load_layers, {"path": file}),
         "save_layers": (lb.save_layers, {"path": tmp_path / "out.safetensors", "layers": [layer]}),
         "Solution.save_weights": (solution.save_weights, {"path": tmp_path / "weights.safetensors"}),
@@ -156,7 +178,7 @@ def calls(tmp_path: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]
         "heuristics": (lb.heuristics, {}),
     }
     for heuristic in describe_heuristics():
-        problem = quantized if heuristic.can_treat(quantized) else pruned
+        problem = next(p for p in (quantized, pruned, joint) if heuristic.can_treat(p))
         table[f"run_heuristic, {heuristic.name}"] = (lb.run_heuristic, {"name": heuristic.name, "problem": problem})
     return table
 
@@ -180,7 +202,10 @@ def model_calls(tmp_path: Path) -> dict[str, tuple[Callable[..., Any], dict[str,
 
 CALLBACKS = ("progress", "plan", "forward", "mask")
 #: What functions return: their constructors take what they are given.
-RESULTS = {"BoundKind", "Comparison", "Evaluation", "LayerboundsError", "MethodComparison", "Status", "Verdict"}
+RESULTS = {
+    "BoundKind", "Comparison", "Evaluation", "LayerboundsError", "MethodComparison", "OrderGap", "Rank", "Standings",
+    "Status", "Verdict",
+}  # fmt: skip
 
 
 def parameters(function: Callable[..., Any], valid: dict[str, Any]) -> Iterator[str]:

@@ -29,6 +29,7 @@ NEEDED: dict[str, list[str]] = {
     "compress": ["--model", "{model}", "--data", "{data}", "--out", "default", "--bits", "2"],
     "compare": ["--layer", "a", "--bits", "2"],
     "versus": ["--layer", "a", "--bits", "2"],
+    "order": ["--layer", "a", "--bits", "2", "--density", "0.5"],
     "theory": [],
     "tensors": ["{input}"],
     "layers": [],
@@ -78,7 +79,13 @@ def call(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("the work has begun")
 
-    for target in ("solve.read_layers", "compare.read_layers", "versus.read_layers", "layers.read_layers"):
+    for target in (
+        "solve.read_layers",
+        "compare.read_layers",
+        "versus.read_layers",
+        "order.read_layers",
+        "layers.read_layers",
+    ):
         monkeypatch.setattr(f"layerbounds.cli.{target}", never)
     for target in ("capture.read_inputs", "compress.read_inputs", "theory.curve", "tensors.read_weights"):
         monkeypatch.setattr(f"layerbounds.cli.{target}", never)
@@ -93,7 +100,7 @@ def call(
 
 def test_the_commands_are_known() -> None:
     assert set(NEEDED) == set(COMMANDS)
-    assert {c for c, *_ in PAIRS} == {"solve", "capture", "compress", "compare", "versus", "theory", "tensors"}
+    assert {c for c, *_ in PAIRS} == {"solve", "capture", "compress", "compare", "versus", "order", "theory", "tensors"}
     assert len(PAIRS) >= 18 and len(ONTO) >= 25
 
 
@@ -188,8 +195,8 @@ def test_the_record_holds_every_option(
     ("words", "message"),
     [
         (["--bits", "3", "--granularity", "0"], "granularity is 0"),
-        (["--bits", "3", "--density", "0.5"], "together are not available"),
-        (["--codebook", "nf4", "--k", "2"], "together are not available"),
+        (["--bits", "3", "--density", "0.5", "--mask-only"], "leave out --mask-only"),
+        (["--codebook", "nf4", "--k", "2", "--scale", "free"], "together need a fixed grid; leave out --scale"),
         (["--density", "0.5", "--range", "mse"], "leave them out when pruning"),
         (["--density", "0.5", "--granularity", "channel"], "leave them out when pruning"),
         (["--density", "0.5", "--symmetric"], "leave them out when pruning"),

@@ -29,7 +29,13 @@ def test_solve(tmp_path: Path, options: list[str], label: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [["--bits", "3", "--density", "0.5"], ["--mask-only"], ["--pattern", "2:4", "--k", "3"], ["--k", "999"]]
+    "options",
+    [
+        ["--bits", "3", "--density", "0.5", "--mask-only"],
+        ["--mask-only"],
+        ["--pattern", "2:4", "--k", "3"],
+        ["--k", "999"],
+    ],
 )
 def test_contradictions_are_errors(options: list[str]) -> None:
     assert main(["solve", "--layer", "conv2", *options]) == 2

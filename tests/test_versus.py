@@ -17,7 +17,7 @@ from layerbounds.arrays import Float
 from layerbounds.cli.bits import parse_bits
 from layerbounds.cli.main import main
 from layerbounds.contests import Verdict, versus_layers
-from layerbounds.contests import contest as contest_module
+from layerbounds.contests import work as work_module
 from layerbounds.contests.contest import Contender, Contest, Rules
 from layerbounds.contests.run import sample_channels
 from layerbounds.contests.verdict import decide, summed
@@ -137,13 +137,13 @@ def test_contradicting_intervals_are_an_error(small_layer: lb.Layer) -> None:
 def test_time_goes_only_to_open_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = lb.demo_layers()["conv3"]
     calls: list[tuple[str, float, list[int]]] = []
-    real = contest_module.solve
+    real = work_module.solve
 
     def spy(problem: Any, *args: Any, **options: Any) -> lb.Solution:
         calls.append((problem.label, options["time_limit"], list(options["channels"])))
         return real(problem, *args, **options)
 
-    monkeypatch.setattr(contest_module, "solve", spy)
+    monkeypatch.setattr(work_module, "solve", spy)
     contest = Contest(layer, [2, 6], [0, 1], Rules(jobs=1))
     contest.round(0.0)
     assert len(calls) == 4 and all(limit == 0.0 and channels == [0, 1] for _, limit, channels in calls)
@@ -182,7 +182,7 @@ def test_sum_of_disagreeing_channels_is_decided(random_gram: Callable[..., Float
 def test_resume_continues_and_refuses_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = lb.demo_layers()["conv3"]
     options: dict[str, Any] = {"channels": [0, 1], "jobs": 1, "checkpoint": tmp_path / "run"}
-    real = contest_module.solve
+    real = work_module.solve
     count = 0
 
     def interrupted(*args: Any, **kwargs: Any) -> lb.Solution:
@@ -192,7 +192,7 @@ def test_resume_continues_and_refuses_damage(tmp_path: Path, monkeypatch: pytest
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(contest_module, "solve", interrupted)
+    monkeypatch.setattr(work_module, "solve", interrupted)
     first = lb.versus(layer, (4, 6), time_limit=0, **options)
     assert first.interrupted and sum(np.isinf(v.quantization).any() for v in first.levels) == 1
     count = -10
@@ -305,7 +305,7 @@ def test_interrupted_command_saves_what_it_has(
     def interrupt(*args: Any, **kwargs: Any) -> lb.Solution:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(contest_module, "solve", interrupt)
+    monkeypatch.setattr(work_module, "solve", interrupt)
     out = tmp_path / "out"
     assert main(["versus", "--layer", "conv3", "--bits", "2", "--channels", "0", "--out", str(out)]) == 130
     assert json.loads((out / "versus.json").read_text())["layers"][0]["interrupted"] is True

@@ -130,6 +130,10 @@ def _pruned(**how: object) -> Callable[[lb.Layer], Problem]:
     return lambda layer: lb.pruning_problem(layer, **how)  # type: ignore[arg-type]
 
 
+def _joint(bits: int | None = None, **how: object) -> Callable[[lb.Layer], Problem]:
+    return lambda layer: lb.joint_problem(layer, bits, **how)  # type: ignore[arg-type]
+
+
 def _example(family: Family, name: str) -> Callable[[lb.Layer], Problem]:
     return lambda layer: dict(family.examples(layer))[name]
 
@@ -179,6 +183,16 @@ def _problems() -> list[tuple[str, str, Callable[[lb.Layer], Problem]]]:
         ("dead inputs", "mask", _pruned(k=3, refit=False)),
         ("plain", "mask", _pruned(k=3, refit=False)),
         ("tiny", "mask", _pruned(k=3, refit=False)),
+        ("plain", "2 bits, keep none", _joint(2, k=0)),
+        ("plain", "2 bits, keep all", _joint(2, k=6)),
+        ("single", "3 bits, keep one", _joint(3, k=1)),
+        ("three", "nf4, 2:3", _joint(codebook="nf4", pattern="2:3")),
+        ("plain", "3 bits asymmetric, 2:4 ragged", _joint(3, symmetric=False, pattern="2:4")),
+        ("dead inputs", "2 bits, 1:2", _joint(2, pattern="1:2")),
+        ("twins", "2 bits, blocks of 3", _joint(2, k=3, pattern="block:3")),
+        ("rank 3", "3 bits, keep three", _joint(3, k=3)),
+        ("rank 3", "real zero points, keep two", _joint(2, scale=[0.5], zero_point=[1.5], k=2)),
+        ("other inputs", "2 bits, keep three", _joint(2, k=3)),
     ]
     for family in families().values():
         rows += [
@@ -187,6 +201,7 @@ def _problems() -> list[tuple[str, str, Callable[[lb.Layer], Problem]]]:
         ]
     rows += [(name, "2 bits", two) for name in wide]
     rows += [(name, "keep two", sparse) for name in wide]
+    rows += [(name, "1 bit, keep two", _joint(1, k=2)) for name in wide]
     return rows
 
 
