@@ -31,6 +31,12 @@ KINDS = {
     "2:4": "--layer conv3 --pattern 2:4",
     "2:4, 144 inputs": "--layer conv2 --pattern 2:4",
     "blocks": "--layer conv3 --pattern block:4 --density 0.5",
+    "joint": "--layer conv3 --bits 3 --density 0.25",
+    "joint, 92 inputs": "--layer fc --bits 3 --density 0.25",
+    "joint 2:4": "--layer conv3 --bits 3 --pattern 2:4",
+    "joint blocks": "--layer conv3 --bits 3 --pattern block:4 --density 0.5",
+    "joint codebook": "--layer conv3 --codebook binary --density 0.5",
+    "joint, all channels at once": "--layer conv3 --bits 3 --density 0.25 --backend batched",
     "mask only": "--layer conv3 --density 0.25 --mask-only",
 }
 

@@ -25,9 +25,10 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 import layerbounds as lb
-from benchmarks.exact import Channel, Optimum, divisions, supports
+from benchmarks.exact import Channel, Optimum, divisions, supports, unit_groups
 from benchmarks.fuzz_cases import Case, make_case
 from benchmarks.native_speed import machine
 from layerbounds.arrays import Float
@@ -152,6 +153,13 @@ def best(case: Case, channel: Channel, c: int) -> Optimum:
         live = np.diag(channel.gram) > 0
         count = np.where(live, levels.shape[1], 1)
         return channel.best_point(levels, np.indices(tuple(count)).reshape(n, -1).T)
+    if isinstance(problem, lb.JointProblem):
+        levels = problem.grid.levels(c)
+        values = np.concatenate([np.zeros((n, 1)), levels], axis=1)
+        # Dropping inputs without energy costs nothing.
+        count = np.where(np.diag(channel.gram) > 0, values.shape[1], 1)
+        choices = np.indices(tuple(count)).reshape(n, -1).T
+        return channel.best_point(values, choices[_fits(case, values[np.arange(n), choices] != 0.0)])
     if isinstance(problem, lb.FreeCodebookProblem):
         live = np.flatnonzero(np.diag(channel.gram) > 0)
         core = Channel(channel.gram[np.ix_(live, live)], channel.target[live], float(channel.constant))
@@ -170,6 +178,14 @@ def best(case: Case, channel: Channel, c: int) -> Optimum:
     for mask, support in zip(masks, kept, strict=True):
         mask[support] = 1
     return channel.best_point(np.stack([np.zeros(n), problem.layer.matrix[c]], axis=1), masks)
+
+
+def _fits(case: Case, kept: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Which sets of kept inputs, shape (sets, n), a case's pattern allows."""
+    fits = np.ones(len(kept), dtype=bool)
+    for units, room in unit_groups(case.pattern, kept.shape[1], case.problem.kept):  # type: ignore[union-attr]
+        fits &= sum(kept[:, unit].any(axis=1).astype(np.int64) for unit in units) <= room
+    return fits
 
 
 def _wrong_bounds(channel: Channel, optimum: Optimum, lower: float, upper: float, weights: Float) -> Iterator[str]:
@@ -209,6 +225,9 @@ def _feasible(case: Case, c: int, weights: Float) -> bool:
     problem, n = case.problem, len(weights)
     if isinstance(problem, lb.QuantizationProblem):
         return bool(np.all(np.any(problem.grid.levels(c) == weights[:, None], axis=1)))
+    if isinstance(problem, lb.JointProblem):
+        values = np.concatenate([np.zeros((n, 1)), problem.grid.levels(c)], axis=1)
+        return bool(np.all(np.any(values == weights[:, None], axis=1)) and _fits(case, weights[None] != 0.0)[0])
     if isinstance(problem, lb.FreeCodebookProblem):
         return len(np.unique(weights)) <= problem.count
     if isinstance(problem, lb.FreeScaleProblem):

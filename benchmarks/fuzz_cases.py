@@ -11,6 +11,7 @@ import numpy as np
 import layerbounds as lb
 from layerbounds.arrays import Float
 from layerbounds.layers.bias import Bias, apply_bias
+from layerbounds.problems.joint import grid_of_weights
 
 #: Most points of a grid that are enumerated, usually and now and then.
 POINTS, MANY_POINTS = 1 << 11, 1 << 15
@@ -32,14 +33,14 @@ class Case:
         What is special about the layer.
     problem : Problem
     pattern : str
-        Of a pruning problem; "" for others.
+        Of a pruning or joint problem; "" for others.
     options : dict
         For `layerbounds.solve`.
     """
 
     kind: str
     traits: tuple[str, ...]
-    problem: lb.QuantizationProblem | lb.PruningProblem | lb.FreeCodebookProblem | lb.FreeScaleProblem
+    problem: lb.QuantizationProblem | lb.PruningProblem | lb.FreeCodebookProblem | lb.FreeScaleProblem | lb.JointProblem
     pattern: str
     options: dict[str, object]
 
@@ -277,6 +278,13 @@ def _pruned(rng: Generator, channels: int) -> Case:
     n = _size(rng, 2)
     layer, traits = _layer(rng, n, channels)
     refit = bool(rng.random() < 0.6)
+    name, pattern, chosen = _pattern(rng, n)
+    problem = lb.pruning_problem(layer, pattern=pattern, refit=refit, bias=_bias(rng, traits), **chosen)  # type: ignore[arg-type]
+    return Case(f"{'refit' if refit else 'mask only'}, {name}", tuple(traits), problem, pattern, {})
+
+
+def _pattern(rng: Generator, n: int) -> tuple[str, str, dict[str, object]]:
+    """A pattern's kind, its name, and how many inputs it keeps where it does not say so itself."""
     name = str(rng.choice(["unstructured", "unstructured", "N:M", "block"]))
     chosen: dict[str, object] = {"k": int(rng.integers(0, n + 1))}
     pattern = name
@@ -285,8 +293,23 @@ def _pruned(rng: Generator, channels: int) -> Case:
         pattern, chosen = f"{rng.integers(1, size)}:{size}", {}
     elif name == "block":
         pattern = f"block:{rng.integers(1, n + 1)}"
-    problem = lb.pruning_problem(layer, pattern=pattern, refit=refit, bias=_bias(rng, traits), **chosen)  # type: ignore[arg-type]
-    return Case(f"{'refit' if refit else 'mask only'}, {name}", tuple(traits), problem, pattern, {})
+    return name, pattern, chosen
+
+
+def _joint(rng: Generator, channels: int) -> Case:
+    case = _quantized(rng, channels)
+    assert isinstance(case.problem, lb.QuantizationProblem)
+    layer, grid, kind = case.problem.layer, case.problem.grid, case.kind
+    if rng.random() < 0.15:
+        # Weights that a quantization chose, or the dense ones.
+        weights = layer.matrix
+        if rng.random() < 0.5:
+            weights = np.stack([case.problem.allowed(c).nearest(row) for c, row in enumerate(layer.target)])
+        grid, kind = grid_of_weights(weights), "weights as given"
+    name, pattern, chosen = _pattern(rng, layer.in_features)
+    pruned = lb.pruning_problem(layer, pattern=pattern, **chosen)  # type: ignore[arg-type]
+    problem = lb.JointProblem(layer, grid, pruned.pattern, pruned.kept)
+    return Case(f"joint, {kind.partition(',')[0].partition(' ')[0]}, {name}", case.traits, problem, pattern, {})
 
 
 def _bias(rng: Generator, traits: list[str]) -> Bias:
@@ -311,7 +334,7 @@ def make_case(seed: int, number: int) -> Case:
     if draw < 0.12:
         case = (_free_codebook if draw < 0.06 else _free_scale)(rng, channels)
     else:
-        case = (_quantized if draw < 0.53 else _pruned)(rng, channels)
+        case = (_quantized if draw < 0.47 else _pruned if draw < 0.8 else _joint)(rng, channels)
     options: dict[str, object] = {"jobs": int(rng.integers(1, 3)), "seed": int(rng.integers(100))}
     if rng.random() < 0.1:
         options["gap"] = float(rng.choice([1e-3, 0.1, 0.5]))

@@ -40,16 +40,30 @@ _FULL_REFERENCE = [
 ]
 _SCALES_DEMO = [("conv3", n, ("2-bit free scale", "3-bit free scale")) for n in (8, 16, 24, 32)]
 _SCALES_REFERENCE = [("linear", n, ("2-bit free scale", "3-bit free scale")) for n in (8, 16, 24, 32)]
+_TOGETHER = ("2-bit + density 1/4", "3-bit + density 1/4", "3-bit + 2:4", "4-bit + density 1/2", "4-bit + 2:4")
+_JOINT_DEMO = [("conv3", n, _TOGETHER) for n in (8, 16, 24, 32)]
+_JOINT_REFERENCE = [("layer1.0.conv1", 32, _TOGETHER), ("layer1.0.conv1", 48, _TOGETHER), ("linear", 64, _TOGETHER)]
 #: By suite: instances of the demo network, those of the reference layers, and the output channels.
 _SUITES = {
     "quick": (_QUICK_DEMO, _QUICK_REFERENCE, (0,)),
     "full": (_FULL_DEMO, _FULL_REFERENCE, (0, 1)),
     "scales": (_SCALES_DEMO, _SCALES_REFERENCE, (0,)),
+    "joint": (_JOINT_DEMO, _JOINT_REFERENCE, (0,)),
 }
 #: Sizes and rules for layers of a file, by suite.
-_FILE_SIZES = {"quick": (16, 32), "full": (8, 16, 24, 32, 48, 64, 96, 128), "scales": (8, 16, 24, 32)}
+_FILE_SIZES = {
+    "quick": (16, 32),
+    "full": (8, 16, 24, 32, 48, 64, 96, 128),
+    "scales": (8, 16, 24, 32),
+    "joint": (16, 32),
+}
 _MIXED = ("3-bit", "density 1/4", "2:4")
-_FILE_RULES = {"quick": _MIXED, "full": _MIXED, "scales": ("2-bit free scale", "3-bit free scale")}
+_FILE_RULES = {
+    "quick": _MIXED,
+    "full": _MIXED,
+    "scales": ("2-bit free scale", "3-bit free scale"),
+    "joint": ("3-bit + density 1/4", "4-bit + 2:4"),
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +79,8 @@ class Instance:
         Number of leading live inputs; 1e-6 of the mean diagonal is added to the diagonal of their Gram matrix.
     channel : int
     rule : str
-        ``"3-bit"``, ``"3-bit free scale"``, the name of a codebook, ``"density 1/4"``, ``"2:4"`` or ``"mask 1/4"``.
+        ``"3-bit"``, ``"3-bit free scale"``, the name of a codebook, ``"density 1/4"``, ``"2:4"`` or ``"mask 1/4"``;
+        with a plus sign between bits and a pattern, both at once.
     """
 
     source: str
@@ -82,7 +97,9 @@ class Instance:
 
     @property
     def kind(self) -> str:
-        """``"quantization"``, ``"free scale"``, ``"pruning"`` or ``"mask"``."""
+        """``"quantization"``, ``"free scale"``, ``"pruning"``, ``"mask"`` or ``"joint"``."""
+        if "+" in self.rule:
+            return "joint"
         if self.rule.endswith("free scale"):
             return "free scale"
         if self.rule.startswith("mask"):
@@ -92,6 +109,9 @@ class Instance:
     def problem(self) -> Problem:
         """The problem, of which ``channel`` is to be solved."""
         layer = leading(_layers(self.source)[self.layer], self.inputs)
+        if both := re.fullmatch(r"(\d)-bit \+ (?:density (\d+)/(\d+)|(\d+:\d+))", self.rule):
+            how = {"pattern": both[4]} if both[4] else {"density": int(both[2]) / int(both[3])}
+            return lb.joint_problem(layer, int(both[1]), **how)
         if bits := re.fullmatch(r"(\d)-bit( free scale)?", self.rule):
             return lb.quantization_problem(layer, int(bits[1]), scale="free" if bits[2] else None)
         if kept := re.fullmatch(r"(density|mask) (\d+)/(\d+)", self.rule):
@@ -116,7 +136,7 @@ def suite(name: str, data: Path, extra: Path | None = None) -> list[Instance]:
 
     Parameters
     ----------
-    name : {"quick", "full", "scales"}
+    name : {"quick", "full", "scales", "joint"}
     data : Path
         Folder of the reference layers; without their file only the demo network is used.
     extra : Path, optional

@@ -35,6 +35,7 @@ KINDS = {
     "free scale": "Quantization over all scales",
     "pruning": "Pruning with refit",
     "mask": "Masks",
+    "joint": "Pruning and quantization together",
 }
 
 
@@ -155,8 +156,14 @@ def plot(folder: Path) -> Path | None:
     records = read_records(folder)
     longest = max((r["time_limit"] for r in records), default=1.0) / SHIFT
     figure = Figure(figsize=(8.0, 3.6), layout="constrained")
-    groups = [("quantization", ["quantization", "free scale"]), ("pruning and masks", ["pruning", "mask"])]
-    for axes, (title, kinds) in zip(figure.subplots(1, 2), groups, strict=True):
+    groups = [
+        ("quantization", ["quantization", "free scale"]),
+        ("pruning and masks", ["pruning", "mask"]),
+        ("both together", ["joint"]),
+    ]
+    present = {record["kind"] for record in records}
+    groups = [group for group in groups if present & set(group[1])] or groups[:1]
+    for axes, (title, kinds) in zip(np.ravel(figure.subplots(1, len(groups))), groups, strict=True):
         for backend, ratios in profile(records, kinds).items():
             finite = np.sort([r for r in ratios if np.isfinite(r)])
             share = np.arange(1, len(finite) + 1) / len(ratios)

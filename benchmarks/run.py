@@ -1,6 +1,6 @@
 """The benchmark suite: every backend on real layers, one process for each solve.
 
-    python -m benchmarks.run --suite quick|full|scales [--input FILE] [--out DIR] [--docs PAGE]
+    python -m benchmarks.run --suite quick|full|scales|joint [--input FILE] [--out DIR] [--docs PAGE]
 
 Records go to DIR/results.jsonl as they come; the same command goes on where an interrupted run ended. At the end the
 report is printed (`python -m benchmarks.report DIR` prints it again).
@@ -29,7 +29,7 @@ from layerbounds.solvers.base import Backend, read_options
 from layerbounds.solvers.registry import get_backend
 
 #: Seconds of search by suite.
-LIMITS = {"quick": 10.0, "full": 60.0, "scales": 20.0}
+LIMITS = {"quick": 10.0, "full": 60.0, "scales": 20.0, "joint": 20.0}
 #: Beside its search a process may spend this long on starting, compiling and certifying before it is killed.
 PATIENCE = 240.0
 THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")}
@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--note", metavar="TEXT", help="a sentence for the report, e.g. what else ran on the machine")
     parser.add_argument("--only", metavar="TEXT", default="", help="only instances whose name contains this")
     parser.add_argument(
-        "--time-limit", type=float, help="seconds of search; default: 10 (quick), 60 (full), 20 (scales)"
+        "--time-limit", type=float, help="seconds of search; default: 10 (quick), 60 (full), 20 (scales, joint)"
     )
     parser.add_argument("--memory", type=int, default=6144, help="limit of each process, MB of address space")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time")
