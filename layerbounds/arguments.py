@@ -151,6 +151,24 @@ def parse_bytes(value: int | str | None) -> int | None:
     return value
 
 
+def thread_count(jobs: Any) -> int:
+    """Number of threads: as given, or all cores.
+
+    Raises
+    ------
+    InputError
+        If it is no positive integer.
+    """
+    return os.cpu_count() or 1 if jobs is None else whole_number(jobs, "jobs", 1, MOST_THREADS)
+
+
+def check_functions(**functions: Any) -> None:
+    """Refuse what cannot be called; None is no function."""
+    for name, value in functions.items():
+        if value is not None and not callable(value):
+            raise InputError(f"{name} is {shown(value)}; pass a function.")
+
+
 def readable(size: int) -> str:
     """A number of bytes for people."""
     for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from layerbounds.arguments import MOST_THREADS, as_mapping, one_of, parse_bytes, real_number, shown, whole_number
+from layerbounds.arguments import (
+    MOST_THREADS,
+    as_mapping,
+    check_functions,
+    one_of,
+    parse_bytes,
+    real_number,
+    shown,
+    thread_count,
+    whole_number,
+)
 from layerbounds.arrays import Float, as_float64
 from layerbounds.exceptions import InputError
 from layerbounds.problems.problem import Problem, as_problem, check_channels
@@ -95,9 +104,7 @@ def solve(
     """
     as_problem(problem)
     _check_options(time_limit, total_time, jobs, seed, node_limit)
-    for name, function in (("progress", progress), ("report", report)):
-        if function is not None and not callable(function):
-            raise InputError(f"{name} is {shown(function)}; pass a function.")
+    check_functions(progress=progress, report=report)
     if device is not None:
         one_of(device, "device", DEVICES)
     chosen = check_channels(problem, channels)
@@ -110,7 +117,7 @@ def solve(
         starts=[_start(starts, s) for s in sets],
         time_limit=time_limit,
         total_time=total_time,
-        threads=jobs if jobs is not None else os.cpu_count() or 1,
+        threads=thread_count(jobs),
         seed=seed,
         node_limit=node_limit,
         options=as_mapping(options, "options"),

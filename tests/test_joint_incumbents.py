@@ -16,7 +16,7 @@ from layerbounds.problems.levels_on_support import LevelsOnSupport
 from layerbounds.problems.tasks import Task, make_task
 from layerbounds.proofs import Control
 from layerbounds.search.joint.family import FAMILY
-from layerbounds.search.joint.incumbents import Neighbourhoods, first_incumbents, improve, nearest_plane, starts
+from layerbounds.search.joint.incumbents import Neighbourhoods, improve, nearest_plane, start_search, starts
 from layerbounds.search.joint.units import joint_units
 
 PATTERNS = [{"k": 4}, {"pattern": "2:4"}, {"k": 6, "pattern": "block:3"}]
@@ -45,7 +45,7 @@ def test_the_optimum_of_small_problems(
         assert isinstance(problem, JointProblem)
         task = task_of(problem)
         units = joint_units(task)
-        weights = units.original(first_incumbents(units, task, control()))
+        weights = units.original(start_search(units, task, control()).weights)
         assert task.allowed.violation(weights) == 0, label
         deviation = weights - task.target
         assert deviation @ task.gram @ deviation <= least(task) + 1e-9 * task.energy, label
@@ -94,7 +94,7 @@ def test_results_repeat(rng: np.random.Generator, random_gram: Callable[..., Flo
     start = np.zeros(40)
     first, second = (improve(units, start, 5, rounds=200) for _ in range(2))
     assert np.array_equal(first, second)
-    assert np.array_equal(first_incumbents(units, task, control()), first_incumbents(units, task, control()))
+    assert np.array_equal(start_search(units, task, control()).weights, start_search(units, task, control()).weights)
 
 
 def test_starts_with_too_much_kept_are_thinned_out(rng: np.random.Generator, random_gram: Callable[..., Float]) -> None:
@@ -118,14 +118,14 @@ def test_a_set_event_ends_the_work(rng: np.random.Generator, random_gram: Callab
     weights = improve(units, np.zeros(20), 0, cancel=event)
     assert np.array_equal(weights, improve(units, np.zeros(20), 0, rounds=0))
     late = control(None, 0.0)
-    assert task.allowed.violation(units.original(first_incumbents(units, task, late))) == 0
+    assert task.allowed.violation(units.original(start_search(units, task, late).weights)) == 0
 
 
 @pytest.mark.parametrize(("n", "k"), [(1, 0), (1, 1), (2, 1), (6, 0), (6, 6)])
 def test_the_smallest_problems(n: int, k: int, rng: np.random.Generator, random_gram: Callable[..., Float]) -> None:
     task = task_of(lb.joint_problem(lb.Layer(rng.normal(size=(1, n)), random_gram(n)), 2, k=k))
     units = joint_units(task)
-    weights = units.original(first_incumbents(units, task, control()))
+    weights = units.original(start_search(units, task, control()).weights)
     deviation = weights - task.target
     assert task.allowed.violation(weights) == 0
     assert deviation @ task.gram @ deviation <= least(task) + 1e-9 * task.energy
@@ -138,7 +138,7 @@ def test_any_magnitude(scale: float, rng: np.random.Generator, random_gram: Call
     plain, scaled = (task_of(lb.joint_problem(lb.Layer(weight * np.sqrt(f), gram), 2, k=3)) for f in (1.0, scale))
     for task in (plain, scaled):
         units = joint_units(task)
-        weights = units.original(first_incumbents(units, task, control()))
+        weights = units.original(start_search(units, task, control()).weights)
         deviation = weights - task.target
         assert deviation @ task.gram @ deviation <= least(task) + 1e-9 * task.energy
 
@@ -157,4 +157,4 @@ def test_real_layers(
     layer = lb.load_layers(reference_data / "resnet20_layers.safetensors")[name]
     task = task_of(lb.joint_problem(layer, bits, **rules), channel)  # type: ignore[arg-type]
     units = joint_units(task)
-    assert units.error(first_incumbents(units, task, control())) / units.energy <= 1.06 * known
+    assert units.error(start_search(units, task, control()).weights) / units.energy <= 1.06 * known

@@ -15,12 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from layerbounds.arguments import as_mapping, as_path, parse_bytes, shown
+from layerbounds.arguments import as_mapping, as_path, check_functions, parse_bytes, shown
 from layerbounds.capturing.batches import Forward, Mask, again, first_batch
 from layerbounds.capturing.checks import (
     check_batches,
     check_flags,
-    check_functions,
     check_model,
     check_names,
     read_device,

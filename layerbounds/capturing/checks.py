@@ -44,13 +44,6 @@ def check_names(value: Any) -> None:
         members(value, "layers")
 
 
-def check_functions(**functions: Any) -> None:
-    """Refuse what cannot be called; None is no function."""
-    for name, value in functions.items():
-        if value is not None and not callable(value):
-            raise InputError(f"{name} is {shown(value)}; pass a function.")
-
-
 def check_flags(**flags: Any) -> None:
     """Refuse what is not True or False."""
     for name, value in flags.items():

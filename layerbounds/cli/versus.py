@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 import layerbounds
+from layerbounds.arguments import thread_count
 from layerbounds.cli.bits import parse_bits
 from layerbounds.cli.console import channel_progress, result_console
 from layerbounds.cli.options import (
@@ -28,7 +29,7 @@ from layerbounds.cli.options import (
 from layerbounds.cli.outputs import FOLDER_FILES, check_outputs, deliver
 from layerbounds.contests.contest import Rules
 from layerbounds.contests.levels import Comparison
-from layerbounds.contests.run import contest_layers, default_jobs, sample_channels, versus_layers
+from layerbounds.contests.run import contest_layers, sample_channels, versus_layers
 from layerbounds.contests.standings import Standings
 from layerbounds.exceptions import InputError
 from layerbounds.layers.files import atomic_path, find_layer
@@ -140,7 +141,7 @@ def versus_command(
         pattern,
         not mask_only,
         backend,
-        default_jobs(jobs),
+        thread_count(jobs),
         seed,
         scale,
         zero_point,

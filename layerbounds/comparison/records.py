@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from layerbounds.arguments import MOST_THREADS, as_mapping, members, whole_number
+from layerbounds.arguments import as_mapping, members, thread_count, whole_number
 from layerbounds.arrays import Float
 from layerbounds.comparison.rescaled import Rescaling, rescaling
 from layerbounds.exceptions import CertificationError, UnsupportedProblemError
@@ -159,7 +158,7 @@ def compare_problems(
         name: (layer.channel_weights(value, chosen, f"weights {name!r}"), float_type(value, (dtypes or {}).get(name)))
         for name, value in as_mapping(weights, "weights").items()
     }
-    threads = os.cpu_count() or 1 if jobs is None else whole_number(jobs, "jobs", 1, MOST_THREADS)
+    threads = thread_count(jobs)
     whole_number(seed, "seed")
     # Limits that `solve` refuses must not cost the work of the methods; this also compiles the search.
     for kind in {problem.requirement: problem for problem in problems}.values():

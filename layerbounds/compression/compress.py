@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
+from layerbounds.arguments import check_functions
 from layerbounds.capturing.entry import require_torch
 from layerbounds.compression.outcome import CompressedModel, LayerOutcome
 from layerbounds.compression.recipe import Recipe
@@ -106,7 +107,6 @@ def compress(
     from layerbounds.capturing.checks import (
         check_batches,
         check_flags,
-        check_functions,
         check_model,
         check_names,
         read_device,

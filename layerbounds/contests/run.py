@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from layerbounds.arguments import MOST_THREADS, members, real_number, shown, whole_number
+from layerbounds.arguments import check_functions, members, real_number, thread_count, whole_number
 from layerbounds.contests.checkpoint import Checkpoint
 from layerbounds.contests.contest import Contest, Rules
 from layerbounds.contests.levels import Comparison
@@ -99,7 +99,7 @@ def versus(
         On invalid options.
     """
     rules = Rules(
-        granularity, range, symmetric, pattern, refit, backend, default_jobs(jobs), seed, scale, zero_point, mask
+        granularity, range, symmetric, pattern, refit, backend, thread_count(jobs), seed, scale, zero_point, mask
     )
     selection = {layer.name: channels} if isinstance(layer, Layer) and channels is not None else None
     return versus_layers(
@@ -148,7 +148,7 @@ def versus_layers(
     list of Comparison
         In the order of the layers.
     """
-    rules = rules or Rules(jobs=default_jobs(None))
+    rules = rules or Rules(jobs=thread_count(None))
     wanted = members(bits, "bits")
     return _carry_out(
         layers,
@@ -215,7 +215,7 @@ def contest(
         On invalid options.
     """
     rules = Rules(
-        granularity, range, symmetric, pattern, refit, backend, default_jobs(jobs), seed, scale, zero_point, mask
+        granularity, range, symmetric, pattern, refit, backend, thread_count(jobs), seed, scale, zero_point, mask
     )
     selection = {layer.name: channels} if isinstance(layer, Layer) and channels is not None else None
     return contest_layers(
@@ -275,8 +275,7 @@ def _carry_out(
     real_number(time_limit, "time_limit", 0.0, unit="number of seconds")
     if total_time is not None and real_number(total_time, "total_time", 0.0, unit="number of seconds") == 0:
         raise InputError("total_time is 0; pass a positive number of seconds.")
-    if progress is not None and not callable(progress):
-        raise InputError(f"progress is {shown(progress)}; pass a function.")
+    check_functions(progress=progress)
     store = Checkpoint(checkpoint) if checkpoint is not None else None
     works: list[Work[Result]] = []
     for layer in layers.values() if isinstance(layers, Mapping) else layers:
@@ -299,11 +298,6 @@ def _carry_out(
                     other.interrupted = True
                 break
     return [work.result() for work in works]
-
-
-def default_jobs(jobs: int | None) -> int:
-    """Number of threads: as given, or all cores."""
-    return os.cpu_count() or 1 if jobs is None else whole_number(jobs, "jobs", 1, MOST_THREADS)
 
 
 def sample_channels(out: int, count: int) -> list[int]:

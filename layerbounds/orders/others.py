@@ -22,7 +22,6 @@ from layerbounds.arrays import Bool, Float, Int
 from layerbounds.kernels.factorization import cholesky
 from layerbounds.layers.layer import Layer
 from layerbounds.orders.kept import kept_inputs, rows_of
-from layerbounds.problems.grids import Grid
 from layerbounds.problems.levels import Levels
 from layerbounds.problems.patterns import Structure
 from layerbounds.problems.problem import Problem
@@ -148,7 +147,7 @@ def other_levels(problem: QuantizationProblem, solution: Solution, limits: Mappi
         changes = [Change(row, int(i), int(codes[row][i]), up) for i in order for row in rows for up in (False, True)]
         smaller = _OtherSide(
             kept_inputs(layer, several, masks, fixed=weights[several]),
-            _rows_of_grid(problem.grid, several),
+            problem.grid.rows(several),
             tuple(changes),
         )
         last = len(problem.grid.codes) - 1
@@ -272,18 +271,6 @@ def _room(problem: PruningProblem, row: int, weights: Float) -> Bool:
 
 def _codes(levels: Levels, weights: Float) -> Int:
     return np.asarray(np.argmin(np.abs(levels.values - weights[:, None]), axis=1))
-
-
-def _rows_of_grid(grid: Grid, rows: Sequence[int]) -> Grid:
-    return Grid(
-        grid.codes,
-        grid.scale[list(rows)],
-        grid.zero_point[list(rows)],
-        grid.in_features,
-        uniform=grid.uniform,
-        label=grid.label,
-        group=grid.group,
-    )
 
 
 def _order(gram: Float, live: Bool) -> Int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from layerbounds.arguments import MOST_THREADS, flag, members, one_of, real_number, shown, whole_number
+from layerbounds.arguments import check_functions, flag, members, one_of, real_number, shown, thread_count, whole_number
 from layerbounds.arrays import Float
 from layerbounds.certify.kept_inputs import error_interval
 from layerbounds.exceptions import CertificationError, InputError
@@ -118,8 +117,7 @@ def order_gap(
     CertificationError
         If certified bounds contradict each other.
     """
-    if progress is not None and not callable(progress):
-        raise InputError(f"progress is {shown(progress)}; pass a function.")
+    check_functions(progress=progress)
     plan = Plan(
         layer,
         bits,
@@ -161,7 +159,7 @@ def workshop(
     """Where the orders of a plan are run, and of others for its layer; arguments as in `order_gap`."""
     rows = check_channels(plan.problem, channels)
     real_number(time_limit, "time_limit", 0.0, unit="number of seconds")
-    threads = os.cpu_count() or 1 if jobs is None else whole_number(jobs, "jobs", 1, MOST_THREADS)
+    threads = thread_count(jobs)
     limits = {
         "time_limit": time_limit, "node_limit": node_limit, "backend": backend, "jobs": threads,
         "seed": whole_number(seed, "seed"),
@@ -260,7 +258,7 @@ class _Result:
 def run_orders(plan: Plan, shop: Workshop, progress: Progress | None = None) -> OrderGap:
     """Run what is planned on the channels of a workshop; Ctrl-C keeps what is finished."""
     begin, channels = time.perf_counter(), shop.channels
-    dense = _rows_of_grid(plan.problem.grid, channels)
+    dense = plan.problem.grid.rows(channels)
     names = [(order, pair) for pair in plan.pairs for order in plan.orders]
     results: dict[str, _Result] = {}
     interrupted = False
@@ -449,15 +447,3 @@ def _best(results: Sequence[_Result], row: int) -> Float:
 def _above(order: Float, joint: Float) -> Float:
     """An order's intervals, raised to what the joint problem proves: the order's weights are allowed there."""
     return np.stack([np.minimum(np.maximum(order[:, 0], joint[:, 0]), order[:, 1]), order[:, 1]], axis=1)
-
-
-def _rows_of_grid(grid: Grid, channels: Sequence[int]) -> Grid:
-    return Grid(
-        grid.codes,
-        grid.scale[list(channels)],
-        grid.zero_point[list(channels)],
-        grid.in_features,
-        uniform=grid.uniform,
-        label=grid.label,
-        group=grid.group,
-    )

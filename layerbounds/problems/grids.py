@@ -109,6 +109,19 @@ class Grid:
         levels[mirrored] = levels[mirrored, ::-1]
         return np.asarray(levels)
 
+    def rows(self, channels: Sequence[int]) -> Grid:
+        """The grid of some output channels, any of them several times."""
+        chosen = list(channels)
+        return Grid(
+            self.codes,
+            self.scale[chosen],
+            self.zero_point[chosen],
+            self.in_features,
+            uniform=self.uniform,
+            label=self.label,
+            group=self.group,
+        )
+
     def lattice(self, channel: int) -> tuple[Float, Float, Float]:
         """The levels of a channel as ``scale · (codes − zero_point)`` with positive scales.
 

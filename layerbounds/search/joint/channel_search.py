@@ -23,7 +23,7 @@ BLOCK_SHARE, WIDE_SHARE = 0.5, 0.6
 WIDE_INCUMBENT = 0.6
 #: Inputs from which the root and the tree use blocks, and those up to which the tree does.
 FEWEST_INPUTS, MOST_INPUTS = 80, 600
-#: Subsets of each search for a first incumbent.
+#: Subsets beside the root's point before the tree begins.
 SUBSETS = 50
 
 
@@ -60,7 +60,7 @@ def search_joint(task: Task[LevelsOnSupport], control: Control) -> RawSolve:
             node = BlockNode.of(node, blocks)
     frontier = JointFrontier(
         search, control, units.energy, node, bound, original(units, 1.0), task.constant,
-        charge=allowance(units) * units.factor**2,
+        charge=allowance(units),
     )  # fmt: skip
     search.begin_deep(node, root.bound, lambda: frontier.cut)
     termination = frontier.run()
@@ -68,7 +68,7 @@ def search_joint(task: Task[LevelsOnSupport], control: Control) -> RawSolve:
     return RawSolve(
         weights=units.original(incumbent.weights),
         termination=termination,
-        proof=SearchProof(lower, allowance(units)) if lower > 0 else None,
+        proof=SearchProof(lower, original(units, allowance(units))) if lower > 0 else None,
         dual=dual,
         nodes=frontier.nodes,
         trace=tuple(frontier.trace),

@@ -142,8 +142,10 @@ def improve(
     return search.weights
 
 
-def first_incumbents(units: JointUnits, task: Task[LevelsOnSupport], control: Control) -> Float:
-    """The best weights of several starts and a short search.
+def start_search(
+    units: JointUnits, task: Task[LevelsOnSupport], control: Control, share: float = FIRST
+) -> Neighbourhoods:
+    """A search at the best weights of several starts that has gone on for a while, and can go on.
 
     Parameters
     ----------
@@ -152,19 +154,9 @@ def first_incumbents(units: JointUnits, task: Task[LevelsOnSupport], control: Co
         Its warm start is one of the starts.
     control : Control
         With a node limit the work does not depend on the clock.
-
-    Returns
-    -------
-    ndarray of shape (n,)
-        In the units of the search.
+    share : float
+        Of the time that is left.
     """
-    return start_search(units, task, control).weights
-
-
-def start_search(
-    units: JointUnits, task: Task[LevelsOnSupport], control: Control, share: float = FIRST
-) -> Neighbourhoods:
-    """The same as a search that can go on; it may take a share of the time that is left."""
     timed = control.node_limit is None
     available = control.remaining() if timed else math.inf
     spared = (1.0 - share) * available

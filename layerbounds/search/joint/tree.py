@@ -123,7 +123,7 @@ class JointSearch(Forkable):
     incumbent : Incumbent
     """
 
-    read_only: ClassVar[frozenset[str]] = frozenset({"pivot", "members", "start", "norm"})
+    read_only: ClassVar[frozenset[str]] = frozenset({"pivot"})
 
     def __init__(self, units: JointUnits, control: Control, minorant: Minorant, incumbent: Incumbent) -> None:
         self.units, self.control, self.minorant = units, control, minorant
@@ -344,5 +344,5 @@ def original(units: JointUnits, value: float) -> float:
 
 
 def allowance(units: JointUnits) -> float:
-    """What single additions of values below the energy can hide, in the units of the task."""
-    return original(units, 32 * UNIT * units.energy)
+    """What single additions of values below the energy can hide."""
+    return 32 * UNIT * units.energy
