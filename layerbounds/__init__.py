@@ -15,12 +15,14 @@ from layerbounds.methods.registry import heuristics, run_heuristic
 from layerbounds.orders.gap import OrderGap
 from layerbounds.orders.run import order_gap
 from layerbounds.problems.evaluation import Evaluation, evaluate
+from layerbounds.problems.filters import FilterProblem
 from layerbounds.problems.fitting import codebook_grid, uniform_grid
 from layerbounds.problems.free_codebook import FreeCodebookProblem
 from layerbounds.problems.free_scale import FreeScaleProblem
 from layerbounds.problems.gram_range import gram_grid
 from layerbounds.problems.grids import Grid
 from layerbounds.problems.joint import JointProblem, joint_problem
+from layerbounds.problems.output_metrics import next_layer_metric
 from layerbounds.problems.pruning import PruningProblem, pruning_problem
 from layerbounds.problems.quantization import QuantizationProblem, quantization_problem
 from layerbounds.proofs import BoundKind, Status
@@ -33,6 +35,7 @@ __all__ = [
     "BoundKind",
     "Comparison",
     "Evaluation",
+    "FilterProblem",
     "FreeCodebookProblem",
     "FreeScaleProblem",
     "Grid",
@@ -62,6 +65,7 @@ __all__ = [
     "heuristics",
     "joint_problem",
     "load_layers",
+    "next_layer_metric",
     "order_gap",
     "pruning_problem",
     "quantization_problem",

@@ -13,34 +13,37 @@ from layerbounds.arrays import Bool, Float, Int, type_name
 from layerbounds.exceptions import InputError
 from layerbounds.problems.float_types import FLOAT_TYPES, rounded
 from layerbounds.problems.problem import Problem, as_problem, check_channels
+from layerbounds.problems.rows import noun
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Error and feasibility of given weights.
+    """Error and feasibility of given weights, with one entry for each set of channels that are bound to one another.
 
     Attributes
     ----------
-    error : ndarray of shape (channels,)
+    error : ndarray of shape (sets,)
         f, the mean squared output error per calibration position.
-    relative_error : ndarray of shape (channels,)
+    relative_error : ndarray of shape (sets,)
         f / f(0); NaN where f(0) = 0.
-    feasible : ndarray of bool, shape (channels,)
+    feasible : ndarray of bool, shape (sets,)
         Whether every weight is allowed exactly.
-    violation : ndarray of shape (channels,)
+    violation : ndarray of shape (sets,)
         How far the weights are from being allowed; see the problem's ``violation``.
-    off_grid : ndarray of int64, shape (channels,)
+    off_grid : ndarray of int64, shape (sets,)
         Quantization: how many weights are not exactly a level.
-    excess : ndarray of int64, shape (channels,)
+    excess : ndarray of int64, shape (sets,)
         Patterns: how many inputs, or blocks of them, are kept beyond what each group may keep.
-    steps : ndarray of shape (channels,)
+    steps : ndarray of shape (sets,)
         Quantization: the largest distance to a level in units of the gap between the levels around.
-    snapped_error : ndarray of shape (channels,)
+    snapped_error : ndarray of shape (sets,)
         f of the allowed weights that these stand for: exactly s·(q − z) with the codes q that explain them, or come
         closest, and the best scales s that do; the nearest levels of a grid; the weights themselves where they are
         allowed otherwise.
     scale, zero_point : ndarray of shape (rows, scale groups), or None
         Quantization: those of the grid, or the ones that explain the weights, or come closest.
+    sets : list of list of int
+        The output channels of each entry.
     """
 
     error: Float
@@ -53,6 +56,7 @@ class Evaluation:
     snapped_error: Float
     scale: Float | None = None
     zero_point: Float | None = None
+    sets: Sequence[Sequence[int]] = ()
 
     def describe(self) -> str:
         """One line that says whether the weights are allowed and, if not, by how much they are off."""
@@ -66,12 +70,12 @@ class Evaluation:
                 + (f", and {kept} kept beyond the pattern" if kept else "")
             )
         many = int(np.count_nonzero(~self.feasible))
-        return f"{many} channel{'' if many == 1 else 's'} not allowed (violation up to {self.violation.max():.2g})"
+        return f"{many} {noun(self.sets, many)} not allowed (violation up to {self.violation.max():.2g})"
 
 
 def squared_error(gram: Float, deviation: Float) -> float:
-    """The quadratic form δᵀHδ, at least 0, in float64."""
-    return max(float(deviation @ (gram @ deviation)), 0.0)
+    """The quadratic form δᵀHδ, at least 0, in float64; summed over the rows of a deviation of shape (rows, n)."""
+    return max(float(np.vdot(deviation, (gram @ deviation.T).T)), 0.0)
 
 
 def evaluate(
@@ -102,7 +106,7 @@ def evaluate(
         _check_type(matrix, float_type(weights, dtype))
     sets = problem.sets(rows)
     error = _errors(problem, matrix, rows)
-    energy = layer.energy()
+    energy = problem.energy()
     energies = np.array([energy[s].sum() for s in sets])
     relative = np.divide(error, energies, out=np.full(len(sets), np.nan), where=energies > 0)
     judged = problem.judged(matrix, rows)
@@ -117,6 +121,7 @@ def evaluate(
         snapped_error=_errors(problem, judged.snapped, rows),
         scale=judged.scale,
         zero_point=judged.zero_point,
+        sets=sets,
     )
 
 
@@ -127,7 +132,11 @@ def _errors(problem: Problem, matrix: Float, rows: Sequence[int]) -> Float:
     position = {channel: i for i, channel in enumerate(rows)}
     error = np.zeros(len(sets))
     for index, s in enumerate(sets):
-        gram = problem.gram(s[0])
+        gram, metric = problem.gram(s[0]), problem.metric(s[0])
+        if metric is not None:
+            deviation = matrix[[position[c] for c in s]] - layer.target[s]
+            error[index] = max(float(np.sum((metric @ deviation) * (deviation @ gram))), 0.0) + layer.constant[s].sum()
+            continue
         for c in s:
             error[index] += squared_error(gram, matrix[position[c]] - layer.target[c]) + layer.constant[c]
     return error

@@ -20,7 +20,7 @@ from layerbounds.problems.codebooks import codebook
 from layerbounds.problems.float_types import FLOAT_TYPES
 from layerbounds.problems.grids import MAX_BITS, Granularity, Grid, granularity_size, numbers_of_groups
 from layerbounds.problems.judgement import Judgement
-from layerbounds.problems.problem import Problem
+from layerbounds.problems.problem import Problem, whole_sets
 from layerbounds.problems.scaled import ScaledLevels
 
 #: Where the Gram matrix is singular, weights are at most so many times the largest target.
@@ -149,12 +149,7 @@ class FreeScaleProblem(Problem):
         """Single channels, or all of them where they share one scale."""
         if self.granularity != "tensor":
             return super().sets(channels)
-        missing = sorted(set(range(self.layer.out_features)) - set(channels))
-        if missing:
-            named = f"channel {missing[0]}" if len(missing) == 1 else f"channels {', '.join(map(str, missing[:8]))}"
-            more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
-            raise InputError(f"all channels share one scale; choose {named}{more}, too.")
-        return [list(range(self.layer.out_features))]
+        return whole_sets(lambda channel: range(self.layer.out_features), channels, "one scale")
 
     def rounded_to(self, dtype: str) -> FreeScaleProblem:
         """The same for weights that were rounded to another type."""

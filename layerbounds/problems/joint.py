@@ -50,6 +50,11 @@ class JointProblem(Problem):
     def __post_init__(self) -> None:
         # The two halves check what they are given.
         QuantizationProblem(self.layer, self.grid)
+        if isinstance(self.pattern, Pattern) and self.pattern.rows != 1:
+            raise InputError(
+                f"pattern {self.pattern.label} couples the output channels, and pruning with quantization treats each "
+                "on its own; choose unstructured, N:M or block:S, or prune without quantizing."
+            )
         PruningProblem(self.layer, self.pattern, self.kept, True)
 
     @functools.cached_property
@@ -102,7 +107,7 @@ class JointProblem(Problem):
     @functools.cached_property
     def structure(self) -> Structure:
         """Units, groups and capacities over all inputs."""
-        return self.pattern.structure(self.layer.in_features, self.kept)
+        return self.pattern.structure(self.layer.weight.shape[1:], self.kept)
 
     @property
     def parts(self) -> Parts:
@@ -143,7 +148,7 @@ class JointProblem(Problem):
     def rule(self) -> bytes:
         """What the grid says, and the pattern."""
         grid = QuantizationProblem(self.layer, self.grid).rule()
-        return b"joint/" + grid + f"/{self.pattern.label}/{self.kept}".encode()
+        return b"joint/" + grid + b"/" + self.pattern.rule() + f"/{self.kept}".encode()
 
 
 def joint_problem(
@@ -153,6 +158,7 @@ def joint_problem(
     density: float | None = None,
     k: int | None = None,
     pattern: str | Pattern = "unstructured",
+    axis: str | None = None,
     weights: ArrayLike | None = None,
     grid: Grid | None = None,
     scale: ArrayLike | None = None,
@@ -176,8 +182,8 @@ def joint_problem(
     layer : Layer
     bits, grid, scale, zero_point, g_idx, symmetric, granularity, range, codebook
         The grid, as in `quantization_problem`. It is fitted to the dense weights; scales must be given or fitted.
-    density, k, pattern
-        The pattern, as in `pruning_problem`.
+    density, k, pattern, axis
+        The pattern, as in `pruning_problem`; those that couple the output channels are refused.
     weights : array_like of the shape of the layer's weight, optional
         Instead of a grid: what each kept weight is. Quantized weights make it the second stage of quantizing and then
         pruning without quantizing again; the dense weights make it mask-only pruning.
@@ -232,7 +238,7 @@ def joint_problem(
         fitted = quantization_problem(layer, **given).grid_of(layer.matrix, _rows(layer))
         assert fitted is not None
         chosen = fitted
-    pruned = pruning_problem(layer, density=density, k=k, pattern=pattern)
+    pruned = pruning_problem(layer, density=density, k=k, pattern=pattern, axis=axis)
     return JointProblem(layer, chosen, pruned.pattern, pruned.kept)
 
 

@@ -21,20 +21,33 @@ class Parts:
         None where every weight takes one of its values.
     zero : bool
         Whether zero is one of the values of every weight.
+    share : int or None
+        How many consecutive output channels have the same choice of kept units; None for all of a Gram matrix.
+    limited : bool
+        Whether more than this is demanded.
     """
 
     values: bytes | None
     structure: Structure | None
     zero: bool
+    share: int | None = 1
+    limited: bool = False
 
 
 def contains(outer: Parts | None, inner: Parts | None) -> bool:
     """Whether one problem of a layer allows all weights that another does; False if that is not known."""
-    if outer is None or inner is None or (outer.values is not None and outer.values != inner.values):
+    if outer is None or inner is None or outer.limited or (outer.values is not None and outer.values != inner.values):
         return False
     if outer.structure is None:
         return inner.structure is None or outer.zero
-    return inner.structure is not None and _fits(inner.structure, outer.structure)
+    return inner.structure is not None and _shares(inner, outer) and _fits(inner.structure, outer.structure)
+
+
+def _shares(inner: Parts, outer: Parts) -> bool:
+    """Whether rows that must have one mask in the outer problem have one in the inner."""
+    if outer.share == 1 or inner.share is None:
+        return True
+    return outer.share is not None and inner.share % outer.share == 0
 
 
 def _fits(inner: Structure, outer: Structure) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -90,6 +90,31 @@ class Problem(ABC):
         raised = self.layer.gram_reports[self.layer.group_of(channel)].raised
         return raise_diagonal(stored, raised) if raised and self.allowed(channel).free else stored
 
+    def metric(self, channel: int) -> Float | None:
+        """Q, with which an error e of the output channels of a set counts eᵀQe; None where each counts alone.
+
+        Parameters
+        ----------
+        channel : int
+            Of the set.
+
+        Returns
+        -------
+        ndarray of shape (rows, rows) or None
+        """
+        return None
+
+    def energy(self) -> Float:
+        """f(0) of each output channel, shape (out,); of a metric's the sums over sets are what counts."""
+        value, layer = self.layer.energy(), self.layer
+        for rows in layer.group_rows():
+            metric = self.metric(rows.start)
+            if metric is not None:
+                target = layer.target[rows]
+                with np.errstate(over="ignore", invalid="ignore"):
+                    value[rows] = np.sum((metric @ target) * (target @ layer.channel_gram(rows.start)), axis=1)
+        return value
+
     @abstractmethod
     def row_template(self, channel: int) -> Float:
         """Weights of the channel's dead inputs (and others to be overwritten), shape (n,)."""
@@ -167,6 +192,10 @@ class Problem(ABC):
         """How many units of each set of rows are kept beyond the capacities of a pattern."""
         return np.zeros(len(self.sets(channels)), dtype=np.int64)
 
+    def kept_units(self, matrix: Float, channels: Sequence[int]) -> list[list[int]] | None:
+        """Which units of a pattern each set of rows keeps, by their numbers; None where rows do not share a mask."""
+        return None
+
     def fingerprint(self) -> str:
         """SHA-256 of everything that the optimum depends on."""
         digest = hashlib.sha256()
@@ -182,6 +211,34 @@ class Problem(ABC):
             rows = matrix[[position[c] for c in s]]
             pairs.append((s, rows[0] if len(s) == 1 else rows))
         return pairs
+
+
+def whole_sets(set_of: Callable[[int], range], channels: Sequence[int], what: str) -> list[list[int]]:
+    """The sets of rows of some channels, in the order of their first mention.
+
+    Parameters
+    ----------
+    set_of : callable
+        From a channel to all rows of its set.
+    channels : sequence of int
+    what : str
+        What the rows of a set share.
+
+    Raises
+    ------
+    InputError
+        If some but not all rows of a set are there.
+    """
+    chosen, sets = set(channels), {rows.start: rows for rows in map(set_of, channels)}
+    for rows in sets.values():
+        missing = [row for row in rows if row not in chosen]
+        if missing:
+            named = ", ".join(map(str, missing[:8])) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
+            raise InputError(
+                f"output channels {rows[0]} to {rows[-1]} share {what}; "
+                f"choose {'channel' if len(missing) == 1 else 'channels'} {named}, too."
+            )
+    return [list(rows) for rows in sets.values()]
 
 
 def as_problem(value: Any) -> Problem:

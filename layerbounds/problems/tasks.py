@@ -23,6 +23,8 @@ Allowed = TypeVar("Allowed", bound=AllowedSet, covariant=True)
 class Task(Generic[Allowed]):
     """Minimise Σ (v − w)ᵀH(v − w) + c over the rows of v, within an allowed set; dead inputs are removed.
 
+    Rows that a metric binds are a whole group.
+
     Attributes
     ----------
     rows : tuple of int
@@ -47,6 +49,8 @@ class Task(Generic[Allowed]):
         A dual point to start from, such as another backend's.
     raised : float
         See `layerbounds.layers.gram.GramReport`.
+    metric : ndarray of shape (rows, rows) or None
+        Q, with which errors count tr(Q (v − w) H (v − w)ᵀ) instead of the sum.
     """
 
     rows: tuple[int, ...]
@@ -60,6 +64,7 @@ class Task(Generic[Allowed]):
     warm_start: Float | None = None
     start: Any = None
     raised: float = 0.0
+    metric: Float | None = None
 
     @property
     def channel(self) -> int:
@@ -130,7 +135,8 @@ class GroupTasks(Sequence[Task[Any]]):
         gram = problem.gram(first)
         self._gram = gram if self._live.all() else np.ascontiguousarray(gram[np.ix_(self._live, self._live)])
         self._raised = layer.gram_reports[group].raised
-        self._energy = layer.energy()
+        self._energy = problem.energy()
+        self._metric = problem.metric(first)
 
     def __len__(self) -> int:
         return len(self._sets)
@@ -161,6 +167,7 @@ class GroupTasks(Sequence[Task[Any]]):
             warm_start=None if start is None else start[..., self._live],
             start=None if self._duals is None else self._duals[index],
             raised=self._raised if allowed.free else 0.0,
+            metric=self._metric,
         )
 
 
