@@ -283,6 +283,162 @@ class ScaleDual:
 
 
 @dataclass(frozen=True, eq=False)
+class SharedDual:
+    """Points of several rows that have one mask, and block-diagonal matrices (docs/shared-bounds.md).
+
+    Σ_r f_r(v_r) ≥ Σ_r [f_r(z_r) + 2h_rᵀ(v_r − z_r) + (v_r − z_r)ᵀB(v_r − z_r)] with h_r = H(z_r − w_r), for every
+    B ⪯ H, which may be another one in each class of rows.
+
+    Attributes
+    ----------
+    points : ndarray of shape (rows, n)
+        z, of each row.
+    block : ndarray of int64, shape (n,)
+        The block of each input. Units of a pattern lie within blocks; blocks within groups, or groups within blocks.
+    matrices : ndarray of shape (classes, n, n)
+        Entries between different blocks are ignored.
+    row_class : ndarray of int64, shape (rows,)
+        Which matrix counts for each row.
+    """
+
+    points: Float
+    block: Int
+    matrices: Float
+    row_class: Int
+
+    @property
+    def minorant(self) -> object:
+        """As in `DualPoint`."""
+        return self.matrices
+
+    def is_valid(self, n: int) -> bool:
+        """Whether shapes fit n inputs, numbers are finite and every row has a matrix."""
+        rows, classes = len(np.atleast_1d(self.points)), len(np.atleast_1d(self.matrices))
+        fits = _is_finite(self.points, (rows, n)) and _is_finite(self.matrices, (classes, n, n))
+        if not fits or np.shape(self.block) != (n,) or np.shape(self.row_class) != (rows,):
+            return False
+        return bool(np.all((np.asarray(self.row_class) >= 0) & (np.asarray(self.row_class) < classes)))
+
+
+@dataclass(frozen=True, eq=False)
+class MaskDual:
+    """A point and a diagonal below the matrix of a binary quadratic form (docs/pruning-bounds.md, Masks).
+
+    For masks of several rows, or of units of several inputs, whose matrix says more than the Gram matrix does.
+
+    Attributes
+    ----------
+    z : ndarray of shape (units,)
+        How much of each unit is kept.
+    d : ndarray of shape (units,)
+    """
+
+    z: Float
+    d: Float
+
+    @property
+    def minorant(self) -> object:
+        """As in `DualPoint`."""
+        return self.d
+
+    def is_valid(self, n: int) -> bool:
+        """Whether both have one length and numbers are finite; how many units there are the allowed set knows."""
+        return np.ndim(self.z) == 1 and all(_is_finite(part, np.shape(self.z)) for part in (self.z, self.d))
+
+
+@dataclass(frozen=True, eq=False)
+class TiledDual:
+    """Points, diagonals and prices of rows whose masks limit one another (docs/tiles.md).
+
+    Σ_r f_r(v_r) ≥ Σ_r [f_r(z_r) + 2h_rᵀ(v_r − z_r) + Σ_i d_ri (v_ri − z_ri)²] + Σ prices of what is kept − the largest
+    total price of an allowed mask, for every d_r ⪯ H and prices ≥ 0.
+
+    Attributes
+    ----------
+    points, diagonals, prices : ndarray of shape (rows, n)
+    """
+
+    points: Float
+    diagonals: Float
+    prices: Float
+
+    @property
+    def minorant(self) -> object:
+        """As in `DualPoint`."""
+        return self.diagonals
+
+    def is_valid(self, n: int) -> bool:
+        """Whether shapes fit n inputs, numbers are finite and no price is negative."""
+        shape = (len(np.atleast_1d(self.points)), n)
+        fits = all(_is_finite(part, shape) for part in (self.points, self.diagonals, self.prices))
+        return fits and bool(np.all(np.asarray(self.prices) >= 0))
+
+
+@dataclass(frozen=True, eq=False)
+class MaskBlocksDual:
+    """The same as `MaskDual` with blocks in place of a diagonal, and a price of the kept units of each group.
+
+    Attributes
+    ----------
+    z : ndarray of shape (units,)
+    block : ndarray of int64, shape (units,)
+        The block of each unit.
+    matrix : ndarray of shape (units, units)
+        Entries between different blocks are ignored.
+    price : ndarray of shape (groups,)
+        Nonnegative.
+    """
+
+    z: Float
+    block: Int
+    matrix: Float
+    price: Float
+
+    @property
+    def minorant(self) -> object:
+        """As in `DualPoint`."""
+        return self.matrix
+
+    def is_valid(self, n: int) -> bool:
+        """Whether shapes fit one another and numbers are finite; how many units there are the allowed set knows."""
+        units = np.size(self.z)
+        fits = _is_finite(self.z, (units,)) and _is_finite(self.matrix, (units, units))
+        return fits and np.shape(self.block) == (units,) and _is_finite(self.price, np.shape(self.price))
+
+
+@dataclass(frozen=True, eq=False)
+class FilterDual:
+    """What bounds the choice of whole output channels (docs/filters.md).
+
+    Attributes
+    ----------
+    rows : ndarray of shape (any number, output channels) or None
+        N with NᵀN close to W H Wᵀ, where a metric binds the output channels: it is the weight of a problem of shared
+        masks whose Gram matrix is the metric. None without a metric, where sorting says everything.
+    dual : SharedDual or None
+        Of that problem.
+    """
+
+    rows: Float | None = None
+    dual: SharedDual | None = None
+
+    @property
+    def minorant(self) -> object:
+        """As in `DualPoint`: nothing is shared."""
+        return self
+
+    def is_valid(self, n: int) -> bool:
+        """Whether numbers are finite and shapes fit one another; how many channels there are the allowed set knows."""
+        if self.rows is None or self.dual is None:
+            return self.rows is None and self.dual is None
+        return (
+            np.ndim(self.rows) == 2
+            and _is_finite(self.rows, np.shape(self.rows))
+            and self.dual.is_valid(np.shape(self.rows)[1])
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class Leaf:
     """Weights that stand for all allowed ones with the same codes: what a search over scales has visited.
 
@@ -304,7 +460,7 @@ class Leaf:
 
 
 #: What a family's certified minimum is derived from.
-Dual = DualPoint | BlockDual | ScaleDual | Leaf
+Dual = DualPoint | BlockDual | ScaleDual | SharedDual | MaskDual | MaskBlocksDual | TiledDual | FilterDual | Leaf
 
 
 def _is_finite(array: Any, shape: tuple[int, ...]) -> bool:

@@ -22,8 +22,8 @@ from layerbounds.exceptions import CertificationError
 from layerbounds.problems.allowed import AllowedSet
 from layerbounds.proofs import Dual, Leaf
 
-#: From the Gram matrix, the target, the allowed set and the dual point to the bound.
-Least = Callable[[Float, Float, Any, Any], float]
+#: From the Gram matrix, the target, the allowed set and the dual point (and a metric, if there is one) to the bound.
+Least = Callable[..., float]
 
 
 @functools.cache
@@ -46,8 +46,10 @@ def has_leaves(allowed: AllowedSet) -> bool:
     return (type(allowed), Leaf) in _table()
 
 
-def least(gram: Float, target: Float, allowed: AllowedSet, dual: Dual) -> float:
+def least(gram: Float, target: Float, allowed: AllowedSet, dual: Dual, metric: Float | None = None) -> float:
     """Lower bound on (v − w)ᵀH(v − w) over an allowed set, every rounding error charged.
+
+    Where a problem has a metric, the function is called with it as one more argument.
 
     Parameters
     ----------
@@ -56,6 +58,8 @@ def least(gram: Float, target: Float, allowed: AllowedSet, dual: Dual) -> float:
         w.
     allowed : AllowedSet
     dual : DualPoint or BlockDual
+    metric : ndarray of shape (rows, rows), optional
+        Q, with which errors of several rows count tr(Q (v − w) H (v − w)ᵀ).
 
     Raises
     ------
@@ -67,4 +71,4 @@ def least(gram: Float, target: Float, allowed: AllowedSet, dual: Dual) -> float:
         raise CertificationError("the backend returned a dual point of another kind of problem.")
     if not dual.is_valid(len(gram)):
         raise CertificationError("the backend returned an invalid dual point.")
-    return function(gram, target, allowed, dual)
+    return function(gram, target, allowed, dual) if metric is None else function(gram, target, allowed, dual, metric)

@@ -15,6 +15,10 @@ VISIBLE, EXACT_INPUTS = 1e-8, 256
 #: What rows of more inputs that are evaluated together may leave open: one by one they take up to seconds each.
 VISIBLE_TOGETHER = 1e-6
 
+#: Errors under a metric are computed exactly up to so many multiplications.
+EXACT_WORK = 3e5
+#: Several rows are evaluated in extended precision up to so many multiplications, and in double precision above.
+EXTENDED_WORK = 2.5e8
 #: Rows that are treated together, and more than underflow can do: to an error, and to its derivative by a weight.
 CHUNK, UNDERFLOW, SLOPE_UNDERFLOW = 256, 1e-290, float(np.finfo(np.float64).tiny)
 
@@ -32,6 +36,11 @@ def objective_interval(gram: Float, target: Float, weights: Float, most: int = E
     gram : ndarray of shape (n, n)
     target, weights : ndarray of shape (n,) or (rows, n)
     """
+    if weights.ndim == 2 and len(weights) > 1 and gram.size * len(weights) > EXTENDED_WORK:
+        low, high = objective_rows(gram, target, weights)
+        if not np.all(np.isfinite(high)):
+            return 0.0, np.inf
+        return exact.float_below(_sum(low)), exact.float_above(_sum(high))
     deviation = np.atleast_2d(weights.astype(_LONG) - target.astype(_LONG))
     matrix = gram.astype(_LONG)
     size = np.abs(deviation)
@@ -52,6 +61,41 @@ def objective_interval(gram: Float, target: Float, weights: Float, most: int = E
         exactly = sum((exact.quadratic_form(gram, w, v) for w, v in pairs), Fraction(0))
         return max(exact.float_below(exactly), 0.0), max(exact.float_above(exactly), 0.0)
     return max(_below(float(value - error)), 0.0), max(_above(float(value + error)), 0.0)
+
+
+def metric_interval(gram: Float, metric: Float, target: Float, weights: Float) -> tuple[float, float]:
+    """Enclosure of tr(Q (v − w) H (v − w)ᵀ), at least 0, in extended precision, or in double where that takes long.
+
+    Parameters
+    ----------
+    gram : ndarray of shape (n, n)
+    metric : ndarray of shape (rows, rows)
+        Q.
+    target, weights : ndarray of shape (n,) or (rows, n)
+    """
+    target, weights = np.atleast_2d(target), np.atleast_2d(weights)
+    rows, n = target.shape
+    if np.array_equal(target, weights):
+        return 0.0, 0.0
+    work = rows * n * (n + rows)
+    wide = work <= EXTENDED_WORK
+    kind, unit = (_LONG, _UNIT) if wide else (np.float64, UNIT)
+    with np.errstate(over="ignore", invalid="ignore"):
+        deviation = weights.astype(kind) - target.astype(kind)
+        between = (deviation @ gram.astype(kind)) @ deviation.T
+        value = float(np.sum(metric.astype(kind) * between))
+        # |d_rᵀHd_s| and all that it is added up from is at most the product of these.
+        size = np.abs(deviation).astype(np.float64) @ entry_sizes(gram)
+        error = 4 * (2 * n + 2 * rows + 16) * unit * float(size @ (np.abs(metric) @ size)) * 1.01
+    error += UNIT * abs(value) + UNDERFLOW
+    if not error <= VISIBLE * value and work <= EXACT_WORK:
+        exactly = exact.metric_form(gram, metric, target, weights)
+        return max(exact.float_below(exactly), 0.0), max(exact.float_above(exactly), 0.0)
+    return (max(_below(value - error), 0.0), _above(value + error)) if np.isfinite(error + value) else (0.0, np.inf)
+
+
+def _sum(values: Float) -> Fraction:
+    return sum(map(Fraction, values.tolist()), Fraction(0))
 
 
 def objective_rows(gram: Float, targets: Float, weights: Float) -> tuple[Float, Float]:

@@ -31,7 +31,7 @@ def certify_group(
     derived = _derived(tasks, raws)
     for begin in range(0, len(tasks), CHUNK):
         chunk = [tasks[i] for i in range(begin, min(begin + CHUNK, len(tasks)))]
-        single = [i for i, task in enumerate(chunk) if len(task.rows) == 1]
+        single = [i for i, task in enumerate(chunk) if len(task.rows) == 1 and task.metric is None]
         weights = {i: feasible_weights(chunk[i], raws[begin + i].weights) for i in single}
         high = np.zeros(0)
         if single:

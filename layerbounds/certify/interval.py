@@ -15,7 +15,7 @@ import numpy as np
 
 from layerbounds.arrays import Float
 from layerbounds.bounds.least import has_leaves, least
-from layerbounds.bounds.objective import objective_interval
+from layerbounds.bounds.objective import EXACT_INPUTS, metric_interval, objective_interval
 from layerbounds.exceptions import CertificationError, NotAllowedError
 from layerbounds.problems.allowed import AllowedSet
 from layerbounds.problems.tasks import Task
@@ -72,7 +72,7 @@ def certify(task: Task[AllowedSet], raw: RawSolve, gap: float) -> CertifiedChann
         If the weights are not allowed, or the derived lower bound exceeds the error of feasible weights.
     """
     weights = feasible_weights(task, raw.weights)
-    high = objective_interval(task.gram, task.target, weights)[1]
+    high = task_error(task, weights)[1]
     derived = None if raw.dual is None else dual_bound(task, raw.dual)
     return conclude(task, raw, gap, weights, high, derived)
 
@@ -229,7 +229,14 @@ def _leaf_error(task: Task[AllowedSet], leaf: Float) -> float:
     """The least error of what a visited point stands for, from below."""
     if has_leaves(task.allowed):
         return dual_bound(task, Leaf(leaf))
-    return objective_interval(task.gram, task.target, task.allowed.exact(leaf), FEW_INPUTS)[0]
+    return task_error(task, task.allowed.exact(leaf), FEW_INPUTS)[0]
+
+
+def task_error(task: Task[AllowedSet], weights: Float, most: int = EXACT_INPUTS) -> tuple[float, float]:
+    """Enclosure of the error of weights, without the constant; exactly where visible, up to ``most`` inputs."""
+    if task.metric is not None:
+        return metric_interval(task.gram, task.metric, task.target, weights)
+    return objective_interval(task.gram, task.target, weights, most)
 
 
 def _accepted_claim(task: Task[AllowedSet], claim: Any, upper: float) -> float:
@@ -262,7 +269,7 @@ def dual_bound(task: Task[AllowedSet], dual: Dual) -> float:
         If the dual point is malformed or of the wrong kind.
     """
     try:
-        return least(task.gram, task.target, task.allowed, dual)
+        return least(task.gram, task.target, task.allowed, dual, task.metric)
     except CertificationError as error:
         raise CertificationError(f"channel {task.channel}: {error}") from error
 

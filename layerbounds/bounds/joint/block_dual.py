@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from layerbounds.arrays import Bool, Float, Int
 from layerbounds.bounds.joint.dual import level_savings
-from layerbounds.bounds.pruning.dual import best_spread, best_sum_of_units, rounded_down, value_at
+from layerbounds.bounds.pruning.dual import rounded_down, value_at
+from layerbounds.bounds.pruning.savings import best_spread, best_sum_of_units
 from layerbounds.bounds.quantization.block_dual import BUDGET, MOST_NODES, PreparedBlocks, proven_block_minorant
 from layerbounds.kernels.joint.least_costs import least_costs_by_count
 from layerbounds.problems.patterns import Structure

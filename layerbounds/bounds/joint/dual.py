@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from layerbounds.arrays import Float
 from layerbounds.bounds.minorants.diagonal import proven_minorant
-from layerbounds.bounds.pruning.dual import best_sum_of_units, rounded_down, value_at
+from layerbounds.bounds.pruning.dual import rounded_down, value_at
+from layerbounds.bounds.pruning.savings import best_sum_of_units
 from layerbounds.problems.patterns import Structure
 
 #: Extended precision, which type checkers have no name for.

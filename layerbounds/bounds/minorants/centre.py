@@ -14,7 +14,7 @@ import numpy as np
 from scipy.linalg import lapack
 
 from layerbounds.arrays import Float, Int
-from layerbounds.kernels.factorization import cholesky
+from layerbounds.kernels.factorization import cholesky, inverted
 
 #: First share of the way, its most, its growth after a step, and the least that is tried.
 FIRST_SHARE, MOST_SHARE, GROWTH, LEAST_SHARE = 0.5, 0.6, 1.3, 1e-3
@@ -63,9 +63,10 @@ class Centre:
         self.share = FIRST_SHARE
         self.usable = False
         inverse = self._inverse(None)
-        if inverse is None or not np.all(np.isfinite(inverse)):
+        alone = None if inverse is None else inverted(inverse)
+        if alone is None:
             return
-        self.alone = _symmetric(np.asarray(np.linalg.inv(inverse), dtype=np.float64))
+        self.alone = _symmetric(alone)
         self.blocks = np.where(self._pair, 0.9 / len(size) * self.alone, self._padding)
         following = self._inverse(self.blocks)
         self.usable = following is not None
@@ -100,8 +101,12 @@ class Centre:
 
     def move(self, weight: Float | None = None) -> bool:
         """One step, towards α_g/μ = ``weight``, which is 1 by default; False where no step is possible."""
-        half = np.linalg.cholesky(self.blocks)
-        values, vectors = np.linalg.eigh(_symmetric(half.transpose(0, 2, 1) @ self.inverse @ half))
+        try:
+            half = np.linalg.cholesky(self.blocks)
+            values, vectors = np.linalg.eigh(_symmetric(half.transpose(0, 2, 1) @ self.inverse @ half))
+        except np.linalg.LinAlgError:
+            # Inputs of one block that are nearly dependent.
+            return False
         goal = 1.0 / np.maximum(values, np.finfo(np.float64).tiny)
         if weight is not None:
             goal = goal * weight[:, None]

@@ -1,0 +1,1 @@
+"""Certified minima over choices of whole output channels."""

@@ -1,0 +1,1 @@
+"""Masks that leave kept weights as they are: binary quadratic problems."""

@@ -1,0 +1,1 @@
+"""Certified minima of weights that share a mask."""

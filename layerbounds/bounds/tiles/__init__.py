@@ -1,0 +1,1 @@
+"""Certified minima of rows whose masks limit one another."""
