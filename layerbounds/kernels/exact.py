@@ -5,6 +5,8 @@ Fractions of integers grow without bound, so all of this is for small matrices.
 
 from __future__ import annotations
 
+import math
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -13,6 +15,7 @@ from layerbounds.arrays import Float, Int
 
 #: Digits of a float64, and the exponent of a zero: it shifts nothing.
 _DIGITS, _ZERO = 53, 1 << 20
+LARGEST = sys.float_info.max
 
 
 def dyadic(values: Float, exponents: Int | None = None) -> tuple[list[int], int]:
@@ -120,6 +123,34 @@ def quadratic_form(gram: Float, target: Float, weights: Float) -> Fraction:
     return times_power(Fraction(total), scale + 2 * power)
 
 
+def metric_form(gram: Float, metric: Float, target: Float, weights: Float) -> Fraction:
+    """tr(Q (v − w) H (v − w)ᵀ), exactly.
+
+    Parameters
+    ----------
+    gram : ndarray of shape (n, n)
+    metric : ndarray of shape (rows, rows)
+        Q.
+    target, weights : ndarray of shape (rows, n)
+        w and v.
+    """
+    rows, n = target.shape
+    h, h_power = dyadic(gram)
+    q, q_power = dyadic(metric)
+    both, power = dyadic(np.stack([weights, target]))
+    size = rows * n
+    moved = [v - w for v, w in zip(both[:size], both[size:], strict=True)]
+    deviation = [moved[r * n : (r + 1) * n] for r in range(rows)]
+    matrix = [h[i * n : (i + 1) * n] for i in range(n)]
+    pulled = [[sum(x * y for x, y in zip(row, d, strict=True)) for row in matrix] for d in deviation]
+    total = 0
+    for r, d in enumerate(deviation):
+        for s, other in enumerate(pulled):
+            if q[r * rows + s]:
+                total += q[r * rows + s] * sum(x * y for x, y in zip(d, other, strict=True))
+    return times_power(Fraction(total), h_power + q_power + 2 * power)
+
+
 def times_power(value: Fraction, exponent: int) -> Fraction:
     """Value · 2^exponent."""
     return value * (1 << exponent) if exponent >= 0 else value / (1 << -exponent)
@@ -127,11 +158,17 @@ def times_power(value: Fraction, exponent: int) -> Fraction:
 
 def float_below(value: Fraction) -> float:
     """A float64 that is not larger, next to the value."""
-    result = float(value)
+    try:
+        result = float(value)
+    except OverflowError:
+        return LARGEST if value > 0 else -math.inf
     return result if Fraction(result) <= value else float(np.nextafter(result, -np.inf))
 
 
 def float_above(value: Fraction) -> float:
     """A float64 that is not smaller, next to the value."""
-    result = float(value)
+    try:
+        result = float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -LARGEST
     return result if Fraction(result) >= value else float(np.nextafter(result, np.inf))

@@ -1,0 +1,1 @@
+"""Compiled loops for masks that several rows share."""
