@@ -19,7 +19,7 @@ from layerbounds.search.pruning.blocks import search_blocks
 from layerbounds.search.pruning.clusters import search_clusters
 from layerbounds.search.pruning.exact_sets import MOST_WORK, nearly_singular, number_of_choices, search_exactly
 from layerbounds.search.pruning.independent_sets import MOST_UNITS, applies, search_supports
-from layerbounds.search.pruning.masks import search_mask
+from layerbounds.search.pruning.mask_run import search_mask
 from layerbounds.search.pruning.subset_run import search_subset
 from layerbounds.search.pruning.subset_search import AT_ONCE, SET_UP_CUBIC
 from layerbounds.search.pruning.wide import WidePreparation, search_wide

@@ -258,7 +258,9 @@ def search_exactly(task: Task[Support], control: Control) -> RawSolve:
         return RawSolve(weights, status, nodes=search.visited, trace=(trace,))
     lower = exact.float_below(exact.times_power(search.best[0], search.unit))
     # Where nobody can see it, the bound stays below the error that these weights have without the raised diagonal.
-    hidden = 4.0 * task.raised * float(np.diag(task.gram) @ (weights - task.target) ** 2)
+    hidden = 0.0
+    if task.raised:
+        hidden = 4.0 * task.raised * float(np.diag(task.gram) @ (weights - task.target) ** 2)
     lower -= min(hidden, 0.25 * max(OPTIMAL_RELATIVE * upper, OPTIMAL_ABSOLUTE * task.energy))
     trace = TracePoint(control.elapsed(), search.visited, min(lower + task.constant, upper), upper)
     return RawSolve(

@@ -20,6 +20,7 @@ from layerbounds.kernels.pruning.independent_sets import independent_sets
 from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE, Control, RawSolve, SearchProof, Status, TracePoint
+from layerbounds.search.pruning.circuits import is_dependent, share_below, slope
 from layerbounds.search.pruning.exact_sets import ExactSets, number_of_choices
 from layerbounds.search.pruning.subset_search import SubsetSearch
 
@@ -33,8 +34,6 @@ LEAST = 1e-10
 FOUND, APART, MOST_APART = 1024, 4096, 5_000
 #: Inputs by which the work is divided.
 SPLIT = 2
-#: Powers of two whose reciprocals are tried as a share of the diagonal that lies below the Gram matrix.
-POWERS = (24, 32, 40, 46, 50, 52, 54, 58, 64, 72)
 
 _LONG = np.longdouble
 _UNIT_LONG = float(np.finfo(_LONG).eps)
@@ -144,53 +143,21 @@ class SupportSearch:
             return 0.0
         if not exact.is_positive_semidefinite(self.search.task.gram):
             return math.inf
-        circuits = [(self.order[list(row[:-1])], int(self.order[row[-1]])) for row in sorted(self.apart)]
-        ambiguous = [c for c in circuits if not self._dependent(*c)]
+        circuits = [(self.order[list(row[:-1])].tolist(), int(self.order[row[-1]])) for row in sorted(self.apart)]
+        ambiguous = [c for c in circuits if not is_dependent(self.exact.rows, *c)]
         if not ambiguous:
             return 0.0
-        share = self._share()
+        share = share_below(self.search.task.gram)
         if share is None:
             return math.inf
         search = self.search
         size = float(search.norm @ np.abs(search.target))
         size += math.sqrt(len(self.begin) * search.energy * 3.0 / self.lowest)
         try:
-            slope = max(self._slope(*c) for c in ambiguous) * size
+            steepest = max(slope(search.gram, *c) for c in ambiguous) * size
         except np.linalg.LinAlgError:
             return math.inf
-        return len(self.begin) * slope**2 / share * (1.0 + 1e-9)
-
-    def _dependent(self, kept: Int, other: int) -> bool:
-        """Whether an input is exactly a combination of others."""
-        members = [*kept.tolist(), other]
-        rows = [[self.exact.rows[i][j] for j in members] for i in members]
-        previous = 1
-        while len(rows) > 1:
-            pivot, following = rows[0][0], exact.eliminate(rows, 0, previous)
-            if following is None:
-                return False
-            rows, previous = following, pivot
-        return not rows[0][0]
-
-    def _share(self) -> float | None:
-        """A share of its diagonal that lies below the Gram matrix, by exact arithmetic."""
-        for power in POWERS:
-            if exact.is_positive_semidefinite(self.search.task.gram, power):
-                return math.ldexp(1.0, -power)
-        return None
-
-    def _slope(self, kept: Int, other: int) -> float:
-        """Largest |(Hy)_j|/ν_j for the combination y that nearly vanishes, relative to the input's own norm."""
-        gram = self.search.gram
-        wide = gram.astype(_LONG)
-        y = np.zeros(len(gram), dtype=_LONG)
-        y[other] = 1.0
-        block = gram[np.ix_(kept, kept)]
-        for _ in range(4):
-            y[kept] -= np.linalg.solve(block, (wide[kept] @ y).astype(np.float64))
-        error = 2 * (len(gram) + 4) * _UNIT_LONG * (np.abs(wide) @ np.abs(y))
-        rho = (np.abs(wide @ y) + error).astype(np.float64)
-        return float(np.max(rho / np.sqrt(np.diag(gram)))) / math.sqrt(gram[other, other]) * (1.0 + 1e-9)
+        return len(self.begin) * steepest**2 / share * (1.0 + 1e-9)
 
 
 def margin_of(search: SubsetSearch, size: int) -> float:

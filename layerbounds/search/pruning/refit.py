@@ -19,14 +19,14 @@ def refit(gram: Float, b: Float, inputs: Int) -> Float:
     Parameters
     ----------
     gram : ndarray of shape (n, n)
-    b : ndarray of shape (n,)
+    b : ndarray of shape (n,) or (n, rows)
         H w.
     inputs : ndarray of int64
         S, not empty.
 
     Returns
     -------
-    ndarray of shape (len(S),)
+    ndarray of shape (len(S),) or (len(S), rows)
     """
     block = np.ascontiguousarray(gram[np.ix_(inputs, inputs)])
     factor = cholesky(block)
@@ -35,7 +35,7 @@ def refit(gram: Float, b: Float, inputs: Int) -> Float:
     norm = np.sqrt(np.diag(block))
     size = len(inputs)
     _, pivots, rank, _ = lapack.dpstrf(block / np.outer(norm, norm), lower=1, tol=DEPENDENT * size * UNIT)
-    weights = np.zeros(size)
+    weights = np.zeros((size, *b.shape[1:]))
     for many in (rank, rank // 2):
         kept = np.sort(pivots[:many] - 1)
         factor = cholesky(np.ascontiguousarray(block[np.ix_(kept, kept)]))

@@ -1,0 +1,1 @@
+"""The choice of whole output channels."""

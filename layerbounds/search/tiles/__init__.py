@@ -1,0 +1,1 @@
+"""Branch and bound of masks of rows that limit one another."""
