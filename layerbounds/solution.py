@@ -29,20 +29,20 @@ class Solution:
     channels : list of int
     sets : list of list of int
         The output channels of each entry.
-    lower_bound, upper_bound : ndarray of shape (channels,)
+    lower_bound, upper_bound : ndarray of shape (sets,)
         Rounded outward; ``lower_bound <= min f <= upper_bound``.
     weights : ndarray of shape (channels, *weight.shape[1:])
         Allowed weights that reach ``upper_bound``, in the order of ``channels``.
     status : list of Status
     bound_kind : list of BoundKind
-    claimed_lower_bound : ndarray of shape (channels,)
+    claimed_lower_bound : ndarray of shape (sets,)
         What a foreign solver says, NaN otherwise and where it contradicts feasible weights. Never used for
         ``lower_bound``.
-    energy : ndarray of shape (channels,)
-        f(0), the error of removing the channel.
-    seconds : ndarray of shape (channels,)
+    energy : ndarray of shape (sets,)
+        f(0), the error of removing the channels.
+    seconds : ndarray of shape (sets,)
         Time of the search.
-    nodes : ndarray of int64, shape (channels,)
+    nodes : ndarray of int64, shape (sets,)
     trace : list of list of TracePoint
     preparation_seconds : float
         Time of the work that the channels share, compilation included.
@@ -52,7 +52,7 @@ class Solution:
         What gave each end: with ``auto`` a channel may have one of ``batched`` and one of ``native``; the lower end of
         a foreign solver that hands over no dual point is ``native``.
     notes : dict of int to tuple of str
-        By channel: what was refused of a foreign solver's answer, and what has to be known about it.
+        By the first channel of a set: what was refused of a foreign solver's answer, and what has to be known about it.
     certified_trace : bool
         False where the lower bounds of the traces are claims of a foreign solver.
     """
@@ -98,7 +98,7 @@ class Solution:
 
     @property
     def sqnr_db(self) -> Float:
-        """−10·log10(relative error), shape (channels, 2): from the upper bound, from the lower bound."""
+        """−10·log10(relative error), shape (sets, 2): from the upper bound, from the lower bound."""
         pair = np.stack([self.relative_upper_bound, self.relative_lower_bound], axis=1)
         with np.errstate(divide="ignore"):
             return np.asarray(-10.0 * np.log10(pair))
@@ -130,6 +130,11 @@ class Solution:
     def zero_point(self) -> Float | None:
         """Zero points of the weights, in the shape of ``scale``: found or given; None where there are none."""
         return self._scales[1]
+
+    @property
+    def kept_units(self) -> list[list[int]] | None:
+        """Which units of the pattern each of ``sets`` keeps, such as input channels; None where no mask is shared."""
+        return self.problem.kept_units(self._matrix, self.channels)
 
     @functools.cached_property
     def grid(self) -> Grid | None:
@@ -169,6 +174,7 @@ class Solution:
             indices = [position[c] for c in rows]
             return {"scale": self.scale[indices].tolist(), "zero_point": self.zero_point[indices].tolist()}
 
+        kept = self.kept_units
         entries = [
             {
                 "channel": rows[0] if len(rows) == 1 else None,
@@ -189,6 +195,7 @@ class Solution:
                 "seconds": float(self.seconds[i]),
                 "nodes": int(self.nodes[i]),
                 **levels(rows),
+                **({} if kept is None else {"kept": kept[i]}),
                 "trace": [[p.seconds, p.nodes, p.lower, p.upper] for p in self.trace[i]],
             }
             for i, rows in enumerate(self.sets)

@@ -22,6 +22,7 @@ from layerbounds.arguments import (
 from layerbounds.arrays import Float, as_float64
 from layerbounds.exceptions import InputError
 from layerbounds.problems.problem import Problem, as_problem, check_channels
+from layerbounds.problems.rows import noun
 from layerbounds.scheduling.request import Progress, Report, Request
 from layerbounds.scheduling.stages import Outcome, carry_out
 from layerbounds.solution import Solution
@@ -48,6 +49,9 @@ def solve(
 ) -> Solution:
     """Find certified intervals around the smallest possible error of each output channel.
 
+    Channels that the problem binds to one another, by a mask or a scale that they share, have one interval for all of
+    them: what is said of a channel below is then about such a set (`Problem.sets`).
+
     Parameters
     ----------
     problem : Problem
@@ -56,7 +60,7 @@ def solve(
         ``"batched"`` cannot treat; beyond, ``"batched"`` for all channels at once, and ``"native"`` after it, from
         where it ended, if there is a ``time_limit`` or a ``total_time`` to spend.
     channels : sequence of int, optional
-        Output channels to solve; default: all.
+        Output channels to solve, of sets all of them; default: all.
     time_limit : float, optional
         Seconds of search per channel; default: 10, if there is no ``total_time``. Preparation that channels share, and
         compilation, are outside it. ``"batched"`` has no limit by default, else so many seconds for each channel, for
@@ -65,7 +69,7 @@ def solve(
         Seconds for all channels, beside preparation and compilation. Searches divide them evenly; after the bounds of
         ``"batched"``, which are part of it, they go to the channels whose intervals are widest, where upper − lower
         counts, 10 seconds or more for each.
-    gap : float or array_like of shape (channels,)
+    gap : float or array_like of shape (sets,)
         Stop a channel when (upper − lower)/upper is at most this; one number for all or one for each.
     jobs : int, optional
         Threads in total; default: all cores. Several channels are solved side by side; where there are fewer channels
@@ -113,7 +117,7 @@ def solve(
     request = Request(
         problem=problem,
         sets=sets,
-        gaps=_gaps(gap, len(sets)),
+        gaps=_gaps(gap, sets),
         starts=[_start(starts, s) for s in sets],
         time_limit=time_limit,
         total_time=total_time,
@@ -135,7 +139,7 @@ def _solution(request: Request, channels: list[int], backend: str, outcome: Outc
     layer = problem.layer
     finished = [outcome.finished[i] for i in range(len(sets))]
     certified = [f.certified for f in finished]
-    energy = layer.energy()
+    energy = problem.energy()
     order = {channel: i for i, channel in enumerate(channels)}
     weights = np.empty((len(channels), layer.in_features))
     for s, result in zip(sets, certified, strict=True):
@@ -177,13 +181,13 @@ def _check_options(
         whole_number(node_limit, "node_limit", 1)
 
 
-def _gaps(gap: ArrayLike, channels: int) -> list[float]:
-    values = as_float64(gap, "gap")
-    if values.shape not in ((), (channels,)) or not np.all((values >= 0) & (values < 1)):
+def _gaps(gap: ArrayLike, sets: list[list[int]]) -> list[float]:
+    values, count = as_float64(gap, "gap"), len(sets)
+    if values.shape not in ((), (count,)) or not np.all((values >= 0) & (values < 1)):
         raise InputError(
-            f"gap is {shown(gap)}; pass a relative gap in [0, 1), or one for each of the {channels} channels."
+            f"gap is {shown(gap)}; pass a relative gap in [0, 1), or one for each of the {count} {noun(sets, count)}."
         )
-    return [float(v) for v in np.broadcast_to(values, (channels,))]
+    return [float(v) for v in np.broadcast_to(values, (count,))]
 
 
 def _start(starts: dict[int, Float] | None, rows: list[int]) -> Float | None:

@@ -48,7 +48,7 @@ class Narrowing:
         self.preparation, self.interrupted = 0.0, False
         self._before = finished
         self._order: list[int] = []
-        self._energy = request.problem.layer.energy()
+        self._energy = request.problem.energy()
         self._searched: set[int] = set()
 
     def order(self) -> list[int]:

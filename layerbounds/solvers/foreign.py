@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-# It registers how joint problems are written down.
-import layerbounds.solvers.joint  # noqa: F401
+# They register how problems of their kind are written down.
+import layerbounds.solvers.joint
+import layerbounds.solvers.shared  # noqa: F401
 from layerbounds.arrays import Float
 from layerbounds.layers.layer import Layer
 from layerbounds.problems.evaluation import squared_error
@@ -30,6 +31,8 @@ QUADRATIC_ROWS = frozenset(
         Capability.CODEBOOK,
         Capability.PRUNING,
         Capability.MASK,
+        Capability.SHARED,
+        Capability.SHARED_MASK,
         Capability.JOINT,
         Capability.FREE_SCALE,
         Capability.WARM_START,

@@ -1,4 +1,4 @@
-"""One channel as a mixed-integer problem that any solver's modelling interface can take over (docs/backends.md).
+"""A channel, or a set of them, as a mixed-integer problem for any solver's modelling interface (docs/backends.md).
 
 minimise ‖F u − g‖² + costᵀu + constant over low ≤ u ≤ high, some u_j integer, linear rows, and, where asked for, cones
 u_x² ≤ u_s·u_y, indicators u_y = 0 ⇒ u_x = 0 and products u_p = u_s·u_q. The objective is divided by the incumbent's
@@ -136,7 +136,7 @@ def choose_tie(task: Task[Any], choice: str) -> str:
     """
     if choice in ("bigm", "perspective", "indicator"):
         return choice
-    free = task.allowed.requirement == Capability.PRUNING
+    free = task.allowed.requirement in (Capability.PRUNING, Capability.SHARED)
     return "indicator" if choice == "auto" and free and is_singular(task.gram) else "bigm"
 
 
@@ -297,14 +297,7 @@ def _refit(task: Task[Support], start: Float, unit: float, form: str) -> Formula
     norm = np.sqrt(np.diag(task.gram))
     gram = task.gram / np.outer(norm, norm)
     target = task.target * norm / np.sqrt(unit)
-    far = reach(gram, 1.0)
-    if form != "indicator" and not np.all(np.isfinite(far)):
-        raise UnsupportedProblemError(
-            f"channel {task.channel}: the Gram matrix is singular, so there is no finite bound on the weights; use "
-            "the native backend, or scip or gurobi with formulation=indicator."
-        )
-    low, high = np.minimum(target - far, 0.0), np.maximum(target + far, 0.0)
-    tied = tie(task.allowed.structure, gram, target, low, high, form)
+    tied = tie(task.allowed.structure, gram, target, *weight_bounds(gram, target, form, task.channel), form)
     view = PruningView(
         task.gram, task.target, task.allowed.original, task.allowed.structure, True, np.random.default_rng(0)
     )
@@ -316,6 +309,17 @@ def _refit(task: Task[Support], start: Float, unit: float, form: str) -> Formula
         return tied.point(weights * norm / np.sqrt(unit), task.allowed.structure)
 
     return tied.formulation(np.zeros(len(start), dtype=bool), unit, decode, encode, start)
+
+
+def weight_bounds(gram: Float, target: Float, form: str, channel: int) -> tuple[Float, Float]:
+    """Least and largest values, 0 included, of weights with an error of at most 1 in all; shapes of the target."""
+    far = reach(gram, 1.0)
+    if form != "indicator" and not np.all(np.isfinite(far)):
+        raise UnsupportedProblemError(
+            f"channel {channel}: the Gram matrix is singular, so there is no finite bound on the weights; use "
+            "the native backend, or scip or gurobi with formulation=indicator."
+        )
+    return np.minimum(target - far, 0.0), np.maximum(target + far, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -334,13 +338,12 @@ class Tied:
     y: Int
 
     def point(self, x: Float, structure: Structure) -> Float:
-        """All variables where the weights are known."""
-        n = len(x)
+        """All variables where the weights, shape (n,) or (rows, n), are known."""
         point = np.zeros(len(self.cost))
-        point[:n] = x
-        point[self.y] = structure.kept_units(x[None])[0]
+        point[: x.size] = x.ravel()
+        point[self.y] = structure.kept_units(np.abs(np.atleast_2d(x)).max(axis=0, keepdims=True))[0]
         if self.cones:
-            point[n + len(self.y) :] = x**2
+            point[x.size + len(self.y) :] = x.ravel() ** 2
         return point
 
     def formulation(
@@ -362,10 +365,15 @@ class Tied:
 
 
 def tie(structure: Structure, gram: Float, target: Float, low: Float, high: Float, form: str) -> Tied:
-    """Minimise (x − target)ᵀ gram (x − target), x_i = 0 where the binary of its unit is 0, low ≤ x ≤ high elsewhere."""
-    n, units, owner = len(target), len(structure.group), structure.unit
-    split = SPLIT * centre(gram) if form == "perspective" else np.zeros(n)
-    factor = rank_factor(gram - np.diag(split))
+    """Minimise (x − target)ᵀ gram (x − target), x_i = 0 where the binary of its unit is 0, low ≤ x ≤ high elsewhere.
+
+    Target and bounds have shape (n,), or (rows, n): then the errors of the rows are summed, and the binaries theirs.
+    """
+    copies = target.size // len(gram)
+    n, units, owner = target.size, len(structure.group), np.tile(structure.unit, copies)
+    split = SPLIT * centre(gram) if form == "perspective" else np.zeros(len(gram))
+    factor = np.kron(np.eye(copies), rank_factor(gram - np.diag(split)))
+    split, target, low, high = np.tile(split, copies), target.ravel(), low.ravel(), high.ravel()
     # ‖F(x − c)‖² − 2aᵀx + const has the split-off part of the quadratic form linearised: it returns in Σ d_i s_i.
     count = n + units + (n if form == "perspective" else 0)
     x, y, s = np.arange(n), n + np.arange(units), n + units + np.arange(n)

@@ -50,6 +50,8 @@ class HighsBackend:
             Capability.CODEBOOK,
             Capability.PRUNING,
             Capability.MASK,
+            Capability.SHARED,
+            Capability.SHARED_MASK,
             Capability.JOINT,
             Capability.WARM_START,
             Capability.TRACE,
@@ -68,7 +70,7 @@ class HighsBackend:
 
     def prepare(self, problem: Problem, group: int, jobs: int) -> None:
         """Refuse early what has no finite bounds on the weights."""
-        if problem.requirement == Capability.PRUNING:
+        if problem.requirement in (Capability.PRUNING, Capability.SHARED):
             live = problem.layer.live(group)
             if live.any() and is_singular(problem.layer.gram[group][np.ix_(live, live)]):
                 raise UnsupportedProblemError(

@@ -23,6 +23,7 @@ from layerbounds.problems.scale_fit import ScaleFit
 from layerbounds.problems.scale_nearest import VANISHING, snapped_zero
 from layerbounds.problems.scaled import ScaledLevels
 from layerbounds.problems.tasks import Task
+from layerbounds.solvers.base import Capability
 from layerbounds.solvers.formulation import Formulation, Row, starts, write_down
 from layerbounds.solvers.sublevel import MARGIN, rank_factor, reach
 
@@ -42,7 +43,8 @@ def check_scaled(problem: Problem, backend: str) -> None:
     ------
     UnsupportedProblemError
     """
-    if any(len(rows) > 1 for rows in problem.sets(range(problem.layer.out_features))):
+    several = any(len(rows) > 1 for rows in problem.sets(range(problem.layer.out_features)))
+    if several and problem.requirement == Capability.FREE_SCALE:
         raise UnsupportedProblemError(
             f"backend {backend!r} cannot treat a free scale that several output channels share; use the native backend "
             "or granularity='channel'."

@@ -18,7 +18,7 @@ from layerbounds.problems.problem import Problem
 from layerbounds.problems.scaled import ScaledLevels
 from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task
-from layerbounds.proofs import Control, Dual, Leaf, RawSolve, ScaleDual, Status
+from layerbounds.proofs import Control, Dual, FilterDual, Leaf, RawSolve, ScaleDual, SharedDual, Status, TiledDual
 from layerbounds.solvers.base import Availability, Capability, Option
 from layerbounds.solvers.batched.group import Group
 from layerbounds.solvers.batched.joint import JointEngine
@@ -124,8 +124,10 @@ def _finite(raw: RawSolve) -> RawSolve:
 
 
 def _points(dual: Dual | None) -> list[Any]:
-    if dual is None or isinstance(dual, Leaf):
+    if dual is None or isinstance(dual, (Leaf, FilterDual, TiledDual)):
         return []
+    if isinstance(dual, (SharedDual, TiledDual)):
+        return [dual.points]
     return [point.z for point in dual.points] if isinstance(dual, ScaleDual) else [dual.z]
 
 
