@@ -31,13 +31,13 @@ def admm(view: PruningView, steps: int = 300, growth: float = 1.1) -> Float:
     target = view.target * scale
     values, vectors = np.linalg.eigh(gram)
     values = np.maximum(values, 0.0)
-    right = gram @ target
+    right = target @ gram
     rho = 0.1
     sparse = target.copy()
     dual = np.zeros_like(target)
     mask = largest(view, target)
     for step in range(steps):
-        dense = vectors @ ((vectors.T @ (right - dual + rho * sparse)) / (values + rho))
+        dense = (((right - dual + rho * sparse) @ vectors) / (values + rho)) @ vectors.T
         shifted = dense + dual / rho
         kept = largest(view, shifted)
         sparse = np.where(kept, shifted, 0.0)

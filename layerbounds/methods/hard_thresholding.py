@@ -28,10 +28,10 @@ def hard_thresholding(view: PruningView, steps: int = 300) -> Float:
     gram = view.gram / np.outer(scale, scale)
     target = view.target * scale
     length = 1.0 / float(np.linalg.eigvalsh(gram)[-1])
-    point = np.where(largest(view, target), target, 0.0)
-    mask = point != 0.0
+    mask = largest(view, target)
+    point = np.where(mask, target, 0.0)
     for _ in range(steps):
-        moved = point - length * (gram @ (point - target))
+        moved = point - length * ((point - target) @ gram)
         kept = largest(view, moved)
         new = np.where(kept, moved, 0.0)
         if np.array_equal(kept, mask) and np.allclose(new, point, rtol=1e-6, atol=0.0):

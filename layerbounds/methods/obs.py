@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from layerbounds.arrays import Float
+from layerbounds.methods.base import check_damp
 from layerbounds.methods.pruning import PruningView, damped_inverse, finish
+from layerbounds.methods.shared.units import Units
 
 
 def obs(view: PruningView, damp: float = 0.0) -> Float:
@@ -13,7 +15,7 @@ def obs(view: PruningView, damp: float = 0.0) -> Float:
 
     Hassibi & Stork, "Second order derivatives for network pruning: Optimal Brain Surgeon" (NeurIPS 1992); per output
     channel and exact as in Frantar & Alistarh, "Optimal Brain Compression" (NeurIPS 2022), algorithm 1 and its block
-    form.
+    form; of units that several channels share as in Kurtic, Frantar & Alistarh, "ZipLM" (NeurIPS 2023).
 
     Parameters
     ----------
@@ -21,7 +23,10 @@ def obs(view: PruningView, damp: float = 0.0) -> Float:
     damp : float
         Fraction of the mean diagonal added for the choice of the mask; the result is refitted without it.
     """
+    check_damp(damp)
     structure = view.structure
+    if view.target.ndim > 1:
+        return finish(view, Units(view, damp).backward()[structure.unit])
     inverse = damped_inverse(view.gram, damp)
     weights = view.target.copy()
     units = len(structure.group)

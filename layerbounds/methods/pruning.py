@@ -1,4 +1,4 @@
-"""What the pruning heuristics share: their view of a channel and the last step."""
+"""What the pruning heuristics share: their view of a channel, or of rows that share a mask, and the last step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 
-from layerbounds.arrays import Bool, Float
+from layerbounds.arrays import Bool, Float, Int
 from layerbounds.exceptions import UnsupportedProblemError
 from layerbounds.kernels.factorization import cholesky
 from layerbounds.kernels.successive import damped
@@ -16,15 +16,17 @@ from layerbounds.problems.patterns import Structure
 
 @dataclass(frozen=True, eq=False)
 class PruningView:
-    """What a heuristic sees of one output channel to prune: live inputs only, in the layer's order.
+    """What a heuristic sees of one output channel to prune, or of several with one mask.
+
+    Live inputs only, in the layer's order. Weights have shape (n,); those of channels that share a mask (rows, n).
 
     Attributes
     ----------
     gram : ndarray of shape (n, n)
         Undamped.
-    target : ndarray of shape (n,)
+    target : ndarray of shape (n,) or (rows, n)
         Unconstrained minimiser of the error.
-    original : ndarray of shape (n,)
+    original : ndarray of shape (n,) or (rows, n)
         Dense weights: what kept weights are where ``refit`` is False.
     structure : Structure
         Units, groups and capacities.
@@ -43,26 +45,35 @@ class PruningView:
 
 
 def largest(view: PruningView, score: Float) -> Bool:
-    """Mask of the inputs whose units have the largest sums of squared scores, as many as each group may keep."""
-    return view.structure.keep_largest(
-        np.bincount(view.structure.unit, weights=score**2, minlength=len(view.structure.group))
-    )
+    """Mask, shape (n,), of the inputs whose units have the largest sums of squared scores, as each group may keep."""
+    return view.structure.keep_largest(unit_sums(view.structure, score**2))
+
+
+def unit_sums(structure: Structure, values: Float) -> Float:
+    """Sums over the inputs of each unit, and over the rows, of values of shape (n,) or (rows, n)."""
+    total = np.sum(np.atleast_2d(values), axis=0)
+    return np.asarray(np.bincount(structure.unit, weights=total, minlength=len(structure.group)), dtype=np.float64)
+
+
+def room(structure: Structure, kept: Bool) -> Int:
+    """How many more units each group may keep beside those kept, shape (units,)."""
+    return np.asarray(structure.capacity - np.bincount(structure.group[kept], minlength=len(structure.capacity)))
 
 
 def refit_on(view: PruningView, mask: Bool) -> Float:
-    """Weights of least error on a mask (minimum norm where they are not unique)."""
-    weights = np.zeros(len(view.target))
+    """Weights of least error on a mask of shape (n,) (minimum norm where they are not unique)."""
+    weights = np.zeros(view.target.shape)
     s = np.flatnonzero(mask)
     if len(s) == len(mask):
         return view.target.copy()
     if len(s):
         block = np.ascontiguousarray(view.gram[np.ix_(s, s)])
-        right = view.gram[s] @ view.target
+        right = view.gram[s] @ view.target.T
         factor = cholesky(block)
         if factor is not None:
-            weights[s] = scipy.linalg.cho_solve((factor, True), right, check_finite=False)
+            weights[..., s] = scipy.linalg.cho_solve((factor, True), right, check_finite=False).T
         else:
-            weights[s] = scipy.linalg.lstsq(block, right, check_finite=False)[0]
+            weights[..., s] = scipy.linalg.lstsq(block, right, check_finite=False)[0].T
     return weights
 
 

@@ -39,6 +39,10 @@ from layerbounds.methods.obs import obs
 from layerbounds.methods.options import resolve_options
 from layerbounds.methods.quantease import quantease
 from layerbounds.methods.round_to_nearest import round_to_nearest
+from layerbounds.methods.shared.forward import forward
+from layerbounds.methods.shared.lasso import lasso
+from layerbounds.methods.shared.osscar import osscar
+from layerbounds.methods.shared.thinet import thinet
 from layerbounds.methods.sparsegpt import sparsegpt
 from layerbounds.methods.swap import swap
 from layerbounds.methods.views import channel_view
@@ -48,7 +52,8 @@ from layerbounds.problems.patterns import PATTERNS
 from layerbounds.problems.problem import Problem, as_problem, check_channels
 
 _GRIDS = ("uniform grids", "codebook grids")
-_SPARSITY = ("pruning with refit", "pruning masks")
+_SHARED = ("shared pruning with refit", "shared pruning masks")
+_SPARSITY = ("pruning with refit", "pruning masks", *_SHARED)
 _JOINT = ("pruning with quantization",)
 _PATTERNS = tuple(pattern.kind for pattern in PATTERNS)
 _SINGLE_INPUTS = tuple(pattern.kind for pattern in PATTERNS if pattern.single_inputs)
@@ -101,15 +106,17 @@ HEURISTICS |= {
             sparsegpt,
             "one pass with error feedback",
             "Frantar & Alistarh, ICML 2023",
-            _SPARSITY,
+            ("pruning with refit", "pruning masks"),
             _SINGLE_INPUTS,
         ),
-        _entry(
-            "swap", swap, "exchange inputs while that helps, with kicks", "Beale et al. 1967", _SPARSITY, _SINGLE_INPUTS
-        ),
+        _entry("swap", swap, "exchange inputs while that helps, with kicks", "Beale et al. 1967", _SPARSITY),
         _entry(
             "hard_thresholding", hard_thresholding, "projected gradient, then refit", "Bertsimas et al. 2016", _SPARSITY
         ),
+        _entry("forward", forward, "keep one more while there is room, then exchange", "Natarajan 1995", _SHARED),
+        _entry("osscar", osscar, "remove, then exchange several at once (OSSCAR)", "Meng et al., ICML 2024", _SHARED),
+        _entry("lasso", lasso, "factors of units with a price on their size", "He et al., ICCV 2017", _SHARED),
+        _entry("thinet", thinet, "drop what adds least to the dropped output", "Luo et al., ICCV 2017", _SHARED),
         _entry("admm", admm, "ridge solves and projections (ALPS)", "Meng et al., NeurIPS 2024", _SPARSITY),
         _entry(
             "prune_then_quantize",
@@ -151,25 +158,27 @@ def describe_heuristics() -> list[Heuristic]:
     return list(HEURISTICS.values())
 
 
-def make_view(problem: Problem, channel: int, seed: int = 0, shared: dict[Hashable, Any] | None = None) -> Any:
-    """The channel as heuristics see it.
+def make_view(problem: Problem, rows: Sequence[int], seed: int = 0, shared: dict[Hashable, Any] | None = None) -> Any:
+    """A channel, or a set of channels that are bound to one another, as heuristics see it.
 
     Parameters
     ----------
     problem : Problem
-    channel : int
+    rows : sequence of int
+        One of the problem's sets.
     seed : int
     shared : dict, optional
         What methods keep for the other channels with the same Gram matrix.
     """
-    layer = problem.layer
-    live = layer.live(layer.group_of(channel))
+    layer, first = problem.layer, rows[0]
+    live = layer.live(layer.group_of(first))
+    target, original = layer.target[rows][:, live], layer.matrix[rows][:, live]
     return channel_view(
-        problem.allowed(channel).restrict(live),
-        np.ascontiguousarray(layer.channel_gram(channel)[np.ix_(live, live)]),
-        layer.target[channel][live],
-        layer.matrix[channel][live],
-        np.random.default_rng([seed, channel]),
+        problem.allowed(first).restrict(live),
+        np.ascontiguousarray(layer.channel_gram(first)[np.ix_(live, live)]),
+        target[0] if len(rows) == 1 else target,
+        original[0] if len(rows) == 1 else original,
+        np.random.default_rng([seed, first]),
         {} if shared is None else shared,
     )
 
@@ -264,14 +273,16 @@ def run_channels(
     cancel = threading.Event()
     shared: dict[int, dict[Hashable, Any]] = {}
     weights = np.empty((len(channels), problem.layer.in_features))
+    sets = problem.sets(channels)
+    position = {channel: row for row, channel in enumerate(channels)}
 
     def work(first: int) -> float:
         begin = time.perf_counter()
-        for row in range(first, len(channels), jobs):
+        for rows in sets[first::jobs]:
             if cancel.is_set():
                 break
-            memory = shared.setdefault(problem.layer.group_of(channels[row]), {})
-            weights[row] = run_channel(heuristic, problem, channels[row], seed, memory, options)
+            memory = shared.setdefault(problem.layer.group_of(rows[0]), {})
+            weights[[position[row] for row in rows]] = run_set(heuristic, problem, rows, seed, memory, options)
         return time.perf_counter() - begin
 
     # One BLAS thread each: small factorizations with several are many times slower.
@@ -280,28 +291,28 @@ def run_channels(
             return weights, work(0)
         with ThreadPoolExecutor(max_workers=jobs) as pool:
             try:
-                parts = [pool.submit(work, first) for first in range(min(jobs, len(channels)))]
+                parts = [pool.submit(work, first) for first in range(min(jobs, len(sets)))]
                 return weights, sum(part.result() for part in parts)
             except BaseException:
                 cancel.set()
                 raise
 
 
-def run_channel(
+def run_set(
     heuristic: Heuristic,
     problem: Problem,
-    channel: int,
+    rows: Sequence[int],
     seed: int,
     shared: dict[Hashable, Any],
     options: Mapping[str, Any],
 ) -> Float:
-    """Weights, shape (n,), that a heuristic finds for one output channel.
+    """Weights, shape (rows, n), that a heuristic finds for one of the problem's sets of output channels.
 
     Parameters
     ----------
     heuristic : Heuristic
     problem : Problem
-    channel : int
+    rows : sequence of int
     seed : int
     shared : dict
         What the heuristic keeps for the channels of the same group; empty at first.
@@ -314,14 +325,14 @@ def run_channel(
         If a factorization breaks down.
     """
     layer = problem.layer
-    live = layer.live(layer.group_of(channel))
-    row = problem.row_template(channel)
+    live = layer.live(layer.group_of(rows[0]))
+    weights = np.stack([problem.row_template(row) for row in rows])
     if live.any():
         try:
-            row[live] = heuristic.method(make_view(problem, channel, seed, shared), **options)
+            weights[:, live] = heuristic.method(make_view(problem, rows, seed, shared), **options)
         except np.linalg.LinAlgError as error:
             raise UnsupportedProblemError(
-                f"heuristic {heuristic.name!r} cannot factorize the Gram matrix of channel {channel} ({error}); raise "
+                f"heuristic {heuristic.name!r} cannot factorize the Gram matrix of channel {rows[0]} ({error}); raise "
                 "its damping or choose another one (`layerbounds heuristics`)."
             ) from error
-    return row
+    return weights

@@ -11,7 +11,7 @@ import numpy as np
 from layerbounds.layers.layer import Layer
 from layerbounds.methods.base import Heuristic
 from layerbounds.methods.options import read_parts, resolve_options
-from layerbounds.methods.registry import describe_heuristics, find_heuristic, run_channel
+from layerbounds.methods.registry import describe_heuristics, find_heuristic, run_set
 from layerbounds.problems.problem import Problem
 
 
@@ -65,7 +65,7 @@ def tiny_like(problem: Problem) -> Problem:
 def warm_up(spec: MethodSpec, problem: Problem) -> None:
     """Compile what a method needs on a tiny problem, so that its time is its own."""
     quick = {key: value for key, value in (("time_limit", 0.0), ("iterations", 1)) if key in spec.heuristic.options}
-    run_channel(spec.heuristic, tiny_like(problem), 0, 0, {}, {**spec.options, **quick})
+    run_set(spec.heuristic, tiny_like(problem), [0], 0, {}, {**spec.options, **quick})
 
 
 def _shown(value: Any) -> str:

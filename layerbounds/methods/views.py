@@ -16,6 +16,7 @@ from layerbounds.methods.pruning import PruningView
 from layerbounds.problems.allowed import AllowedSet
 from layerbounds.problems.levels import Levels
 from layerbounds.problems.levels_on_support import LevelsOnSupport
+from layerbounds.problems.shared_support import SharedSupport
 from layerbounds.problems.support import Support
 
 
@@ -35,8 +36,8 @@ def channel_view(
     allowed : AllowedSet
         On the live inputs.
     gram : ndarray of shape (n, n)
-    target : ndarray of shape (n,)
-    original : ndarray of shape (n,)
+    target : ndarray of shape (n,), or (rows, n) for sets that are about several rows
+    original : ndarray of the target's shape
         Dense weights.
     rng : numpy.random.Generator
     shared : dict
@@ -74,6 +75,18 @@ def _(
     shared: dict[Hashable, Any],
 ) -> PruningView:
     return PruningView(gram, target, allowed.original, allowed.structure, allowed.refit, rng)
+
+
+@channel_view.register
+def _(
+    allowed: SharedSupport,
+    gram: Float,
+    target: Float,
+    original: Float,
+    rng: np.random.Generator,
+    shared: dict[Hashable, Any],
+) -> PruningView:
+    return PruningView(gram, np.atleast_2d(target), allowed.original, allowed.structure, allowed.refit, rng)
 
 
 @channel_view.register

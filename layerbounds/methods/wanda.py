@@ -9,9 +9,11 @@ from layerbounds.methods.pruning import PruningView, finish, largest
 
 
 def wanda(view: PruningView, refit: bool = False) -> Float:
-    """Keep the weights of largest |w_i|·‖X_i‖, compared within the output channel.
+    """Keep the weights of largest |w_i|·‖X_i‖, compared within the output channel; units by the norm of these.
 
-    Sun et al., "A Simple and Effective Pruning Approach for Large Language Models" (ICLR 2024).
+    Sun et al., "A Simple and Effective Pruning Approach for Large Language Models" (ICLR 2024); of units that several
+    channels share the variant of An et al., "Fluctuation-based Adaptive Structured Pruning for Large Language Models"
+    (AAAI 2024).
 
     Parameters
     ----------
