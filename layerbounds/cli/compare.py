@@ -13,16 +13,20 @@ import layerbounds
 from layerbounds.cli.bits import parse_bits
 from layerbounds.cli.console import channel_progress, fits, result_console
 from layerbounds.cli.options import (
+    AxisOption,
     BackendOption,
     InputOption,
     JsonOption,
     MaskOption,
+    ShareOption,
     ZeroPointOption,
     asked,
     parse_channels,
+    parse_counts,
     parse_fractions,
     parse_granularity,
     parse_names,
+    parse_share,
     read_layers,
 )
 from layerbounds.cli.outputs import check_outputs, deliver
@@ -46,10 +50,23 @@ def compare_command(
     density: Annotated[
         str | None, typer.Option("--density", metavar="LIST", help="Prune: kept fractions, e.g. 0.25,0.5.")
     ] = None,
+    kept: Annotated[
+        str | None,
+        typer.Option(
+            "--k", metavar="LIST", help="Prune: numbers of kept inputs, or of kept channels, heads, …, e.g. 4,8."
+        ),
+    ] = None,
     pattern: Annotated[
         str | None,
-        typer.Option("--pattern", metavar="LIST", help="Prune: unstructured (default), N:M such as 2:4, block:S."),
+        typer.Option(
+            "--pattern",
+            metavar="LIST",
+            help="Prune: unstructured (default), N:M such as 2:4, block:S; or for all output channels at once: "
+            "channel, column, position, head:S.",
+        ),
     ] = None,
+    share: ShareOption = None,
+    axis: AxisOption = None,
     mask_only: Annotated[
         bool, typer.Option("--mask-only", help="Prune without re-optimising the kept weights.")
     ] = False,
@@ -134,7 +151,10 @@ def compare_command(
         chosen,
         bits=[] if bits is None else parse_bits(bits),
         density=parse_fractions(density, "density"),
+        k=parse_counts(kept, "k"),
         pattern=parse_names(pattern),
+        share=parse_share(share),
+        axis=axis,
         refit=not mask_only,
         codebook=parse_names(codebook),
         symmetric=symmetric,

@@ -30,7 +30,15 @@ from layerbounds.cli.models import (
     model_files,
     read_inputs,
 )
-from layerbounds.cli.options import JsonOption, asked, parse_granularity
+from layerbounds.cli.options import (
+    AxisOption,
+    JsonOption,
+    PatternOption,
+    ShareOption,
+    asked,
+    parse_granularity,
+    parse_share,
+)
 from layerbounds.cli.outputs import check_outputs, deliver
 from layerbounds.compression.compress import compress
 from layerbounds.compression.outcome import CompressedModel, LayerOutcome
@@ -48,9 +56,9 @@ def compress_command(
         float | None,
         typer.Option("--density", metavar="FRACTION", help="Prune: kept fraction of the inputs; with --bits, both."),
     ] = None,
-    pattern: Annotated[
-        str | None, typer.Option("--pattern", metavar="HOW", help="Prune: unstructured, N:M such as 2:4, or block:S.")
-    ] = None,
+    pattern: PatternOption = None,
+    share: ShareOption = None,
+    axis: AxisOption = None,
     method: Annotated[
         str | None,
         typer.Option(
@@ -127,6 +135,8 @@ def compress_command(
             bits=bits,
             density=density,
             pattern=pattern,
+            share=parse_share(share),
+            axis=axis,
             layers=layers,
             granularity=parse_granularity(granularity),
             symmetric=symmetric,

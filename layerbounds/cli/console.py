@@ -37,10 +37,11 @@ class ChannelBar:
     ----------
     bar : Progress
     title : str
-    total : int
+    total : int or None
+        None until it is known.
     """
 
-    def __init__(self, bar: Progress, title: str, total: int) -> None:
+    def __init__(self, bar: Progress, title: str, total: int | None) -> None:
         self._bar, self._title = bar, title
         self._task = bar.add_task(title, total=total, stage="")
 
@@ -63,7 +64,7 @@ class ChannelBar:
 
 
 @contextmanager
-def channel_progress(title: str, total: int, unit: str = "channels") -> Iterator[ChannelBar | None]:
+def channel_progress(title: str, total: int | None, unit: str = "channels") -> Iterator[ChannelBar | None]:
     """Show a bar on standard error while channels (or other units) are solved, if a person is looking.
 
     Gives the callback for `layerbounds.solve`, or None where standard error is no terminal.

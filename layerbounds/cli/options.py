@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
@@ -31,6 +31,30 @@ MaskOption = Annotated[
     str,
     typer.Option(
         "--mask", metavar="HOW", help="What a pattern's mask costs to store: none, bitmap, entropy or metadata."
+    ),
+]
+PatternOption = Annotated[
+    str | None,
+    typer.Option(
+        "--pattern",
+        metavar="HOW",
+        help="Prune: unstructured (default), N:M such as 2:4, block:S; or for all output channels at once: channel "
+        "(input channels), column, position (of the kernel), head:S.",
+    ),
+]
+ShareOption = Annotated[
+    str | None,
+    typer.Option(
+        "--share", metavar="V", help="Consecutive output channels that have one mask: a number, or all of the layer's."
+    ),
+]
+AxisOption = Annotated[
+    str | None,
+    typer.Option(
+        "--axis",
+        metavar="HOW",
+        help="Which inputs N:M counts: flat, as the weight is flattened (default), or in_channels, the channels at "
+        "each kernel position.",
     ),
 ]
 JsonOption = Annotated[
@@ -124,6 +148,23 @@ def parse_granularity(text: str | None) -> Granularity | None:
     if size < 1:
         raise InputError(f"granularity is {text}; choose tensor, channel or a positive number of inputs per group.")
     return size
+
+
+def parse_share(text: str | None) -> int | Literal["all"] | None:
+    """Read a number of output channels, or ``all``."""
+    if text is None or text == "all":
+        return cast(Literal["all"] | None, text)
+    if not re.fullmatch(_INDEX, text):
+        raise InputError(f"share is {text!r}; write a number of output channels, or all.")
+    return int(text)
+
+
+def parse_counts(text: str | None, what: str) -> list[int]:
+    """Read whole numbers such as ``4,8``; None gives none."""
+    parts = [] if text is None else text.split(",")
+    if not all(re.fullmatch(_INDEX, part) for part in parts):
+        raise InputError(f"{what} {text!r} cannot be read; write whole numbers with commas between, such as 4,8.")
+    return [int(part) for part in parts]
 
 
 def parse_options(texts: Sequence[str] | None) -> dict[str, str]:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
 import layerbounds
+from layerbounds.arrays import Float
 from layerbounds.cli.console import channel_progress, fits, result_console
 from layerbounds.cli.options import (
+    AxisOption,
     BackendOption,
     InputOption,
     JsonOption,
+    PatternOption,
+    ShareOption,
     ZeroPointOption,
     asked,
     parse_channels,
     parse_granularity,
     parse_options,
+    parse_share,
     read_layers,
 )
 from layerbounds.cli.outputs import check_outputs, deliver
@@ -29,12 +34,14 @@ from layerbounds.layers.layer import Layer
 from layerbounds.problems.free_codebook import FREE
 from layerbounds.problems.grids import Granularity
 from layerbounds.problems.joint import joint_problem
+from layerbounds.problems.output_metrics import next_layer_metric
 from layerbounds.problems.problem import Problem, check_channels
 from layerbounds.problems.pruning import pruning_problem
 from layerbounds.problems.quantization import quantization_problem
+from layerbounds.problems.rows import noun
 from layerbounds.report.files import STDOUT, write_json
 from layerbounds.report.plots import plot_trace
-from layerbounds.report.tables import channel_table, note_lines, source_lines, total_line
+from layerbounds.report.tables import channel_table, kept_lines, note_lines, source_lines, total_line
 from layerbounds.scheduling.choice import AUTO
 from layerbounds.solution import Solution
 from layerbounds.solve import solve
@@ -90,14 +97,31 @@ def solve_command(
             "--density", metavar="FRACTION", help="Prune: kept fraction of the inputs; with --bits, both at once."
         ),
     ] = None,
-    kept: Annotated[int | None, typer.Option("--k", metavar="N", help="Prune: number of kept inputs.")] = None,
-    pattern: Annotated[
-        str | None,
-        typer.Option("--pattern", metavar="HOW", help="Prune: unstructured (default), N:M such as 2:4, or block:S."),
+    kept: Annotated[
+        int | None, typer.Option("--k", metavar="N", help="Prune: number of kept inputs, or of kept channels, heads, …")
     ] = None,
+    pattern: PatternOption = None,
+    share: ShareOption = None,
+    axis: AxisOption = None,
     mask_only: Annotated[
         bool, typer.Option("--mask-only", help="Prune without re-optimising the kept weights.")
     ] = False,
+    next_layer: Annotated[
+        str | None,
+        typer.Option(
+            "--next-layer",
+            metavar="NAME",
+            help="With --pattern filter: errors count as the next layer sees them, a layer of the same file.",
+        ),
+    ] = None,
+    damping: Annotated[
+        float | None,
+        typer.Option(
+            "--damping",
+            metavar="FRACTION",
+            help="With --next-layer: this share of the mean diagonal is added, for a next layer of few outputs.",
+        ),
+    ] = None,
     bias: Annotated[
         str, typer.Option("--bias", metavar="HOW", help="The layer's bias: keep, or refit with the weights.")
     ] = "keep",
@@ -152,14 +176,18 @@ def solve_command(
     given = parse_options(backend_options)
     asked_for = {"scale": scale, "zero_point": zero_point, "signed_scale": signed_scale or None}
     free = {name: value for name, value in asked_for.items() if value is not None}
-    chosen_layer = apply_bias(find_layer(read_layers(input_file), layer), cast(Bias, bias))
+    layers = read_layers(input_file)
+    chosen_layer = apply_bias(find_layer(layers, layer), cast(Bias, bias))
     pruned: dict[str, Any] = {"density": density, "k": kept, "pattern": pattern}
+    pruned |= {"share": parse_share(share), "axis": axis}
+    pruned["output_metric"] = _metric(layers, chosen_layer, next_layer, damping)
     pruned = {name: value for name, value in pruned.items() if value is not None}
     problem = _problem(
         chosen_layer, bits, codebook, symmetric, parse_granularity(granularity), fit, free, pruned, mask_only
     )
     selection = check_channels(problem, parse_channels(channels, chosen_layer.out_features))
-    with channel_progress(chosen_layer.name, len(selection)) as progress:
+    sets = problem.sets(selection)
+    with channel_progress(chosen_layer.name, len(sets), noun(sets, len(sets))) as progress:
         solution = solve(
             problem,
             backend,
@@ -181,6 +209,30 @@ def solve_command(
     _deliver(solution, options, json_out, save_weights, trace_plot)
     if solution.interrupted:
         raise typer.Exit(130)
+
+
+def _metric(layers: Mapping[str, Layer], layer: Layer, next_layer: str | None, damping: float | None) -> Float | None:
+    """What the next layer makes of errors, where one is named."""
+    if next_layer is None:
+        if damping is not None:
+            raise InputError("--damping is about what the next layer sees; leave it out, or pass --next-layer.")
+        return None
+    following = find_layer(layers, next_layer)
+    weight = following.weight
+    # A linear layer behind a convolution sees all positions of a channel.
+    flat = weight.ndim == 2 and weight.shape[1] % layer.out_features == 0
+    metric = next_layer_metric(
+        weight,
+        channels=layer.out_features if flat else None,
+        groups=following.groups,
+        damping=0.0 if damping is None else damping,
+    )
+    if len(metric) != layer.out_features:
+        raise InputError(
+            f"layer {following.name!r} has {len(metric)} input channels, and {layer.name!r} {layer.out_features} "
+            "output channels; name the layer that follows."
+        )
+    return metric
 
 
 def _problem(
@@ -210,6 +262,8 @@ def _problem(
         raise InputError(
             "pass --bits or --codebook to quantize, --density, --k or --pattern N:M to prune, or both of them."
         )
+    if "output_metric" in pruned:
+        raise InputError("--next-layer is for pruning whole output channels; leave it out, or --bits and --codebook.")
     any_levels = codebook is not None and codebook.lower() == FREE
     if bits is not None and codebook is not None and not any_levels:
         raise InputError("pass either --bits or --codebook, and not both.")
@@ -218,6 +272,8 @@ def _problem(
     if pruned or mask_only:
         if mask_only:
             raise InputError("kept weights take any level when they are quantized, too; leave out --mask-only.")
+        if "share" in pruned:
+            raise InputError("quantized weights have a mask for each output channel; leave out --share, or --bits.")
         if free or any_levels:
             what = "--codebook free" if any_levels else "--scale, --zero-point and --signed-scale"
             raise InputError(f"pruning and quantization together need a fixed grid; leave out {what}.")
@@ -247,7 +303,7 @@ def _deliver(
         table = channel_table(solution)
         console.print(table if fits(console, table) else channel_table(solution, compact=True))
         console.print(total_line(solution), soft_wrap=not console.is_terminal)
-        for line in [*source_lines(solution), *note_lines(solution)]:
+        for line in [*kept_lines(solution), *source_lines(solution), *note_lines(solution)]:
             console.print(line, soft_wrap=not console.is_terminal)
         if solution.interrupted:
             console.print("interrupted: the intervals hold, but would be narrower at the end of the run")

@@ -16,20 +16,23 @@ from layerbounds.arguments import thread_count
 from layerbounds.cli.bits import parse_bits
 from layerbounds.cli.console import channel_progress, result_console
 from layerbounds.cli.options import (
+    AxisOption,
     BackendOption,
     InputOption,
     JsonOption,
+    ShareOption,
     ZeroPointOption,
     asked,
     parse_channels,
     parse_granularity,
     parse_names,
+    parse_share,
     read_layers,
 )
 from layerbounds.cli.outputs import FOLDER_FILES, check_outputs, deliver
 from layerbounds.contests.contest import Rules
 from layerbounds.contests.levels import Comparison
-from layerbounds.contests.run import contest_layers, sample_channels, versus_layers
+from layerbounds.contests.run import contest_layers, versus_layers
 from layerbounds.contests.standings import Standings
 from layerbounds.exceptions import InputError
 from layerbounds.layers.files import atomic_path, find_layer
@@ -37,7 +40,7 @@ from layerbounds.layers.layer import Layer
 from layerbounds.problems.grids import Granularity
 from layerbounds.problems.storage import Mask
 from layerbounds.report.files import STDOUT, write_json
-from layerbounds.report.standings import LEGEND, pairs_table, standings_markdown, standings_table
+from layerbounds.report.standings import legend, pairs_table, standings_markdown, standings_table
 from layerbounds.report.standings_plot import plot_standings
 from layerbounds.report.versus_plots import plot_comparison, plot_network
 from layerbounds.report.versus_tables import comparison_table, network_markdown, network_table, rule, summary_lines
@@ -59,8 +62,8 @@ def versus_command(
         typer.Option(
             "--contenders",
             metavar="LIST",
-            help="Instead of --bits: any compressions, each against each, e.g. 4+2:4,4+.5,3,2,pruned; pruned is "
-            "pruning at the storage of each of the others.",
+            help="Instead of --bits: any compressions, each against each, e.g. 4+2:4,4+.5,3,channel+.5,pruned; pruned "
+            "is pruning at the storage of each of the others.",
         ),
     ] = None,
     mask: Annotated[
@@ -96,8 +99,14 @@ def versus_command(
     zero_point: ZeroPointOption = None,
     pattern: Annotated[
         str,
-        typer.Option("--pattern", metavar="HOW", help="unstructured, block:S, or N:16 (bits of every 16 inputs)."),
+        typer.Option(
+            "--pattern",
+            metavar="HOW",
+            help="unstructured, block:S, channel, column, position, head:S, or N:16 (bits of every 16 inputs).",
+        ),
     ] = "unstructured",
+    share: ShareOption = None,
+    axis: AxisOption = None,
     mask_only: Annotated[bool, typer.Option("--mask-only", help="Kept weights are not re-optimised.")] = False,
     time_limit: Annotated[
         float,
@@ -146,13 +155,15 @@ def versus_command(
         scale,
         zero_point,
         cast(Mask, mask or ("none" if wanted is None else "bitmap")),
+        parse_share(share),
+        axis,
     )
-    total = len(chosen_bits if wanted is None else wanted) * sum(len(selection[entry.name]) for entry in layers)
     title = layers[0].name if len(layers) == 1 else f"{len(layers)} layers"
-    with channel_progress(title, total, unit="verdicts") as progress:
+    with channel_progress(title, None, unit="verdicts") as progress:
         limits: dict[str, Any] = {
             "rules": rules,
             "channels": selection,
+            "sample": sample,
             "time_limit": time_limit,
             "total_time": total_time,
             "checkpoint": None if out is None else out / "checkpoint",
@@ -178,7 +189,7 @@ def versus_command(
 def _select(
     input_file: Path | None, layer: str | None, every: bool, channels: str | None, sample: int | None
 ) -> tuple[list[Layer], dict[str, Sequence[int]]]:
-    """The layers to compare and their channels."""
+    """The layers to compare, and the channels of those where some were named."""
     if layer is None and not every:
         raise InputError("nothing says what is compared; pass --layer NAME or --all.")
     if layer is not None and every:
@@ -187,14 +198,8 @@ def _select(
         raise InputError("--channels is for one layer and without --channels-sample; leave out one of them.")
     held = read_layers(input_file)
     layers = list(held.values()) if layer is None else [find_layer(held, layer)]
-    selection: dict[str, Sequence[int]] = {}
-    for entry in layers:
-        if sample is not None:
-            selection[entry.name] = sample_channels(entry.out_features, sample)
-        else:
-            given = parse_channels(channels, entry.out_features)
-            selection[entry.name] = list(range(entry.out_features)) if given is None else given
-    return layers, selection
+    given = {entry.name: parse_channels(channels, entry.out_features) for entry in layers}
+    return layers, {name: chosen for name, chosen in given.items() if chosen is not None}
 
 
 #: Where JSON, table and picture go.
@@ -275,7 +280,7 @@ class _Standings:
         if len(self.standings) == 1:
             one = self.standings[0]
             console.print(standings_table(one))
-            console.print(LEGEND, soft_wrap=not console.is_terminal)
+            console.print(legend(one), soft_wrap=not console.is_terminal)
             if one.equal_pairs:
                 console.print(one.statement(one.equal_pairs), soft_wrap=not console.is_terminal)
         else:

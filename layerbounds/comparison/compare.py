@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from layerbounds.arguments import flag
@@ -14,7 +15,8 @@ from layerbounds.layers.layer import Layer, as_layer
 from layerbounds.problems.gram_range import fitted_grid, fitting_ranges
 from layerbounds.problems.grids import Granularity, Grid, Range
 from layerbounds.problems.joint import JointProblem
-from layerbounds.problems.patterns import parse_pattern
+from layerbounds.problems.patterns import Pattern, as_pattern, parse_pattern
+from layerbounds.problems.patterns.single_rows import NOfM
 from layerbounds.problems.problem import Problem
 from layerbounds.problems.pruning import pruning_problem
 from layerbounds.problems.quantization import QuantizationProblem, quantization_problem
@@ -27,7 +29,10 @@ def compare(
     bits: int | Iterable[int] | None = None,
     *,
     density: float | Iterable[float] | None = None,
-    pattern: str | Iterable[str] | None = None,
+    k: int | Iterable[int] | None = None,
+    pattern: str | Pattern | ArrayLike | Iterable[str | Pattern | ArrayLike] | None = None,
+    share: int | Literal["all"] | None = None,
+    axis: str | None = None,
     refit: bool = True,
     codebook: str | Iterable[str] | None = None,
     symmetric: bool | None = None,
@@ -58,8 +63,14 @@ def compare(
         Uniform grids.
     density : float or iterable of float, optional
         For the patterns that take one; unstructured pruning where ``pattern`` names none.
-    pattern : str or iterable of str, optional
-        As in `pruning_problem`; N:M patterns take no density.
+    k : int or iterable of int, optional
+        Beside ``density`` or instead of it: numbers of kept inputs or units.
+    pattern : str, array_like of int or iterable of these, optional
+        As in `pruning_problem`; N:M patterns take neither ``density`` nor ``k``.
+    share : int or "all", optional
+        Of all patterns; default: as each says.
+    axis : {"flat", "in_channels"}, optional
+        Of the N:M patterns.
     refit : bool
         Whether pruning re-optimises what is kept.
     codebook : str or iterable of str, optional
@@ -109,7 +120,10 @@ def compare(
         layer,
         bits=bits,
         density=density,
+        k=k,
         pattern=pattern,
+        share=share,
+        axis=axis,
         refit=refit,
         codebook=codebook,
         symmetric=symmetric,
@@ -146,7 +160,10 @@ def comparison_problems(
     *,
     bits: int | Iterable[int] | None = None,
     density: float | Iterable[float] | None = None,
-    pattern: str | Iterable[str] | None = None,
+    k: int | Iterable[int] | None = None,
+    pattern: str | Pattern | ArrayLike | Iterable[str | Pattern | ArrayLike] | None = None,
+    share: int | Literal["all"] | None = None,
+    axis: str | None = None,
     refit: bool = True,
     codebook: str | Iterable[str] | None = None,
     symmetric: bool | None = None,
@@ -166,7 +183,10 @@ def comparison_problems(
     flag(joint, "joint")
     fixed: list[QuantizationProblem] = []
     problems: list[Problem] = []
-    widths, names, rules, densities = (_several(value) for value in (bits, codebook, pattern, density))
+    widths, names, densities, counts = (_several(value) for value in (bits, codebook, density, k))
+    choices = _choices(
+        _patterns(pattern), axis, [{"density": d} for d in densities] + [{"k": count} for count in counts]
+    )
     fitted = bool(widths or names)
     if not fitted and (range is not None or granularity is not None or symmetric is False):
         raise InputError("range, granularity and symmetric=False are for grids fitted here; pass bits or a codebook.")
@@ -174,7 +194,7 @@ def comparison_problems(
         raise InputError("a codebook has no zero point; leave out symmetric=False.")
     if not refit and joint:
         raise InputError("kept weights take any level when they are quantized, too; leave out refit=False.")
-    if not refit and not (rules or densities):
+    if not refit and not choices:
         raise InputError("refit=False is for pruning; pass a density or a pattern, or leave it out.")
     free = isinstance(scale, str) and scale == "free"
     flag(signed_scale, "signed_scale")
@@ -209,7 +229,9 @@ def comparison_problems(
             )
             problems.append(problem)
     given = [QuantizationProblem(layer, grid) for grid in _several(grids)]
-    pruned = [pruning_problem(layer, **choice, refit=refit) for choice in _choices(rules, densities)]
+    if joint and share is not None:
+        raise InputError("quantized weights have a mask for each output channel; leave out share, or joint=True.")
+    pruned = [pruning_problem(layer, **choice, share=share, refit=refit) for choice in choices]
     if joint:
         fixed += given
         if not fixed or not pruned:
@@ -224,18 +246,29 @@ def comparison_problems(
     return [problem for problem in problems if unique[problem.fingerprint()] is problem]
 
 
-def _choices(rules: Sequence[str], densities: Sequence[float]) -> list[dict[str, Any]]:
-    """The arguments of `pruning_problem` for every pattern with every density that it takes."""
-    patterns = [parse_pattern(rule) for rule in rules]
-    if densities and not any(rule.needs_count for rule in patterns):
+def _patterns(value: Any) -> list[Pattern]:
+    """One pattern or several; an array of numbers is one, which has the unit of each input."""
+    units = isinstance(value, np.ndarray) or (
+        isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(v, (int, np.integer)) for v in value)
+    )
+    return [as_pattern(entry) for entry in ([value] if units or isinstance(value, Pattern) else _several(value))]
+
+
+def _choices(rules: Sequence[Pattern], axis: str | None, kept: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The arguments of `pruning_problem` for every pattern with every density or number that it takes."""
+    patterns = list(rules)
+    if kept and not any(rule.needs_count for rule in patterns):
         # A density beside patterns that say themselves how much they keep is about none of them.
         patterns.insert(0, parse_pattern("unstructured"))
+    if axis is not None and not any(isinstance(rule, NOfM) for rule in patterns):
+        raise InputError("axis is for N:M patterns, and there is none; leave out axis.")
     choices: list[dict[str, Any]] = []
     for rule in patterns:
-        if rule.needs_count and not densities:
-            raise InputError(f"pattern {rule.label!r} needs a density; pass the kept fraction of the inputs.")
-        shares = [{"density": share} for share in densities] if rule.needs_count else [{}]
-        choices += [{"pattern": rule, **share} for share in shares]
+        if rule.needs_count and not kept:
+            what = "units" if rule.counts_units else "inputs"
+            raise InputError(f"pattern {rule.label!r} needs a density; pass the kept fraction of the {what}, or k.")
+        along = {"axis": axis} if isinstance(rule, NOfM) else {}
+        choices += [{"pattern": rule, **along, **share} for share in (kept if rule.needs_count else [{}])]
     return choices
 
 

@@ -20,6 +20,7 @@ from layerbounds.methods.specs import MethodSpec, choose_methods, parse_method, 
 from layerbounds.problems.evaluation import Evaluation, evaluate, float_type
 from layerbounds.problems.grids import Range
 from layerbounds.problems.problem import Problem, check_channels
+from layerbounds.problems.rows import noun, rows_text
 from layerbounds.problems.storage import Mask, check_mask
 from layerbounds.solution import Solution
 from layerbounds.solve import solve
@@ -66,7 +67,8 @@ class Record:
         layer's preparation.
     feasible : bool
     note : str
-        What is off where weights are not allowed; how many channels are proven optimal for the certified interval.
+        What is off where weights are not allowed; how many channels, or sets of them, are proven optimal for the
+        certified interval.
     fingerprint : str
         Equal for rows about the same problem.
     """
@@ -266,7 +268,7 @@ class _Rows:
         records = []
         if solution is not None:
             totals = solution.totals()
-            note = f"{totals['optimal']} of {totals['channels']} channels proven optimal"
+            note = f"{totals['optimal']} of {totals['sets']} {noun(solution.sets, totals['sets'])} proven optimal"
             error = _sum(solution.upper_bound, math.inf)
             searched = float(totals["seconds"])
             records.append(self._record("certified interval", "certified", error, searched, True, note, solution))
@@ -284,14 +286,14 @@ class _Rows:
         if below.any():
             raise CertificationError(
                 f"method {row.method!r} found allowed weights below the certified lower bound of channel "
-                f"{solution.sets[int(np.argmax(below))][0]}; please report this with the layer file."
+                f"{rows_text(solution.sets[int(np.argmax(below))])}; please report this with the layer file."
             )
 
     def _record(
         self, method: str, kind: str, error: float, seconds: float, feasible: bool, note: str, solution: Solution | None
     ) -> Record:
         problem = self._problem
-        energy = float(np.sum(problem.layer.energy()[self._channels]))
+        energy = float(np.sum(problem.energy()[self._channels]))
         lower = None if solution is None else _sum(solution.lower_bound, 0.0)
         upper = None if solution is None else _sum(solution.upper_bound, math.inf)
         excess = None

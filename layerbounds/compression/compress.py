@@ -25,6 +25,8 @@ def compress(
     bits: int | None = None,
     density: float | None = None,
     pattern: str | None = None,
+    share: int | Literal["all"] | None = None,
+    axis: str | None = None,
     layers: str | Iterable[str] | None = None,
     granularity: Granularity | None = None,
     symmetric: bool | None = None,
@@ -62,7 +64,10 @@ def compress(
     bits : int, optional
         Quantization; ``granularity``, ``symmetric`` and ``range`` as in `quantization_problem`.
     density, pattern : optional
-        Pruning instead, with ``refit`` as in `pruning_problem`; with ``bits``, both at once as in `joint_problem`.
+        Pruning instead, with ``share``, ``axis`` and ``refit`` as in `pruning_problem`; with ``bits``, both at once as
+        in `joint_problem`.
+    share, axis : optional
+        As in `pruning_problem`.
     layers : str or iterable of str, optional
         As in `capture`; default: all.
     bias : {"keep", "refit"}
@@ -126,6 +131,8 @@ def compress(
         bits=bits,
         density=density,
         pattern=pattern,
+        share=share,
+        axis=axis,
         granularity=granularity,
         symmetric=symmetric,
         range=range,

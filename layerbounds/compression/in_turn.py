@@ -142,14 +142,16 @@ class LayersInTurn:
         problem = self._recipe.problem(captured[0])
         found = self._recipe.apply(problem)
         _store(self._twins[name], problem.layer, found.weights)
+        sets, energy = problem.sets(range(problem.layer.out_features)), problem.energy()
         outcome = LayerOutcome(
             name,
             problem.label,
             tuple(problem.layer.weight.shape),
+            sets,
             evaluate(problem, found.weights).error,
             found.lower_bound,
             found.upper_bound,
-            problem.layer.energy(),
+            np.array([energy[rows].sum() for rows in sets]),
             time.perf_counter() - begin,
         )
         return outcome, found.interrupted

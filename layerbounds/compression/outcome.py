@@ -21,12 +21,14 @@ class LayerOutcome:
     allowed : str
         The problem in words.
     weight_shape : tuple of int
-    error : ndarray of shape (out,)
+    sets : list of list of int
+        The output channels of each entry of what follows: single ones, unless the problem binds several.
+    error : ndarray of shape (sets,)
         f of the weights used, mean squared output error per position, for the inputs that the layer sees behind the
         already compressed ones.
-    lower_bound, upper_bound : ndarray of shape (out,), or None
+    lower_bound, upper_bound : ndarray of shape (sets,), or None
         Certified interval around the smallest possible f; None where none was asked for.
-    energy : ndarray of shape (out,)
+    energy : ndarray of shape (sets,)
         f(0).
     seconds : float
         Time for the weights and the interval.
@@ -35,6 +37,7 @@ class LayerOutcome:
     name: str
     allowed: str
     weight_shape: tuple[int, ...]
+    sets: list[list[int]]
     error: Float
     lower_bound: Float | None
     upper_bound: Float | None
@@ -52,6 +55,7 @@ class LayerOutcome:
             "layer": self.name,
             "allowed": self.allowed,
             "weight_shape": list(self.weight_shape),
+            "rows": self.sets,
             "error": self.error,
             "lower_bound": self.lower_bound,
             "upper_bound": self.upper_bound,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from layerbounds.arguments import real_number, shown
 from layerbounds.arrays import Float
@@ -50,6 +50,8 @@ class Recipe:
     bits: int | None
     density: float | None
     pattern: str | None
+    share: int | Literal["all"] | None
+    axis: str | None
     granularity: Granularity | None
     symmetric: bool | None
     range: Range | None
@@ -66,6 +68,10 @@ class Recipe:
             raise InputError("pass bits to quantize, density or pattern to prune, or both of them.")
         if self.bits is None and not (self.granularity is None and self.symmetric is None and self.range is None):
             raise InputError("granularity, symmetric and range are about grids; leave them out without bits.")
+        if not self._prunes and not (self.share is None and self.axis is None):
+            raise InputError("share and axis are about patterns; leave them out without density and pattern.")
+        if self.bits is not None and self.share is not None:
+            raise InputError("quantized weights have a mask for each output channel; leave out share, or bits.")
         if self.bits is not None and not self.refit:
             raise InputError("refit=False is for pruning alone; leave it out with bits.")
         if self.method is not None and not isinstance(self.method, str):
@@ -95,12 +101,15 @@ class Recipe:
         """What is asked of the weights of a layer."""
         pattern = "unstructured" if self.pattern is None else self.pattern
         if self.bits is None:
-            return pruning_problem(layer, density=self.density, pattern=pattern, refit=self.refit, bias=self.bias)
+            return pruning_problem(
+                layer, density=self.density, pattern=pattern, share=self.share, axis=self.axis, refit=self.refit,
+                bias=self.bias,
+            )  # fmt: skip
         grid: dict[str, Any] = {
             "symmetric": self.symmetric, "granularity": self.granularity, "range": self.range, "bias": self.bias
         }  # fmt: skip
         if self._prunes:
-            return joint_problem(layer, self.bits, density=self.density, pattern=pattern, **grid)
+            return joint_problem(layer, self.bits, density=self.density, pattern=pattern, axis=self.axis, **grid)
         return quantization_problem(layer, self.bits, **grid)
 
     def apply(self, problem: Problem) -> Found:

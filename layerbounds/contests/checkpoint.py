@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from layerbounds.arguments import as_path
-from layerbounds.contests.work import Contender, Work
+from layerbounds.contests.match import Contender
+from layerbounds.contests.work import Work
 from layerbounds.exceptions import FileFormatError, InputError, first_line
 from layerbounds.layers.files import atomic_path
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any, Literal
 
 from layerbounds.arguments import shown
 from layerbounds.contests.contest import Rules, pruning_within, quantization
@@ -14,7 +15,8 @@ from layerbounds.layers.layer import Layer
 from layerbounds.problems.codebooks import CODEBOOKS
 from layerbounds.problems.grids import MAX_BITS
 from layerbounds.problems.joint import joint_problem
-from layerbounds.problems.patterns import parse_pattern
+from layerbounds.problems.patterns import PATTERNS, parse_pattern
+from layerbounds.problems.patterns.single_rows import NOfM
 from layerbounds.problems.problem import Problem
 from layerbounds.problems.pruning import pruning_problem
 from layerbounds.problems.quantization import quantization_problem
@@ -22,9 +24,11 @@ from layerbounds.problems.quantization import quantization_problem
 #: Pruning at the storage of each of the others.
 PRUNED = "pruned"
 _HOW = (
-    "write bits (4), a codebook (nf4), a pattern (2:4), a kept fraction (.5, 1/4), several with a plus sign between "
-    "(4+2:4, 4+.5), or pruned"
+    "write bits (4), a codebook (nf4), a pattern (2:4, channel), a kept fraction (.5, 1/4) or number (k=8), channels "
+    "that share a mask (share=8, share=all), several with a plus sign between (4+2:4, channel+.5), or pruned"
 )
+#: Patterns whose names have no numbers.
+_PATTERNS = {pattern.kind for pattern in PATTERNS}
 
 
 @dataclass(frozen=True)
@@ -37,19 +41,27 @@ class Spec:
     codebook : str or None
     pattern : str or None
     density : float or None
+    k : int or None
+    share : int, "all" or None
     """
 
     bits: int | None = None
     codebook: str | None = None
     pattern: str | None = None
     density: float | None = None
+    k: int | None = None
+    share: int | Literal["all"] | None = None
 
     @property
     def name(self) -> str:
         """How tables call it."""
         grid = self.codebook.upper() if self.codebook else f"INT{self.bits}" if self.bits is not None else None
-        share = None if self.density is None else f"density {self.density:.4g}"
-        pattern = f"{self.pattern} at {share}" if self.pattern and share else self.pattern or share
+        kept = None if self.density is None else f"density {self.density:.4g}"
+        if self.k is not None:
+            kept = f"k={self.k}"
+        pattern = f"{self.pattern} at {kept}" if self.pattern and kept else self.pattern or kept
+        if self.share is not None:
+            pattern = f"{pattern}, shared by {self.share} rows"
         return " + ".join(part for part in (grid, pattern if grid or not pattern else f"pruned to {pattern}") if part)
 
 
@@ -64,7 +76,7 @@ def parse_contender(text: str) -> Spec:
     found: dict[str, int | str | float] = {}
     for part in text.lower().split("+"):
         key, value = _part(part.strip(), text)
-        if key in found or {key, *found} >= {"bits", "codebook"}:
+        if key in found or any({key, *found} >= two for two in ({"bits", "codebook"}, {"density", "k"})):
             raise InputError(f"contender {shown(text)} has two of one kind; {_HOW}.")
         found[key] = value
     return Spec(**found)  # type: ignore[arg-type]
@@ -79,7 +91,10 @@ def _part(part: str, text: str) -> tuple[str, int | str | float]:
         return "bits", bits
     if part in CODEBOOKS:
         return "codebook", part
-    if ":" in part:
+    option = re.fullmatch(r"(k|share)\s*=\s*(\d+|all)", part)
+    if option is not None and (option[1], option[2]) != ("k", "all"):
+        return option[1], "all" if option[2] == "all" else int(option[2][:10])
+    if ":" in part or part in _PATTERNS:
         return "pattern", parse_pattern(part).label
     try:
         share = Fraction(part)
@@ -113,9 +128,10 @@ def contender_problems(layer: Layer, contenders: Sequence[object], rules: Rules)
         if isinstance(contender, Problem):
             if contender.layer is not layer:
                 raise InputError(f"a contender is a problem of layer {contender.layer.name!r}; pass one of this layer.")
-            if any(len(rows) > 1 for rows in contender.sets(range(layer.out_features))):
+            if contender.metric(0) is not None:
                 raise InputError(
-                    f"contender {contender.label!r} couples output channels, which leaves no verdict for each."
+                    f"contender {contender.label!r} counts errors by a metric of its own, and contests by none; "
+                    "leave out output_metric."
                 )
             named.append((given or contender.label, contender))
         elif given:
@@ -149,10 +165,17 @@ def _named(entrant: object) -> tuple[str, object]:
 
 
 def _problem(layer: Layer, spec: Spec, rules: Rules) -> Problem:
-    prunes = spec.pattern is not None or spec.density is not None
-    pattern = spec.pattern or "unstructured"
+    prunes = any(value is not None for value in (spec.pattern, spec.density, spec.k, spec.share))
+    pattern = parse_pattern(spec.pattern or "unstructured")
+    kept: dict[str, Any] = {"density": spec.density, "k": spec.k}
+    axis = rules.axis if isinstance(pattern, NOfM) and pattern.axis == "flat" else None
     if spec.bits is None and spec.codebook is None:
-        return pruning_problem(layer, density=spec.density, pattern=pattern, refit=rules.refit)
+        share = rules.share if spec.share is None else spec.share
+        return pruning_problem(layer, **kept, pattern=pattern, share=share, axis=axis, refit=rules.refit)
+    if spec.share is not None:
+        raise InputError(
+            f"contender {spec.name}: quantized weights have a mask for each output channel; leave out share."
+        )
     if spec.bits is not None:
         dense = quantization(layer, spec.bits, rules)
     else:
@@ -164,4 +187,4 @@ def _problem(layer: Layer, spec: Spec, rules: Rules) -> Problem:
     if rules.scale is not None:
         raise InputError("pruning and quantization together need a fixed grid; leave out scale='free'.")
     grid = dense.grid_of(layer.matrix, range(layer.out_features))
-    return joint_problem(layer, grid=grid, density=spec.density, pattern=pattern)
+    return joint_problem(layer, grid=grid, pattern=pattern, axis=axis, **kept)

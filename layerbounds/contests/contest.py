@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from layerbounds.arguments import flag, shown, whole_number
 from layerbounds.contests.levels import Comparison, Level
-from layerbounds.contests.work import Contender, Match, Work
+from layerbounds.contests.match import Contender, Match
+from layerbounds.contests.sample import compared_channels
+from layerbounds.contests.work import Work
 from layerbounds.exceptions import InputError
 from layerbounds.layers.layer import Layer, as_layer
 from layerbounds.problems.grids import MAX_BITS, Granularity, Range
-from layerbounds.problems.patterns import parse_pattern
-from layerbounds.problems.problem import Problem, check_channels
+from layerbounds.problems.patterns import Pattern, parse_pattern
+from layerbounds.problems.problem import Problem
 from layerbounds.problems.pruning import PruningProblem, pruning_problem
 from layerbounds.problems.quantization import quantization_problem
 from layerbounds.problems.storage import Mask, check_mask
@@ -33,8 +36,8 @@ class Rules:
     granularity, range, symmetric
         Of the grids, as in `layerbounds.uniform_grid`.
     pattern : str
-        ``"unstructured"`` or ``"block:S"`` at density bits/16, or ``"N:M"`` with the letter N and a number M:
-        bits·M/16 of every M inputs. Where masks count, as many as fit beside them.
+        A pattern that takes a density: bits/16, of its units where it counts these; or ``"N:M"`` with the letter N and
+        a number M: bits·M/16 of every M inputs. Where masks count, as many as fit beside them.
     refit : bool
     backend : str
     jobs : int
@@ -46,6 +49,10 @@ class Rules:
         With ``scale``: as in `layerbounds.quantization_problem`.
     mask : {"none", "bitmap", "entropy", "metadata"}
         What a pattern's mask costs to store (`layerbounds.problems.storage`); pruning has what the bits leave.
+    share : int, "all" or None
+        How many output channels have one mask, as in `layerbounds.pruning_problem`.
+    axis : {"flat", "in_channels"} or None
+        Of N:M patterns.
     """
 
     granularity: Granularity = "channel"
@@ -59,6 +66,14 @@ class Rules:
     scale: str | None = None
     zero_point: str | None = None
     mask: Mask = "none"
+    share: int | Literal["all"] | None = None
+    axis: str | None = None
+
+    def prune(self, layer: Layer, pattern: str | Pattern, **kept: Any) -> PruningProblem:
+        """A layer with a pattern; ``kept`` is its density or number."""
+        problem = pruning_problem(layer, pattern=pattern, share=self.share, axis=self.axis, refit=self.refit, **kept)
+        # Filters have been refused by now: they have no number of units.
+        return cast(PruningProblem, problem)
 
     def check(self) -> None:
         """Refuse what later work would stumble over.
@@ -77,11 +92,18 @@ class Rules:
             raise InputError(f"backend is {shown(self.backend)}; pass a name.")
 
 
-@dataclass(eq=False)
 class Pair(Match):
-    """Quantization and pruning at one compression."""
+    """Quantization and pruning at one compression.
 
-    bits: int
+    Parameters
+    ----------
+    rivals : tuple of two Contender
+    bits : int
+    """
+
+    def __init__(self, rivals: tuple[Contender[Any], Contender[Any]], bits: int) -> None:
+        super().__init__(rivals)
+        self.bits = bits
 
     @property
     def quantization(self) -> Contender[Problem]:
@@ -103,6 +125,8 @@ class Contest(Work[Comparison]):
     bits : sequence of int
     channels : sequence of int or None
     rules : Rules
+    sample : int, optional
+        As in `layerbounds.contests.versus_layers`.
     """
 
     def __init__(
@@ -111,6 +135,7 @@ class Contest(Work[Comparison]):
         bits: Sequence[int],
         channels: Sequence[int] | None,
         rules: Rules,
+        sample: int | None = None,
     ) -> None:
         as_layer(layer)
         bits = [whole_number(b, "bits", 1, MAX_BITS) for b in bits]
@@ -118,12 +143,12 @@ class Contest(Work[Comparison]):
             raise InputError(f"bits are {shown(bits)}; pass at least one number of bits, and each once.")
         rules.check()
         self.rules = rules
-        self.pairs: list[Pair] = []
-        for b in bits:
-            quantized = quantization(layer, b, rules)
-            chosen = check_channels(quantized, channels)
-            rivals = (Contender.start(quantized, chosen), Contender.start(_pruning(layer, b, rules), chosen))
-            self.pairs.append(Pair(rivals, int(b)))
+        problems = [(quantization(layer, b, rules), _pruning(layer, b, rules)) for b in bits]
+        chosen = compared_channels(problems[0], channels, sample)
+        self.pairs = [
+            Pair((Contender.start(quantized, chosen), Contender.start(pruned, chosen)), int(b))
+            for b, (quantized, pruned) in zip(bits, problems, strict=True)
+        ]
         super().__init__(layer, chosen, rules.backend, rules.jobs, rules.seed)
 
     @property
@@ -139,12 +164,11 @@ class Contest(Work[Comparison]):
         """What is kept of fewer inputs is allowed for more: upper bounds carry up, lower bounds carry down."""
         ordered = sorted((pair.pruning for pair in self.pairs), key=_kept)
         for fewer, more in itertools.pairwise(ordered):
-            for row in range(len(self.channels)):
-                weights = fewer.weights[row] if fewer.has_weights[row] else None
-                more.merge(row, -np.inf, float(fewer.bounds[row, 1]), weights)
+            for index, (_, high) in enumerate(fewer.bounds.tolist()):
+                more.merge(index, -np.inf, high, fewer.best(index))
         for fewer, more in reversed(list(itertools.pairwise(ordered))):
-            for row in range(len(self.channels)):
-                fewer.merge(row, float(more.bounds[row, 0]), np.inf, None)
+            for index, (low, _) in enumerate(more.bounds.tolist()):
+                fewer.merge(index, low, np.inf, None)
 
     def result(self) -> Comparison:
         """What is known now."""
@@ -154,13 +178,13 @@ class Contest(Work[Comparison]):
                 kept=_kept(pair.pruning),
                 quantization_problem=pair.quantization.problem.label,
                 pruning_problem=pair.pruning.problem.label,
-                quantization=pair.quantization.bounds.copy(),
-                pruning=pair.pruning.bounds.copy(),
-                energy=self.energy,
+                quantization=pair.bounds(0),
+                pruning=pair.bounds(1),
+                energy=np.array([math.fsum(self.energy[unit]) for unit in pair.units]),
                 seconds=float(pair.quantization.seconds.sum() + pair.pruning.seconds.sum()),
                 scales="fixed" if self.rules.scale is None else "free",
                 mask=self.rules.mask,
-                share=pair.bits / 16.0 if self.rules.mask == "none" else _kept(pair.pruning) / self.layer.in_features,
+                share=pair.bits / 16.0 if self.rules.mask == "none" else _kept(pair.pruning) / _total(pair.pruning),
             )
             for pair in self.pairs
         )
@@ -171,6 +195,7 @@ class Contest(Work[Comparison]):
             list(self.channels),
             levels,
             self.interrupted,
+            [[self.channels[row] for row in unit] for unit in self.pairs[0].units],
         )
 
 
@@ -186,8 +211,6 @@ def quantization(layer: Layer, bits: int, rules: Rules) -> Problem:
         raise InputError(f"scale is {shown(rules.scale)}; pass 'free', or leave it out for fitted scales.")
     if rules.range != "mse":
         raise InputError("free scales are not fitted; leave out range, or scale='free'.")
-    if rules.granularity == "tensor":
-        raise InputError("one free scale for all channels leaves no verdict for each; choose granularity 'channel'.")
     return quantization_problem(
         layer,
         bits,
@@ -204,13 +227,16 @@ def _pruning(layer: Layer, bits: int, rules: Rules) -> PruningProblem:
         return pruning_within(layer, bits, rules)
     size = _letter(rules.pattern)
     if size is None:
-        return pruning_problem(layer, density=bits / 16.0, pattern=rules.pattern, refit=rules.refit)
+        if parse_pattern(rules.pattern).counts_units:
+            # Units may have different sizes: what counts is what the largest hold.
+            return pruning_within(layer, bits, rules)
+        return rules.prune(layer, rules.pattern, density=bits / 16.0)
     if bits * size % 16:
         raise InputError(
             f"pattern {rules.pattern!r} keeps {bits * size / 16:g} of {size} inputs at {bits} bits, which is no whole "
             "number; choose N:16, or only bits that fit."
         )
-    return pruning_problem(layer, pattern=f"{bits * size // 16}:{size}", refit=rules.refit)
+    return rules.prune(layer, f"{bits * size // 16}:{size}")
 
 
 def pruning_within(layer: Layer, budget: float, rules: Rules) -> PruningProblem:
@@ -221,17 +247,18 @@ def pruning_within(layer: Layer, budget: float, rules: Rules) -> PruningProblem:
     InputError
         If the mask alone takes more.
     """
-    size, n = _letter(rules.pattern), layer.in_features
+    size = _letter(rules.pattern)
+    total = parse_pattern(rules.pattern).total(layer.weight.shape[1:]) if size is None else size
 
     def keeping(count: int) -> PruningProblem:
         if size is None:
-            return pruning_problem(layer, k=count, pattern=rules.pattern, refit=rules.refit)
-        return pruning_problem(layer, pattern=f"{count}:{size}", refit=rules.refit)
+            return rules.prune(layer, rules.pattern, k=count)
+        return rules.prune(layer, f"{count}:{size}")
 
     def fits(count: int) -> bool:
         return keeping(count).storage(rules.mask) <= budget * (1 + 1e-12)
 
-    counts = range(n + 1) if size is None else range(1, size)
+    counts = range(total + 1) if size is None else range(1, total)
     # More kept weights never take less, so that those that fit come first.
     count = bisect.bisect_left(counts, True, key=lambda c: not fits(c)) - 1
     if count < 0:
@@ -257,3 +284,7 @@ def _letter(pattern: str) -> int | None:
 
 def _kept(contender: Contender[PruningProblem]) -> int:
     return contender.problem.kept
+
+
+def _total(contender: Contender[PruningProblem]) -> int:
+    return contender.problem.pattern.total(contender.problem.layer.weight.shape[1:])

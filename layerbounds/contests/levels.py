@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,13 @@ class Level:
     bits : int
         Bits per weight.
     kept : int
-        Inputs that pruning may keep in a channel.
+        Inputs that pruning may keep in a channel; units, where its pattern counts these.
     quantization_problem, pruning_problem : str
         The grid and the pattern that the intervals are about.
-    quantization, pruning : ndarray of shape (channels, 2)
-        Lower and upper bound of the smallest error of each channel; an upper bound is infinite before the first work.
-    energy : ndarray of shape (channels,)
+    quantization, pruning : ndarray of shape (sets, 2)
+        Lower and upper bound of the smallest error of each channel, or summed over each set of channels that one of
+        them binds; an upper bound is infinite before the first work.
+    energy : ndarray of shape (sets,)
         f(0).
     seconds : float
         Search time, summed over channels and methods.
@@ -59,7 +60,7 @@ class Level:
 
     @property
     def verdicts(self) -> list[Verdict]:
-        """One for each channel."""
+        """One for each channel, or each set of channels that are bound to one another."""
         return decide_all(self.quantization, self.pruning)
 
     @property
@@ -73,7 +74,7 @@ class Level:
         return decide(*self.totals)
 
     def count(self) -> Counter[Verdict]:
-        """How many channels have each verdict."""
+        """How many of them have each verdict."""
         return Counter(self.verdicts)
 
     def statement(self) -> str:
@@ -115,6 +116,8 @@ class Comparison:
     levels : tuple of Level
         One for each compression, in the order asked for.
     interrupted : bool
+    sets : list of list of int
+        The channels of each verdict.
     """
 
     layer: str
@@ -123,6 +126,7 @@ class Comparison:
     channels: list[int]
     levels: tuple[Level, ...]
     interrupted: bool = False
+    sets: list[list[int]] = field(default_factory=list)
 
     @property
     def sampled(self) -> bool:
@@ -166,13 +170,14 @@ class Comparison:
             "seconds": level.seconds,
             "channels": [
                 {
-                    "channel": channel,
+                    "channel": rows[0] if len(rows) == 1 else None,
+                    "rows": rows,
                     "verdict": str(verdicts[i]),
                     "quantization": interval_record(level.quantization[i], float(level.energy[i])),
                     "pruning": interval_record(level.pruning[i], float(level.energy[i])),
                     "energy": float(level.energy[i]),
                 }
-                for i, channel in enumerate(self.channels)
+                for i, rows in enumerate(self.sets)
             ],
         }
 

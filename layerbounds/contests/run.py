@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from layerbounds.arguments import check_functions, members, real_number, thread_count, whole_number
+from layerbounds.arguments import check_functions, members, real_number, thread_count
 from layerbounds.contests.checkpoint import Checkpoint
 from layerbounds.contests.contest import Contest, Rules
 from layerbounds.contests.levels import Comparison
@@ -45,6 +45,8 @@ def versus(
     scale: str | None = None,
     zero_point: str | None = None,
     mask: Mask = "none",
+    share: int | Literal["all"] | None = None,
+    axis: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -63,8 +65,9 @@ def versus(
     granularity, range, symmetric
         Of the grids, as in `uniform_grid`. Scales are fitted to the weights and fixed.
     pattern : str
-        ``"unstructured"`` or ``"block:S"`` at density bits/16, or ``"N:16"``: as many of every 16 inputs as there are
-        bits (any ``"N:M"`` where bits·M/16 is a whole number).
+        ``"unstructured"`` or another that takes a density, at density bits/16, or ``"N:16"``: as many of every 16
+        inputs as there are bits (any ``"N:M"`` where bits·M/16 is a whole number). Patterns that couple the output
+        channels have a verdict for each set of them.
     refit : bool
         Whether kept weights are re-optimised or stay as they are.
     channels : sequence of int, optional
@@ -83,6 +86,8 @@ def versus(
     mask : {"none", "bitmap", "entropy", "metadata"}
         What the mask of pruning costs to store (docs/patterns.md): pruning keeps as many inputs as fit into b bits per
         weight beside it.
+    share, axis
+        Of pruning, as in `pruning_problem`.
     checkpoint : path-like, optional
         Folder in which bounds are saved and from which they are taken up again.
     progress : callable, optional
@@ -99,8 +104,9 @@ def versus(
         On invalid options.
     """
     rules = Rules(
-        granularity, range, symmetric, pattern, refit, backend, thread_count(jobs), seed, scale, zero_point, mask
-    )
+        granularity, range, symmetric, pattern, refit, backend, thread_count(jobs), seed, scale, zero_point, mask,
+        share, axis,
+    )  # fmt: skip
     selection = {layer.name: channels} if isinstance(layer, Layer) and channels is not None else None
     return versus_layers(
         [layer],
@@ -139,7 +145,8 @@ def versus_layers(
     channels : mapping of layer name to channels, optional
         Default: all, or the sample.
     sample : int, optional
-        Compare at most so many channels of a layer, evenly spaced (`sample_channels`).
+        Compare at most so many channels of a layer, evenly spaced (`layerbounds.contests.sample.sample_channels`), and
+        all channels that are bound to one of them.
     time_limit, total_time, checkpoint, progress
         As in `versus`.
 
@@ -152,9 +159,8 @@ def versus_layers(
     wanted = members(bits, "bits")
     return _carry_out(
         layers,
-        lambda layer, chosen: Contest(layer, wanted, chosen, rules),
+        lambda layer, chosen: Contest(layer, wanted, chosen, rules, sample),
         channels=channels,
-        sample=sample,
         time_limit=time_limit,
         total_time=total_time,
         checkpoint=checkpoint,
@@ -180,6 +186,8 @@ def contest(
     seed: int = 0,
     scale: str | None = None,
     zero_point: str | None = None,
+    share: int | Literal["all"] | None = None,
+    axis: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Standings:
@@ -193,7 +201,9 @@ def contest(
     layer : Layer
     contenders : iterable of str, int, Problem or (str, Problem)
         ``3`` or ``"3"``: a grid of 3 bits; ``"nf4"``: a codebook; ``"2:4"``, ``".25"``, ``"1/4"``: pruning;
-        ``"4+2:4"``, ``"4+.5"``, ``"4+block:4+.5"``: both at once; ``"pruned"``: for the storage of each of the others,
+        ``"4+2:4"``, ``"4+.5"``, ``"4+block:4+.5"``: both at once; ``"channel+.5"``, ``"head:64+k=6"``,
+        ``"2:4+share=8"``: masks that several output channels have in common, whose intervals are compared with sums
+        over these channels; ``"pruned"``: for the storage of each of the others,
         the pruning that keeps most within it. Or problems of this layer, alone or as (name, problem).
     mask : {"none", "bitmap", "entropy", "metadata"}
         What a pattern's mask costs to store (docs/patterns.md).
@@ -201,6 +211,8 @@ def contest(
         Of the grids, as in `versus`.
     pattern, refit
         Of pruning without quantization, as in `versus`; the pattern is that of ``"pruned"``.
+    share, axis
+        Of pruning without quantization, where a contender does not say them.
     channels, time_limit, total_time, backend, jobs, seed, checkpoint, progress
         As in `versus`.
 
@@ -215,8 +227,9 @@ def contest(
         On invalid options.
     """
     rules = Rules(
-        granularity, range, symmetric, pattern, refit, backend, thread_count(jobs), seed, scale, zero_point, mask
-    )
+        granularity, range, symmetric, pattern, refit, backend, thread_count(jobs), seed, scale, zero_point, mask,
+        share, axis,
+    )  # fmt: skip
     selection = {layer.name: channels} if isinstance(layer, Layer) and channels is not None else None
     return contest_layers(
         [layer],
@@ -246,9 +259,8 @@ def contest_layers(
     wanted = members(contenders, "contenders")
     return _carry_out(
         layers,
-        lambda layer, chosen: Tournament(layer, wanted, chosen, rules),
+        lambda layer, chosen: Tournament(layer, wanted, chosen, rules, sample),
         channels=channels,
-        sample=sample,
         time_limit=time_limit,
         total_time=total_time,
         checkpoint=checkpoint,
@@ -264,7 +276,6 @@ def _carry_out(
     make: Callable[[Layer, Sequence[int] | None], Work[Result]],
     *,
     channels: Mapping[str, Sequence[int]] | None,
-    sample: int | None,
     time_limit: float,
     total_time: float | None,
     checkpoint: str | os.PathLike[str] | None,
@@ -279,10 +290,7 @@ def _carry_out(
     store = Checkpoint(checkpoint) if checkpoint is not None else None
     works: list[Work[Result]] = []
     for layer in layers.values() if isinstance(layers, Mapping) else layers:
-        chosen = (channels or {}).get(layer.name) if isinstance(layer, Layer) else None
-        if chosen is None and sample is not None:
-            chosen = sample_channels(layer.out_features, sample)
-        work = make(layer, chosen)
+        work = make(layer, (channels or {}).get(layer.name) if isinstance(layer, Layer) else None)
         if total_time is not None:
             work.deadline = begin + total_time
         if store is not None:
@@ -300,23 +308,9 @@ def _carry_out(
     return [work.result() for work in works]
 
 
-def sample_channels(out: int, count: int) -> list[int]:
-    """At most ``count`` of ``out`` channels, evenly spaced: channel ⌊(2i + 1)·out / (2·count)⌋ for i < count.
-
-    Parameters
-    ----------
-    out, count : int
-        Positive.
-    """
-    whole_number(count, "the sample of channels", 1)
-    if count >= out:
-        return list(range(out))
-    return [(2 * i + 1) * out // (2 * count) for i in range(count)]
-
-
 def _announce(works: Sequence[Work[Any]], progress: Progress) -> None:
     """Tell after each piece of work how many verdicts of the whole run are decided."""
-    everything = sum(len(w.channels) * len(w.matches) for w in works)
+    everything = sum(work.verdicts for work in works)
 
     def tell(work: Work[Any]) -> None:
         progress(everything - sum(w.undecided for w in works), everything, work.layer.name)

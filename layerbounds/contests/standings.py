@@ -12,7 +12,8 @@ from typing import Any
 
 from layerbounds.arrays import Float
 from layerbounds.contests.levels import interval_record
-from layerbounds.contests.verdict import Verdict, decide, decide_all, summed
+from layerbounds.contests.verdict import Verdict, decide, decide_all, grouped, summed
+from layerbounds.problems.rows import common_sets, noun, sets_within
 
 
 class Rank(StrEnum):
@@ -49,8 +50,10 @@ class Entrant:
     family : str
     storage : float
         Bits per weight with the mask, scales not counted.
-    bounds : ndarray of shape (channels, 2)
-        Lower and upper bound of the smallest error of each channel.
+    sets : list of list of int
+        The channels that it binds to one another, by their positions among those compared.
+    bounds : ndarray of shape (sets, 2)
+        Lower and upper bound of the smallest error of each of them.
     seconds : float
         Search time.
     fingerprint : str
@@ -60,6 +63,7 @@ class Entrant:
     problem: str
     family: str
     storage: float
+    sets: list[list[int]]
     bounds: Float
     seconds: float
     fingerprint: str
@@ -115,12 +119,20 @@ class Standings:
         """How the summed error of one entrant compares with that of another."""
         return _RANK[decide(self.entrants[first].total, self.entrants[second].total)]
 
+    def units(self, first: int, second: int) -> list[list[int]]:
+        """What two entrants are compared in: single channels, or the sets of channels that neither of them divides."""
+        common = common_sets(self.entrants[first].sets, self.entrants[second].sets)
+        return [[self.channels[row] for row in rows] for rows in common]
+
     def ranks(self, first: int, second: int) -> list[Rank]:
-        """The same for each channel."""
-        return [_RANK[v] for v in decide_all(self.entrants[first].bounds, self.entrants[second].bounds)]
+        """The ranks of the two entrants' errors, summed over each of their units."""
+        pair = self.entrants[first], self.entrants[second]
+        common = common_sets(*(entrant.sets for entrant in pair))
+        bounds = [grouped(entrant.bounds, sets_within(entrant.sets, common)) for entrant in pair]
+        return [_RANK[v] for v in decide_all(*bounds)]
 
     def count(self, first: int, second: int) -> Counter[Rank]:
-        """How many channels have each rank."""
+        """How many units have each rank."""
         return Counter(self.ranks(first, second))
 
     def statement(self, pairs: Sequence[tuple[int, int]] | None = None) -> str:
@@ -145,7 +157,7 @@ class Standings:
             Rank.OPEN: f"{one} against {other} is open",
         }[rank]
         equal = f", equal in {count[Rank.EQUAL]}" if count[Rank.EQUAL] else ""
-        better = f"better in {count[Rank.BETTER]} channel{'' if count[Rank.BETTER] == 1 else 's'}"
+        better = f"better in {count[Rank.BETTER]} {noun(self.units(first, second), count[Rank.BETTER])}"
         return f"{verdict}; {better}, worse in {count[Rank.WORSE]}{equal}, open in {count[Rank.OPEN]}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -169,8 +181,7 @@ class Standings:
                     "seconds": entrant.seconds,
                     **interval_record(entrant.total, energy),
                     "channels": [
-                        {"channel": channel, **interval_record(bounds, float(own))}
-                        for channel, bounds, own in zip(self.channels, entrant.bounds, self.energy, strict=True)
+                        self._record(rows, bounds) for rows, bounds in zip(entrant.sets, entrant.bounds, strict=True)
                     ],
                 }
                 for entrant in self.entrants
@@ -182,10 +193,16 @@ class Standings:
                     "rank": str(self.rank(i, j)),
                     "count": {str(rank): self.count(i, j)[rank] for rank in Rank},
                     "channels": [str(rank) for rank in self.ranks(i, j)],
+                    "rows": self.units(i, j),
                 }
                 for i, j in self.pairs
             ],
         }
+
+    def _record(self, positions: list[int], bounds: Float) -> dict[str, Any]:
+        rows = [self.channels[i] for i in positions]
+        channel = rows[0] if len(rows) == 1 else None
+        return {"channel": channel, "rows": rows, **interval_record(bounds, math.fsum(self.energy[positions]))}
 
 
 def named_pairs(standings: Sequence[Standings]) -> list[tuple[str, str]]:
@@ -198,7 +215,7 @@ def named_pairs(standings: Sequence[Standings]) -> list[tuple[str, str]]:
 
 
 def ranks_of(standings: Standings, pair: tuple[str, str]) -> tuple[Rank, list[Rank]] | None:
-    """The rank of the sum and those of the channels for a pair of names; None where the layer has no such pair."""
+    """The rank of the sum and those of the units for a pair of names; None where the layer has no such pair."""
     place = {entrant.name: i for i, entrant in enumerate(standings.entrants)}
     if not place.keys() >= set(pair):
         return None

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
-import numpy as np
-
 from layerbounds.contests.contenders import contender_problems
 from layerbounds.contests.contest import Rules
+from layerbounds.contests.inclusion import Inclusion
+from layerbounds.contests.match import Contender, Match
+from layerbounds.contests.sample import compared_channels
 from layerbounds.contests.standings import Entrant, Standings
-from layerbounds.contests.work import Contender, Match, Work
+from layerbounds.contests.work import Work
 from layerbounds.layers.layer import Layer, as_layer
 from layerbounds.problems.parts import contains
-from layerbounds.problems.problem import Problem, check_channels
+from layerbounds.problems.problem import Problem
 
 
 class Tournament(Work[Standings]):
@@ -26,22 +27,29 @@ class Tournament(Work[Standings]):
     contenders : sequence of str, int or Problem
     channels : sequence of int or None
     rules : Rules
+    sample : int, optional
+        As in `layerbounds.contests.versus_layers`.
     """
 
     def __init__(
-        self, layer: Layer, contenders: Sequence[object], channels: Sequence[int] | None, rules: Rules
+        self,
+        layer: Layer,
+        contenders: Sequence[object],
+        channels: Sequence[int] | None,
+        rules: Rules,
+        sample: int | None = None,
     ) -> None:
         rules.check()
         named = contender_problems(as_layer(layer), contenders, rules)
         named.sort(key=lambda entry: entry[1].storage(rules.mask))
-        chosen = check_channels(named[0][1], channels)
+        chosen = compared_channels([problem for _, problem in named], channels, sample)
         super().__init__(layer, chosen, rules.backend, rules.jobs, rules.seed)
         self.rules = rules
         self.names = [name for name, _ in named]
         self.contenders: list[Contender[Problem]] = [Contender.start(problem, chosen) for _, problem in named]
         self._matches = [Match(pair) for pair in combinations(self.contenders, 2)]
         self._contained = [
-            (inner, outer)
+            Inclusion(inner, outer, chosen)
             for inner in self.contenders
             for outer in self.contenders
             if inner is not outer and contains(outer.problem.parts, inner.problem.parts)
@@ -61,11 +69,8 @@ class Tournament(Work[Standings]):
 
     def carry(self) -> None:
         """Weights that one contender allows are allowed by those that allow more; lower bounds go the other way."""
-        for inner, outer in self._contained:
-            for row in range(len(self.channels)):
-                weights = inner.weights[row] if inner.has_weights[row] else None
-                outer.merge(row, -np.inf, float(inner.bounds[row, 1]), weights)
-                inner.merge(row, float(outer.bounds[row, 0]), np.inf, None)
+        for inclusion in self._contained:
+            inclusion.carry()
 
     def result(self) -> Standings:
         """What is known now."""
@@ -75,6 +80,7 @@ class Tournament(Work[Standings]):
                 contender.problem.label,
                 contender.problem.family,
                 contender.problem.storage(self.rules.mask),
+                contender.sets,
                 contender.bounds.copy(),
                 float(contender.seconds.sum()),
                 contender.problem.fingerprint(),

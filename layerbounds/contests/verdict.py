@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
 import numpy as np
@@ -42,15 +42,29 @@ def decide(quantization: tuple[float, float], pruning: tuple[float, float]) -> V
 
 
 def decide_all(quantization: Float, pruning: Float) -> list[Verdict]:
-    """`decide` for each row of two arrays of intervals, shape (channels, 2)."""
+    """`decide` for each row of two arrays of intervals, shape (errors, 2)."""
     return [
         decide((float(q[0]), float(q[1])), (float(p[0]), float(p[1])))
         for q, p in zip(quantization, pruning, strict=True)
     ]
 
 
+def grouped(intervals: Float, members: Sequence[Sequence[int]]) -> Float:
+    """Intervals of sums of some of the errors, shape (groups, 2), rounded outward; those of single ones as they are.
+
+    Parameters
+    ----------
+    intervals : ndarray of shape (errors, 2)
+    members : sequence of sequence of int
+        Which errors are summed.
+    """
+    if all(len(part) == 1 for part in members):
+        return intervals[[part[0] for part in members]]
+    return np.array([intervals[part[0]] if len(part) == 1 else summed(intervals[list(part)]) for part in members])
+
+
 def summed(intervals: Float) -> tuple[float, float]:
-    """Interval of the sum of errors that lie in given intervals, shape (channels, 2), rounded outward."""
+    """Interval of the sum of errors that lie in given intervals, shape (errors, 2), rounded outward."""
     return _outward(intervals[:, 0], -math.inf), _outward(intervals[:, 1], math.inf)
 
 

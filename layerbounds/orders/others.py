@@ -12,7 +12,7 @@ near:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -102,18 +102,18 @@ def _larger(problem: PruningProblem, row: int, weights: Float, room: Bool) -> tu
     left = structure.capacity - np.bincount(structure.group[kept], minlength=len(structure.capacity))
     capacity = np.tile(left, (len(units), 1))
     capacity[np.arange(len(units)), structure.group[units]] -= 1
-    return _Joining(smaller, problem.pattern, problem.kept, False, capacity), [(row, k) for k in range(len(units))]
+    return _Joining(smaller, problem.pattern, problem.kept, False, left=capacity), [(row, k) for k in range(len(units))]
 
 
 @dataclass(frozen=True, eq=False)
 class _Joining(PruningProblem):
     """Masks beside weights that are kept already: what is left of each group's capacity, in each row."""
 
-    left: Int
+    left: Int = field(kw_only=True)
 
     def allowed(self, channel: int) -> Support:
         """The support of a row."""
-        support = super().allowed(channel)
+        support = self.support(channel)
         structure = Structure(support.structure.unit, support.structure.group, self.left[channel])
         return Support(structure, support.original, False, support.idle)
 

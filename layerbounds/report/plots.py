@@ -7,6 +7,7 @@ from typing import Any
 
 from layerbounds.exceptions import InputError, MissingExtraError
 from layerbounds.layers.files import atomic_path
+from layerbounds.problems.rows import rows_text
 from layerbounds.solution import Solution
 
 _FORMATS = ("svg", "png", "pdf")
@@ -28,7 +29,7 @@ def check_plot(path: str | os.PathLike[str]) -> None:
 
 
 def plot_trace(solution: Solution, path: str | os.PathLike[str]) -> None:
-    """Draw how each channel's interval closed over time.
+    """Draw how the interval of each channel, or set of channels, closed over time.
 
     Parameters
     ----------
@@ -39,7 +40,7 @@ def plot_trace(solution: Solution, path: str | os.PathLike[str]) -> None:
     check_plot(path)
     figure = _figure_class()(figsize=(7.0, 4.2), layout="constrained")
     axes = figure.subplots()
-    for row, channel in enumerate(solution.channels):
+    for row, channels in enumerate(solution.sets):
         trace = solution.trace[row]
         if not trace or solution.upper_bound[row] <= 0:
             continue
@@ -49,7 +50,8 @@ def plot_trace(solution: Solution, path: str | os.PathLike[str]) -> None:
         lower = [p.lower / best for p in trace] + [float(solution.lower_bound[row]) / best]
         upper = [p.upper / best for p in trace] + [1.0]
         color = f"C{row % 10}"
-        axes.step(times, lower, where="post", color=color, linewidth=1.2, label=f"channel {channel}")
+        label = f"channel{'' if len(channels) == 1 else 's'} {rows_text(channels)}"
+        axes.step(times, lower, where="post", color=color, linewidth=1.2, label=label)
         axes.step(times, upper, where="post", color=color, linewidth=1.2, linestyle="--")
     axes.set_xscale("log")
     axes.set_xlabel("seconds of search")
@@ -58,7 +60,7 @@ def plot_trace(solution: Solution, path: str | os.PathLike[str]) -> None:
     axes.set_title(f"{solution.problem.layer.name}: {solution.problem.label}{claimed}", fontsize=10)
     axes.set_ylim(bottom=0.0)
     axes.grid(alpha=0.3)
-    if 0 < len(solution.channels) <= 12:
+    if 0 < len(solution.sets) <= 12:
         axes.legend(fontsize=8)
     suffix = os.fspath(path).rsplit(".", 1)[-1].lower()
     with atomic_path(path) as temporary:

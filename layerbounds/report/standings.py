@@ -10,21 +10,27 @@ from rich.table import Table
 from rich.text import Text
 
 from layerbounds.contests.standings import Rank, Standings, named_pairs, ranks_of
+from layerbounds.problems.rows import noun
 from layerbounds.report.tables import MISSING, _number, _table, _text
 from layerbounds.report.versus_tables import percent
 
-#: How to read the cells of `standings_table`.
-LEGEND = (
-    "< the row's smallest error is proven to be smaller than the column's, > larger, ? open; channels better/worse/open"
-)
 _STYLE = {Rank.BETTER: "green", Rank.WORSE: "red", Rank.EQUAL: "cyan", Rank.OPEN: "yellow"}
 _SIGN = {Rank.BETTER: "<", Rank.WORSE: ">", Rank.EQUAL: "=", Rank.OPEN: "?"}
+
+
+def legend(standings: Standings) -> str:
+    """How to read the cells of `standings_table`."""
+    units = noun([rows for entrant in standings.entrants for rows in entrant.sets], 2)
+    return (
+        "< the row's smallest error is proven to be smaller than the column's, > larger, ? open; "
+        f"{units} better/worse/open"
+    )
 
 
 def standings_table(standings: Standings) -> Table:
     """One layer, a row for each contender: storage, error, and how it compares with each of the others.
 
-    `LEGEND` says how to read a comparison.
+    `legend` says how to read a comparison.
 
     Parameters
     ----------

@@ -8,17 +8,23 @@ from typing import Any
 
 import numpy as np
 from rich import box
+from rich.console import Console, ConsoleOptions
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from layerbounds.methods.base import Heuristic
 from layerbounds.problems.ranges.rule import RangeRule
+from layerbounds.problems.rows import noun, rows_text
 from layerbounds.proofs import Status
 from layerbounds.solution import Solution
 from layerbounds.solvers.registry import BackendInfo
 
 #: Stands for what is undefined, such as a relative error where f(0) = 0.
 MISSING = "–"
+
+#: More sets of channels, or units kept in one, are left to the JSON record.
+MOST_SETS, MOST_UNITS = 8, 64
 
 _STATUS_STYLE = {
     Status.OPTIMAL: "green",
@@ -34,7 +40,7 @@ _STATUS_STYLE = {
 
 
 def channel_table(solution: Solution, compact: bool = False) -> Table:
-    """Intervals of the solved channels, one row each.
+    """Intervals of the solved channels, or of the sets of channels that are bound to one another; one row each.
 
     Numbers are rounded to the nearest for reading; `Solution.to_dict` has them in full.
 
@@ -54,7 +60,8 @@ def channel_table(solution: Solution, compact: bool = False) -> Table:
     used = solution.backends_used
     backend = used[0] if solution.backend == "auto" and len(used) == 1 else solution.backend
     table = _table(f"{problem.layer.name} · {problem.label} · backend {backend}")
-    headings = ["channel", "lower", "upper", "error %", "SQNR dB", "gap %", "status", "time s", "claimed, unproven"]
+    first = "channels" if any(len(rows) > 1 for rows in solution.sets) else "channel"
+    headings = [first, "lower", "upper", "error %", "SQNR dB", "gap %", "status", "time s", "claimed, unproven"]
     left_out = {"lower", "upper", "time s"} if compact else set()
     if not claimed:
         left_out.add("claimed, unproven")
@@ -62,10 +69,10 @@ def channel_table(solution: Solution, compact: bool = False) -> Table:
     for heading in shown:
         _text(table, heading) if heading == "status" else _number(table, heading)
     relative, sqnr, gap = solution.relative_upper_bound, solution.sqnr_db, solution.gap
-    for i, channel in enumerate(solution.channels):
+    for i, rows in enumerate(solution.sets):
         status = solution.status[i]
         cells: dict[str, str | Text] = {
-            "channel": str(channel),
+            first: rows_text(rows),
             "lower": significant(solution.lower_bound[i]),
             "upper": significant(solution.upper_bound[i]),
             "error %": significant(100.0 * relative[i]),
@@ -91,15 +98,17 @@ def total_line(solution: Solution) -> str:
     str
     """
     layer, totals = solution.problem.layer, solution.totals()
-    count, optimal = totals["channels"], totals["optimal"]
+    count, optimal, channels = totals["sets"], totals["optimal"], totals["channels"]
     proven = optimal == count
-    part = "" if count == layer.out_features else f" (the layer has {layer.out_features})"
+    units = noun(solution.sets, count)
+    has = f"{channels} of {layer.out_features} channels" if count < channels else f"the layer has {layer.out_features}"
+    part = "" if channels == layer.out_features else f" ({has})"
     low, high = (totals[key] for key in ("relative_lower_bound", "relative_upper_bound"))
     error = significant(_percent(high)) if proven else _span(significant(_percent(low)), significant(_percent(high)))
     # An infinite SQNR (lower bound 0) is None in the totals; only an energy of 0 makes it undefined.
     sqnr = [np.inf if value is None and totals["energy"] > 0 else value for value in totals["sqnr_db"]]
     parts = [
-        f"{layer.name}: {optimal} of {count} channel{'' if count == 1 else 's'} proven optimal{part}",
+        f"{layer.name}: {optimal} of {count} {units} proven optimal{part}",
         f"relative error {error} %",
         f"SQNR {interval(sqnr[0], sqnr[1], decimals=1, collapse=proven)} dB",
         f"prepared in {fixed(totals['preparation_seconds'], 2)} s, searched {fixed(totals['seconds'], 2)} s",
@@ -120,10 +129,21 @@ def source_lines(solution: Solution) -> list[str]:
 def note_lines(solution: Solution) -> list[str]:
     """What was refused of a foreign solver's answers and what has to be known about them; equal notes together."""
     by_note: dict[str, list[str]] = {}
-    for channel in solution.channels:
-        for note in solution.notes.get(channel, ()):
-            by_note.setdefault(note, []).append(str(channel))
-    return [f"channel{'s' if len(c) > 1 else ''} {', '.join(c)}: {note}" for note, c in by_note.items()]
+    several: dict[str, bool] = {}
+    for rows in solution.sets:
+        for note in solution.notes.get(rows[0], ()):
+            by_note.setdefault(note, []).append(rows_text(rows))
+            several[note] = len(by_note[note]) > 1 or len(rows) > 1
+    return [f"channel{'s' if several[note] else ''} {', '.join(c)}: {note}" for note, c in by_note.items()]
+
+
+def kept_lines(solution: Solution) -> list[str]:
+    """Which units of a pattern the sets of channels keep, where they are few enough to be read."""
+    kept = solution.kept_units
+    if kept is None or len(kept) > MOST_SETS or max(map(len, kept), default=0) > MOST_UNITS:
+        return []
+    pairs = zip(solution.sets, kept, strict=True)
+    return [f"channels {rows_text(rows)} keep units {', '.join(map(str, units)) or 'none'}" for rows, units in pairs]
 
 
 def layer_table(rows: Iterable[dict[str, Any]], title: str) -> Table:
@@ -273,10 +293,17 @@ def _repairs(row: dict[str, Any]) -> str:
     return ", ".join(notes) or MISSING
 
 
+class _Title(Text):
+    """A table's title that is wrapped where the console ends, and not where the table does."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[Segment]:
+        return super().__rich_console__(console, options.update(width=console.width, justify="default"))
+
+
 def _table(title: str) -> Table:
     # Two characters between columns and no frame: the channel table just fits 80 columns.
     return Table(
-        title=Text(title),
+        title=_Title(title),
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,

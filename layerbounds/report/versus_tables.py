@@ -13,6 +13,7 @@ from rich.text import Text
 
 from layerbounds.contests.levels import Comparison, Level
 from layerbounds.contests.verdict import Verdict
+from layerbounds.problems.rows import noun
 from layerbounds.report.tables import MISSING, _number, _table, _text, significant
 
 _STYLE = {
@@ -40,7 +41,7 @@ def comparison_table(comparison: Comparison) -> Table:
     for heading in ("bits", "sparsity %", "quantization error %", "pruning error %"):
         _number(table, heading)
     _text(table, "verdict")
-    for heading in ("channels Q", "P", "=", "open"):
+    for heading in (f"{noun(comparison.sets, 2)} Q", "P", "=", "open"):
         _number(table, heading)
     for level in comparison.levels:
         energy = math.fsum(level.energy)
@@ -61,7 +62,7 @@ def rule(comparison: Comparison) -> str:
     """What the verdicts are about, without the numbers that change from one compression to the next."""
     level = comparison.levels[0]
     grid = level.quantization_problem.partition("-bit ")[2] or level.quantization_problem
-    pattern = re.sub(r" k=\d+ of \d+|(?<= )\d+(?=:)", "", level.pruning_problem)
+    pattern = re.sub(r"(?<= )\d+(?=:)", "N", re.sub(r" k=\d+ of \d+", "", level.pruning_problem))
     fixed_scales = ", scales fixed" if level.scales == "fixed" else ""
     density = "density b/16" if level.mask == "none" else f"b bits per weight, mask: {level.mask}"
     return f"b-bit {grid}{fixed_scales}, against {pattern} at {density}"
@@ -106,7 +107,7 @@ def network_markdown(comparisons: Sequence[Comparison]) -> str:
         f"{rule(comparisons[0])}.",
         "",
         "Verdict of the summed error of the layer's compared channels (Q quantization, P pruning, = equal, ? open), "
-        "then the numbers of channels with verdict Q/P/open.",
+        f"then the numbers of {_noun(comparisons)} with verdict Q/P/open.",
         "",
         "| " + " | ".join(heading) + " |",
         "|" + "---|" * len(heading),
@@ -122,14 +123,20 @@ def summary_lines(comparisons: Sequence[Comparison]) -> list[str]:
         channels, layers = _counts([c.levels[i] for c in comparisons])
         total = sum(channels.values())
         sparsity = f"{100 * (1 - level.density):.4g}"
+        units = _noun(comparisons, total)
         lines.append(
-            f"{level.bits} bits, sparsity {sparsity} %: {total - channels[Verdict.OPEN]} of {total} channels proven "
+            f"{level.bits} bits, sparsity {sparsity} %: {total - channels[Verdict.OPEN]} of {total} {units} proven "
             f"(quantization {channels[Verdict.QUANTIZATION]}, pruning {channels[Verdict.PRUNING]}"
             f"{_equal(channels)}), {channels[Verdict.OPEN]} open; layers: quantization "
             f"{layers[Verdict.QUANTIZATION]}, pruning {layers[Verdict.PRUNING]}{_equal(layers)}, open "
             f"{layers[Verdict.OPEN]}"
         )
     return lines
+
+
+def _noun(comparisons: Sequence[Comparison], count: int = 2) -> str:
+    """What the verdicts of some layers are about: channels or sets of them."""
+    return noun([rows for comparison in comparisons for rows in comparison.sets], count)
 
 
 def _equal(count: Counter[Verdict]) -> str:
