@@ -23,7 +23,7 @@ NEW = {
     "heuristic": {"methods/toy.py": "heuristic.py"},
     "grid": {},
     "range": {"problems/ranges/toy.py": "range.py"},
-    "pattern": {},
+    "pattern": {"problems/patterns/toy.py": "pattern.py"},
     "backend": {"solvers/toy.py": "backend.py"},
     "family": {
         "problems/toy.py": "problem.py",
@@ -51,8 +51,8 @@ CHANGED = {
         ]
     },
     "pattern": {
-        "problems/patterns.py": [
-            ("#: All patterns.", (TOYS / "pattern.txt").read_text().lstrip("\n")),
+        "problems/patterns/registry.py": [
+            ("\n#: All patterns.", "from layerbounds.problems.patterns.toy import Spread\n"),
             ("PATTERNS: tuple[type[Pattern], ...] = (", "PATTERNS: tuple[type[Pattern], ...] = (Spread, "),
         ]
     },

@@ -131,7 +131,7 @@ def envelope(levels: Float, d: float, price: float, y: Float) -> Float:
 @pytest.mark.parametrize("pattern", ["2:4", "unstructured", "1:5"])
 def test_proximal_steps_are_least_at_their_prices(rng: np.random.Generator, pattern: str) -> None:
     n, rows = 13, 5
-    layout = lay_out(parse_pattern(pattern).structure(n, 5))
+    layout = lay_out(parse_pattern(pattern).structure((n,), 5))
     e, w, y, t = (rng.normal(size=(rows, n)).astype(np.float32) for _ in range(4))
     d, p = rng.uniform(0.1, 1.0, size=n).astype(np.float32), rng.uniform(0.3, 2.0, size=n).astype(np.float32)
     values = np.sort(2.0 * rng.normal(size=(rows, n, 5)), axis=2).astype(np.float32)
@@ -159,7 +159,7 @@ def test_proximal_steps_are_least_at_their_prices(rng: np.random.Generator, patt
 
 def test_shares_of_units_of_several_inputs_are_least_at_their_price(rng: np.random.Generator) -> None:
     n, rows = 6, 8
-    layout = lay_out(parse_pattern("block:3").structure(n, 3))
+    layout = lay_out(parse_pattern("block:3").structure((n,), 3))
     e, w, y, t = (rng.normal(size=(rows, n)).astype(np.float32) for _ in range(4))
     d, p = rng.uniform(0.1, 1.0, size=n).astype(np.float32), rng.uniform(0.3, 2.0, size=n).astype(np.float32)
     values = np.sort(np.concatenate([2.0 * rng.normal(size=(rows, n, 3)), np.zeros((rows, n, 1))], axis=2), axis=2)

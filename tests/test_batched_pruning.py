@@ -113,7 +113,7 @@ def exact_shares(slope: Float, offset: Float, capacity: int, most: float) -> Flo
 @pytest.mark.parametrize("pattern", ["2:4", "block:3", "unstructured"])
 def test_proximal_steps_are_those_of_the_formulas(rng: np.random.Generator, pattern: str) -> None:
     n, rows = 13, 6
-    layout = lay_out(parse_pattern(pattern).structure(n, 7))
+    layout = lay_out(parse_pattern(pattern).structure((n,), 7))
     units, unit = len(layout.inputs) - 1, layout.unit
     e, w, original = (rng.normal(size=(rows, n)).astype(np.float32) for _ in range(3))
     d = rng.uniform(0.1, 1.0, size=n).astype(np.float32)

@@ -166,7 +166,7 @@ def test_default_methods_are_all_that_can(layer: lb.Layer) -> None:
     rows = lb.compare(small, bits=2, pattern="block:2", density=0.5, time_limit=1.0, jobs=1)
     names = [row["method"] for row in rows]
     assert {"rtn", "gptq", "obq", "adaround", "quantease", "ldlq", "babai_klein", "beam", "lns"} <= set(names)
-    assert "magnitude" in names and "swap" not in names
+    assert "magnitude" in names and "sparsegpt" not in names
 
 
 def test_given_weights(layer: lb.Layer) -> None:

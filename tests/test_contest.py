@@ -35,7 +35,7 @@ def layer_of(n: int, rows: int = 2, seed: int = 4) -> lb.Layer:
 
 def choices(pattern: str, n: int, k: int) -> int:
     """How many sets of units use all of the capacities."""
-    structure = parse_pattern(pattern).structure(n, k)
+    structure = parse_pattern(pattern).structure((n,), k)
     total = 1
     for group, capacity in enumerate(structure.capacity):
         units = np.flatnonzero(structure.group == group)
@@ -56,7 +56,7 @@ def choices(pattern: str, n: int, k: int) -> int:
     ],
 )
 def test_bits_of_masks(pattern: str, n: int, k: int, bitmap: int, entropy: int, metadata: int) -> None:
-    structure = parse_pattern(pattern).structure(n, k)
+    structure = parse_pattern(pattern).structure((n,), k)
     bits = {mask: n * mask_bits(structure, mask) for mask in MASKS}  # type: ignore[arg-type]
     assert bits == {
         "none": 0,
@@ -155,9 +155,6 @@ def test_rules_that_contradict_contenders() -> None:
         lb.contest(layer, [lb.quantization_problem(layer_of(8), 2), 3], time_limit=0.0)
     with pytest.raises(InputError, match="does not fit into 2 bits"):
         lb.contest(layer, [2, "pruned"], pattern="N:4", mask="bitmap", time_limit=0.0)
-    shared = lb.quantization_problem(layer, 2, scale="free", granularity="tensor")
-    with pytest.raises(InputError, match="couples output channels"):
-        lb.contest(layer, [shared, 3], time_limit=0.0)
 
 
 def test_verdicts_agree_with_brute_force() -> None:

@@ -47,7 +47,8 @@ def commands(text: str) -> list[str]:
 def small_layers() -> dict[str, lb.Layer]:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(40, 8)) + rng.normal(size=(40, 1))
-    return {"conv3": lb.Layer.from_activations(rng.normal(size=(3, 8)), x, "conv3")}
+    conv3 = lb.Layer.from_activations(rng.normal(size=(3, 8)), x, "conv3")
+    return {"conv3": conv3, "conv2": lb.Layer.from_activations(rng.normal(size=(8, 5)), x[:, :5], "conv2")}
 
 
 def readme_names() -> dict[str, Any]:
@@ -213,8 +214,8 @@ def test_every_option_described_exists() -> None:
 NAMED = [*FILES, PROJECT / "CONTRIBUTING.md"]
 #: What is written for a name that the reader chooses: DIR, NAME, FAMILY.
 PLACEHOLDER = re.compile(r"\b[A-Z]{2,}\b")
-#: Environment variables and values of theirs, of other projects.
-ELSEWHERE = {"NO_COLOR", "SandyBridge", "SkylakeX", "Zen"}
+#: Environment variables and values of theirs, and options of other tools.
+ELSEWHERE = {"NO_COLOR", "SandyBridge", "SkylakeX", "Zen", "allow_permutation", "l1_unstructured", "round_to"}
 #: Keys of the metadata of files, which look like dotted names.
 METADATA = {"layerbounds.schema", "layerbounds.allowed", "layerbounds.fingerprint", "layerbounds.compressed"}
 

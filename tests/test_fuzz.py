@@ -13,7 +13,7 @@ import pytest
 
 import layerbounds as lb
 from benchmarks import fuzz
-from benchmarks.exact import Channel, supports
+from benchmarks.exact import Channel, Rows, supports
 from benchmarks.fuzz_cases import make_case
 
 #: Thorough and long: CI runs them, and ``--slow``.
@@ -55,6 +55,19 @@ def test_exact_supports(rng):
     optimum = Channel(gram, target, 0.25).best_support(chosen)
     assert optimum.definite
     assert float(optimum.value) == pytest.approx(min(refit_error(gram, target, s) for s in chosen) + 0.25, rel=1e-9)
+
+
+def test_exact_supports_of_several_rows(rng):
+    x = rng.normal(size=(12, 5))
+    gram, target = x.T @ x, rng.normal(size=(3, 5))
+    chosen = list(supports("units:0,1,0,2,1", 5, 2, True))
+    assert chosen == [[0, 2, 1, 4], [0, 2, 3], [1, 4, 3]]
+    rows = Rows([Channel(gram, w, 0.25) for w in target])
+    sums = [sum(refit_error(gram, w, s) for w in target) for s in chosen]
+    assert float(rows.best_support(chosen).value) == pytest.approx(min(sums) + 0.75, rel=1e-9)
+    masks = [np.where(np.isin(np.arange(5), s), target, 0.0) - target for s in chosen]
+    expected = min(float(np.sum((d @ gram) * d)) for d in masks)
+    assert float(rows.best_mask(target, chosen).value) == pytest.approx(expected + 0.75, rel=1e-9)
 
 
 def test_exact_supports_of_singular_matrices():

@@ -176,7 +176,7 @@ def test_klein_draws_levels_with_the_published_probabilities() -> None:
     # A = log ρ / pivot, the gap being 1.
     probability = np.exp(-math.log(3.0) * (np.array([-2.0, -1.0, 0.0, 1.0]) - 0.3) ** 2)
     probability /= probability.sum()
-    view = make_view(problem, 0)
+    view = make_view(problem, [0])
     draws, choice = [], np.zeros(1, dtype=np.int64)
     for u in (np.arange(4000) + 0.5) / 4000:
         klein_rounding(
@@ -285,15 +285,17 @@ def test_all_families_are_in_one_registry(layer: lb.Layer) -> None:
     block = lb.pruning_problem(layer, k=4, pattern="block:2")
     grid = lb.quantization_problem(layer, bits=2)
     joint = lb.joint_problem(layer, bits=2, k=4)
-    problems = {"p": pruning, "b": block, "g": grid, "j": joint}
+    shared = lb.pruning_problem(layer, k=4, pattern="column")
+    problems = {"p": pruning, "b": block, "g": grid, "j": joint, "s": shared}
     names = {p: {s.heuristic.name for s in choose_methods(q, None)} for p, q in problems.items()}
-    assert names["p"] | names["g"] | names["j"] == set(lb.heuristics())
+    assert names["p"] | names["g"] | names["j"] | names["s"] == set(lb.heuristics())
     assert names["g"] & names["j"] == {"lns"} and not names["p"] & names["j"]
     assert not names["p"] & names["g"]
-    assert names["p"] - names["b"] == {"sparsegpt", "swap"}
+    assert names["p"] - names["b"] == names["p"] - names["s"] == {"sparsegpt"}
+    assert names["s"] - names["p"] == {"forward", "osscar", "lasso", "thinet"}
     for entry in describe_heuristics():
-        prunes = {"pruning with refit", "pruning with quantization"} & set(entry.capabilities)
-        assert bool(entry.patterns) == bool(prunes)
+        prunes = any("pruning" in kind for kind in entry.capabilities)
+        assert bool(entry.patterns) == prunes
     assert lb.pruning_problem(layer, pattern="2:4").pattern_kind == "N:M"
     assert block.pattern_kind == "block"
     for problem in (pruning, block, grid):

@@ -19,7 +19,7 @@ from layerbounds.layers.gram import raise_diagonal, semidefinite_share
 from layerbounds.problems.pruning import PruningProblem
 from layerbounds.problems.tasks import make_task
 from layerbounds.proofs import Control
-from layerbounds.search.pruning.masks import lowest_diagonal
+from layerbounds.search.pruning.mask_root import lowest_diagonal
 from layerbounds.search.quantization.exact_levels import ExactLevels
 
 

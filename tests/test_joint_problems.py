@@ -180,7 +180,7 @@ def test_given_weights_are_the_second_stage(layer: lb.Layer) -> None:
         ({"bits": 4, "k": 2, "weights": np.ones((1, N))}, "weights say themselves what is kept; leave out bits"),
         ({"weights": np.ones((2, N)), "k": 2}, "pass shape"),
         ({"bits": 4, "k": 2, "refit": False}, "kept weights take any level when they are quantized, too"),
-        ({"bits": 4, "pattern": "channel", "k": 2}, "there is no pattern 'channel'"),
+        ({"bits": 4, "pattern": "channel", "k": 2}, "pattern channel couples the output channels"),
         ({"bits": 4, "k": 2, "bias": "none"}, "bias is 'none'"),
     ],
 )

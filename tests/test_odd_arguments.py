@@ -83,7 +83,7 @@ def calls(tmp_path: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]
     x = rng.normal(size=(20, 3))
     layer = lb.Layer.from_activations(rng.normal(size=(2, 3)), x, "odd")
     quantized, pruned = lb.quantization_problem(layer, 2), lb.pruning_problem(layer, k=1)
-    joint = lb.joint_problem(layer, 2, k=1)
+    joint, shared = lb.joint_problem(layer, 2, k=1), lb.pruning_problem(layer, k=1, pattern="column")
     file = tmp_path / "layers.safetensors"
     lb.save_layers(file, [layer])
     solution = lb.solve(quantized, time_limit=1.0, jobs=1)
@@ -137,6 +137,12 @@ def calls(tmp_path: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]
             {"layer": layer, "bits": 2, "scale": [0.5, 0.5], "zero_point": [1, 1]},
         ),
         "quantization_problem, grid": (lb.quantization_problem, {"layer": layer, "grid": quantized.grid}),
+        "FilterProblem": (lb.FilterProblem, {"layer": layer, "kept": 1, "refit": True, "metrics": np.eye(2)}),
+        "next_layer_metric": (lb.next_layer_metric, {"weight": layer.weight}),
+        "pruning_problem, filter": (
+            lb.pruning_problem,
+            {"layer": layer, "k": 1, "pattern": "filter", "output_metric": np.eye(2)},
+        ),
         "pruning_problem": (lb.pruning_problem, {"layer": layer, "k": 1}),
         "pruning_problem, density": (lb.pruning_problem, {"layer": layer, "density": 0.5}),
         "JointProblem": (
@@ -178,7 +184,7 @@ def calls(tmp_path: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]
         "heuristics": (lb.heuristics, {}),
     }
     for heuristic in describe_heuristics():
-        problem = next(p for p in (quantized, pruned, joint) if heuristic.can_treat(p))
+        problem = next(p for p in (quantized, pruned, joint, shared) if heuristic.can_treat(p))
         table[f"run_heuristic, {heuristic.name}"] = (lb.run_heuristic, {"name": heuristic.name, "problem": problem})
     return table
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,24 @@ from threadpoolctl import threadpool_limits
 
 import layerbounds as lb
 from layerbounds.arrays import Float
-from layerbounds.bounds.minorants.blocks import BlockMinorant
+from layerbounds.bounds.masks.form import unit_form
 from layerbounds.bounds.pruning.dual import is_block_minorant, pruning_bound
 from layerbounds.certify.interval import certify, dual_bound
 from layerbounds.exceptions import CertificationError, InputError
 from layerbounds.problems.patterns import parse_pattern
+from layerbounds.problems.shared_support import SharedSupport
 from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task, make_task
 from layerbounds.proofs import BlockDual, Control, Leaf, RawSolve, SearchProof
-from layerbounds.search.pruning.blocks import BlockSearch, search_blocks
+from layerbounds.search.pruning.blocks import search_blocks
 from layerbounds.search.pruning.clusters import search_clusters
 from layerbounds.search.pruning.masks import MaskSearch
 from layerbounds.search.pruning.subset_run import search_subset
 from layerbounds.search.pruning.subset_search import SubsetSearch
+from layerbounds.search.shared import small_nodes, tree
+from layerbounds.search.shared.root import find_root
+from layerbounds.search.shared.selection import make_selection
+from layerbounds.search.shared.unit_blocks import UnitBlocks
 
 
 def optimum(problem: lb.PruningProblem) -> Float:
@@ -128,11 +134,11 @@ def test_density_counts_all_inputs() -> None:
 
 def test_structure_counts_dead_inputs_and_ragged_groups() -> None:
     live = np.array([True, False, False, True, True, True, True, False, True, True])
-    structure = parse_pattern("2:4").structure(10, 0).restrict(live)
+    structure = parse_pattern("2:4").structure((10,), 0).restrict(live)
     np.testing.assert_array_equal(structure.group, [0, 0, 1, 1, 1, 2, 2])
     np.testing.assert_array_equal(structure.capacity, [2, 2, 2])
-    assert parse_pattern("block:4").structure(10, 10).capacity[0] == 3
-    assert parse_pattern("block:4").structure(10, 9).capacity[0] == 2
+    assert parse_pattern("block:4").structure((10,), 10).capacity[0] == 3
+    assert parse_pattern("block:4").structure((10,), 9).capacity[0] == 2
 
 
 def task_of(layer: lb.Layer, **options: object) -> Task[Support]:
@@ -279,7 +285,10 @@ def test_real_layers(reference_data: Path, name: str, options: dict[str, object]
     ids=["subset", "2:4", "mask", "blocks"],
 )
 def test_fixing_uses_the_bound_of_its_savings(
-    options: dict[str, object], rng: np.random.Generator, random_gram: Callable[..., Float]
+    options: dict[str, object],
+    rng: np.random.Generator,
+    random_gram: Callable[..., Float],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A node whose inherited bound is better than its own keeps the optimum among its children."""
     for _ in range(25):
@@ -292,19 +301,21 @@ def test_fixing_uses_the_bound_of_its_savings(
         search: Any
         unit = 1.0
         if not task.allowed.refit:
-            search = MaskSearch(task, control)
+            search = MaskSearch(
+                unit_form(task.gram, task.targets, task.allowed.original[None], task.allowed.structure), control
+            )
             root = search.root()
             search.d *= 10.0 ** rng.uniform(-2, 0, 12)
         elif "block:2" in options.values():
-            search = BlockSearch(task, control)
-            root = search.root()
-            m = search.minorant
-            part = 10.0 ** rng.uniform(-2, 0, 6)
-            blocks, inverses = (
-                [f * b for f, b in zip(x, y, strict=True)] for x, y in ((part, m.blocks), (1 / part, m.inverses))
+            monkeypatch.setattr(small_nodes, "WORTH", 0.0)
+            allowed = SharedSupport(task.allowed.structure, task.targets, True)
+            selection = make_selection(replace(task, allowed=allowed))
+            search, unit = tree.UnitSearch(selection, control), selection.factor**2
+            root = search.root(find_root(selection, control))
+            m, part = root.minorant, 10.0 ** rng.uniform(-2, 0, 6)
+            root.minorant = UnitBlocks(
+                m.block * part[:, None, None], m.inverse / part[:, None, None], m.smallest * part
             )
-            matrix = m.matrix * np.repeat(part, 2)
-            search.minorant = BlockMinorant(matrix, blocks, inverses, part * m.smallest)
         else:
             search = SubsetSearch(task, control)
             search.enumerated, unit = 0, search.factor**2

@@ -9,8 +9,9 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 import layerbounds as lb
-from layerbounds.search.pruning import blocks, clusters, masks
+from layerbounds.search.pruning import clusters, masks
 from layerbounds.search.pruning import subset_search as pruning
+from layerbounds.search.shared import set_search
 
 
 @pytest.fixture(autouse=True)
@@ -44,8 +45,9 @@ def test_bounds_hold_where_incumbents_are_bad(monkeypatch: pytest.MonkeyPatch) -
         "first_incumbents",
         lambda self, kicks=True: self.offer(self.task.allowed.structure.keep_largest(-np.abs(self.task.target))),
     )
-    for search in (masks.MaskSearch, blocks.BlockSearch):
-        monkeypatch.setattr(search, "first_incumbents", lambda *_: None)
+    monkeypatch.setattr(masks.MaskSearch, "first_incumbents", lambda *_: None)
+    monkeypatch.setattr(set_search, "first_incumbents", lambda *_: None)
+    monkeypatch.setattr(set_search, "make_drop_basis", lambda *_: None)
     wide = 0
     for problem, best in zip(cases, optima, strict=True):
         for gap in (0.3, 0.5, 0.7):

@@ -12,7 +12,7 @@ from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError, UnsupportedProblemError
 
 NAMES = ["magnitude", "wanda", "obs", "sparsegpt", "swap", "hard_thresholding", "admm"]
-SINGLE_ONLY = {"sparsegpt", "swap"}
+SINGLE_ONLY = {"sparsegpt"}
 
 
 @pytest.mark.parametrize("refit", [True, False])

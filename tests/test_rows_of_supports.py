@@ -120,7 +120,7 @@ def test_converged_points_come_close_to_the_optimum() -> None:
     # With H diagonal the bound of z = w is the optimum itself.
     rng = np.random.default_rng(3)
     gram, targets = np.diag(rng.uniform(0.5, 2.0, size=8)), rng.normal(size=(4, 8))
-    structure = parse_pattern("2:4").structure(8, 8)
+    structure = parse_pattern("2:4").structure((8,), 8)
     for refit in (True, False):
         alloweds = [Support(structure, w, refit) for w in targets]
         d = np.diag(gram) * (1 - 1e-12)

@@ -19,7 +19,7 @@ from layerbounds.cli.main import main
 from layerbounds.contests import Verdict, versus_layers
 from layerbounds.contests import work as work_module
 from layerbounds.contests.contest import Contender, Contest, Rules
-from layerbounds.contests.run import sample_channels
+from layerbounds.contests.sample import sample_channels
 from layerbounds.contests.verdict import decide, summed
 from layerbounds.exceptions import CertificationError, FileFormatError, InputError
 
@@ -147,7 +147,7 @@ def test_time_goes_only_to_open_verdicts(monkeypatch: pytest.MonkeyPatch) -> Non
     contest = Contest(layer, [2, 6], [0, 1], Rules(jobs=1))
     contest.round(0.0)
     assert len(calls) == 4 and all(limit == 0.0 and channels == [0, 1] for _, limit, channels in calls)
-    open_before = {pair.bits: [contest.channels[i] for i in pair.open_rows()] for pair in contest.pairs}
+    open_before = {pair.bits: [contest.channels[i] for i in pair.open_units()] for pair in contest.pairs}
     assert open_before[6] == []
     calls.clear()
     contest.round(3.0)
@@ -173,7 +173,7 @@ def test_sum_of_disagreeing_channels_is_decided(random_gram: Callable[..., Float
         middle = 0.5 * (quantized[row] + pruned[row])
         better.merge(row, 0.0, middle, None)
         worse.merge(row, middle * (1 + 1e-9), 20.0 * max(quantized[row], pruned[row]), None)
-    assert pair.open_rows() == [] and contest.result().levels[0].verdict == Verdict.OPEN
+    assert pair.open_units() == [] and contest.result().levels[0].verdict == Verdict.OPEN
     contest._settle_sum(pair, 5.0)
     expected = Verdict.QUANTIZATION if sum(quantized) < sum(pruned) else Verdict.PRUNING
     assert contest.result().levels[0].verdict == expected

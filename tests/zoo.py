@@ -33,7 +33,8 @@ class Case:
 
 def _error(task: Task, weights: Float) -> float:
     deviation = np.atleast_2d(weights).astype(np.longdouble) - task.targets
-    return max(float(np.sum((deviation @ task.gram.astype(np.longdouble)) * deviation)), 0.0)
+    other = deviation if task.metric is None else task.metric.astype(np.longdouble) @ deviation
+    return max(float(np.sum((deviation @ task.gram.astype(np.longdouble)) * other)), 0.0)
 
 
 def brute_force(problem: Problem) -> float:
@@ -45,6 +46,8 @@ def brute_force(problem: Problem) -> float:
         if directions.shape[-1]:
             # Of one row, or of several that share the directions' coefficients.
             pulled = np.einsum("ij,...jk->...ik", task.gram, directions)
+            if task.metric is not None:
+                pulled = np.tensordot(task.metric, pulled.reshape(-1, *pulled.shape[-2:]), axes=1).reshape(pulled.shape)
             columns = pulled.reshape(-1, directions.shape[-1])
             matrix = directions.reshape(columns.shape).T @ columns
             right = columns.T @ (task.target - offset).ravel()
@@ -70,7 +73,7 @@ def _correlated(rng: np.random.Generator, n: int) -> Float:
 
 
 def layers() -> dict[str, lb.Layer]:
-    """One channel each; the names say what is special."""
+    """One channel each, but for layers of rows; the names say what is special."""
     rng = np.random.default_rng(7)
     six, weight = _correlated(rng, 6), rng.normal(size=(1, 6))
     dead = six.copy()
@@ -85,6 +88,8 @@ def layers() -> dict[str, lb.Layer]:
     hard = blend @ np.diag(10.0 ** np.linspace(-6, 1, 6)) @ blend.T
     x = rng.normal(size=(20, 6)) + rng.normal(size=(20, 1))
     shifted = lb.Layer.from_activations(weight, x, compressed_inputs=x + 0.3 * rng.normal(size=x.shape))
+    three_rows, nine_rows = rng.normal(size=(3, 6)), rng.normal(size=(9, 6))
+    moved = lb.Layer.from_activations(three_rows, x, compressed_inputs=x + 0.3 * rng.normal(size=x.shape))
     return {
         "plain": lb.Layer(weight, six, "plain"),
         "diagonal": lb.Layer(weight, np.diag(rng.uniform(0.5, 2.0, 6)), "diagonal"),
@@ -100,10 +105,20 @@ def layers() -> dict[str, lb.Layer]:
         "other inputs": shifted,
         "single": lb.Layer(weight[:, :1], six[:1, :1], "single"),
         "three": lb.Layer(weight[:, :3], six[:3, :3], "three"),
+        "three rows": lb.Layer(three_rows, six, "three rows"),
+        "nine rows": lb.Layer(nine_rows, six, "nine rows"),
+        "equal rows": lb.Layer(np.tile(weight, (3, 1)), six, "equal rows"),
+        "unequal rows": lb.Layer(three_rows * np.array([[1e-3], [1.0], [1e3]]), six, "unequal rows"),
+        "zero rows": lb.Layer(0.0 * three_rows, six, "zero rows"),
+        "rows of other inputs": moved,
+        "rows with dead inputs": lb.Layer(three_rows, dead, "rows with dead inputs"),
+        "rows of rank 3": lb.Layer(three_rows, low_rank.T @ low_rank, "rows of rank 3"),
+        "rows with twins": lb.Layer(three_rows, twins, "rows with twins"),
+        "huge rows": lb.Layer(1e6 * three_rows, 1e6 * six, "huge rows"),
     }
 
 
-SINGULAR = {"twins", "rank 3", "all dead"}
+SINGULAR = {"twins", "rank 3", "all dead", "rows of rank 3", "rows with twins"}
 
 
 def _codebook(name: str) -> Callable[[lb.Layer], Problem]:
@@ -130,6 +145,17 @@ def _pruned(**how: object) -> Callable[[lb.Layer], Problem]:
     return lambda layer: lb.pruning_problem(layer, **how)  # type: ignore[arg-type]
 
 
+def _filters(refit: bool, metric: bool) -> Callable[[lb.Layer], Problem]:
+    def make(layer: lb.Layer) -> Problem:
+        # Nothing is known of how errors that no weights repair are correlated.
+        rows = layer.out_features if metric and not layer.constant.any() else 0
+        spread = np.linspace(1.0, 2.0, rows)
+        q = np.diag(spread**2) + 0.4 * np.outer(spread, spread) if rows else None
+        return lb.pruning_problem(layer, k=2, pattern="filter", refit=refit, output_metric=q)
+
+    return make
+
+
 def _joint(bits: int | None = None, **how: object) -> Callable[[lb.Layer], Problem]:
     return lambda layer: lb.joint_problem(layer, bits, **how)  # type: ignore[arg-type]
 
@@ -140,7 +166,9 @@ def _example(family: Family, name: str) -> Callable[[lb.Layer], Problem]:
 
 def _problems() -> list[tuple[str, str, Callable[[lb.Layer], Problem]]]:
     two, three, ternary = _bits(2), _bits(3), _codebook("ternary")
-    sparse, wide = _pruned(k=2), [name for name in layers() if name not in ("single", "three")]
+    sparse = _pruned(k=2)
+    coupled = [name for name in layers() if "rows" in name]
+    wide = [name for name in layers() if name not in ("single", "three", *coupled)]
     rows = [
         ("plain", "1 bit", _bits(1)),
         ("plain", "2 bits, 2 inputs a scale", _bits(2, granularity=2)),
@@ -199,6 +227,20 @@ def _problems() -> list[tuple[str, str, Callable[[lb.Layer], Problem]]]:
             ("plain", f"example of {problem.family}: {name}", _example(family, name))
             for name, problem in family.examples(layers()["plain"])
         ]
+    columns, masks = _pruned(k=2, pattern="column"), _pruned(k=2, pattern=[0, 1, 0, 2, 2, 2], refit=False)
+    rows += [("three rows", f"{k} columns", _pruned(k=k, pattern="column")) for k in (0, 1, 6)]
+    rows += [
+        ("three rows", "units of 1 to 3", _pruned(k=2, pattern=[0, 1, 0, 2, 2, 2])),
+        ("three rows", "heads of 4", _pruned(k=1, pattern="head:4")),
+        ("three rows", "1:3 in two rows", _pruned(pattern="1:3", share=2)),
+        ("nine rows", "2:4 in all rows", _pruned(pattern="2:4", share="all")),
+        ("rows with dead inputs", "unstructured in all rows", _pruned(k=3, share="all")),
+        ("nine rows", "mask of blocks in 3 rows", _pruned(k=4, pattern="block:2", share=3, refit=False)),
+    ]
+    filters = [_filters(refit, metric) for refit in (True, False) for metric in (True, False)]
+    rows += [(name, f"two filters {i}", make) for name in coupled for i, make in enumerate(filters)]
+    rows += [(name, "two columns", columns) for name in coupled]
+    rows += [(name, "mask of two units", masks) for name in coupled]
     rows += [(name, "2 bits", two) for name in wide]
     rows += [(name, "keep two", sparse) for name in wide]
     rows += [(name, "1 bit, keep two", _joint(1, k=2)) for name in wide]

@@ -1,3 +1,15 @@
+"""A pattern for the test of the recipe in docs/architecture.md."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from layerbounds.problems.patterns.base import Pattern, Shape
+from layerbounds.problems.patterns.structure import Structure
 
 
 @dataclass(frozen=True)
@@ -14,13 +26,12 @@ class Spread(Pattern):
         """``spread``."""
         return self.kind
 
-    def structure(self, n: int, k: int) -> Structure:
+    def structure(self, shape: Shape, k: int) -> Structure:
         """Even inputs share the capacity; odd ones have none."""
+        n = math.prod(shape)
         return Structure(np.arange(n), np.arange(n) % 2, np.array([k, 0], dtype=np.int64)[: min(n, 2)])
 
     @classmethod
     def parse(cls, name: str) -> Self | None:
         """Read ``spread``."""
         return cls() if name == cls.kind else None
-
-
