@@ -120,33 +120,7 @@ class Channel:
 
     def best_support(self, supports: Sequence[Sequence[int]]) -> Optimum:
         """The best of some supports whose weights are refitted."""
-        (target,), exponent = as_integers(self.target)
-        right = [sum(g * t for g, t in zip(row, target, strict=True)) for row in self._gram]
-        energy = sum(b * t for b, t in zip(right, target, strict=True))
-        found = []
-        definite = True
-        for support in supports:
-            reduced = _eliminate(
-                [[self._gram[i][j] for j in support] + [right[i]] for i in support]
-                + [[right[j] for j in support] + [energy]]
-            )
-            definite &= reduced.definite
-            found.append((rational(reduced.corner, self._gram_exponent + 2 * exponent), support, reduced.pivots))
-        found.sort(key=lambda item: item[0])
-        if definite:
-            return Optimum(max(found[0][0], Fraction(0)) + self.constant)
-        # Only what weights of float64 attain counts.
-        best: Fraction | None = None
-        for corner, support, pivots in found:
-            if best is not None and corner + self.constant >= best:
-                break
-            weights = np.zeros(self.size)
-            index = [support[p] for p in pivots]
-            weights[index] = [float(rational(x, exponent)) for x in self._solve(index, right)]
-            value = self.error(weights)
-            best = value if best is None else min(best, value)
-        assert best is not None
-        return Optimum(max(best, self.constant), False)
+        return Rows([self]).best_support(supports)
 
     def best_division(self, divisions: Iterable[Sequence[int]]) -> Optimum:
         """The best of some divisions into blocks of equal weights, each the number of every input's block."""
@@ -198,6 +172,27 @@ class Channel:
             definite &= square > 0 or along <= 0
         return Optimum(max(best, Fraction(0)) + self.constant, definite, rounded=True)
 
+    def right_side(self) -> tuple[list[int], int, int]:
+        """H w and wᵀHw of the target w as integers, and the exponent of the target."""
+        (target,), exponent = as_integers(self.target)
+        right = [sum(g * t for g, t in zip(row, target, strict=True)) for row in self._gram]
+        return right, sum(b * t for b, t in zip(right, target, strict=True)), exponent
+
+    def on_support(self, support: Sequence[int], right: list[int], energy: int, exponent: int) -> _Elimination:
+        """The error of the best weights of a support, without the constant, and on which inputs they are."""
+        gram = self._gram
+        reduced = _eliminate(
+            [[gram[i][j] for j in support] + [right[i]] for i in support] + [[right[j] for j in support] + [energy]]
+        )
+        corner = Fraction(reduced.corner) * Fraction(2) ** (self._gram_exponent + 2 * exponent)
+        return _Elimination(corner, [support[p] for p in reduced.pivots], reduced.definite)
+
+    def refitted(self, index: list[int], right: list[int], exponent: int) -> Float:
+        """The best weights on inputs whose matrix is not singular, rounded to float64."""
+        weights = np.zeros(self.size)
+        weights[index] = [float(rational(x, exponent)) for x in self._solve(index, right)]
+        return weights
+
     def _solve(self, index: list[int], right: list[int]) -> list[Fraction]:
         """Weights of a support whose matrix is not singular, in the integers' units of the target."""
         rows = [[Fraction(self._gram[i][j]) for j in index] + [Fraction(right[i])] for i in index]
@@ -209,6 +204,61 @@ class Channel:
                     factor = row[step] / rows[step][step]
                     rows[i] = [a - factor * b for a, b in zip(row, rows[step], strict=True)]
         return [row[-1] / row[i] for i, row in enumerate(rows)]
+
+
+class Rows:
+    """Output channels with the same Gram matrix and one mask: their errors are summed.
+
+    Parameters
+    ----------
+    channels : sequence of Channel
+    """
+
+    def __init__(self, channels: Sequence[Channel]) -> None:
+        self.channels = channels
+        self.constant = sum((channel.constant for channel in channels), Fraction(0))
+
+    def error(self, weights: Float) -> Fraction:
+        """Exact error of weights, shape (rows, n)."""
+        return sum((c.error(w) for c, w in zip(self.channels, np.atleast_2d(weights), strict=True)), Fraction(0))
+
+    def magnitude(self, weights: Float) -> float:
+        """Sum of the magnitudes of all terms of the error: what rounding is relative to."""
+        return sum(c.magnitude(w) for c, w in zip(self.channels, np.atleast_2d(weights), strict=True))
+
+    def best_support(self, supports: Sequence[Sequence[int]]) -> Optimum:
+        """The best of some supports of all rows, whose weights are refitted."""
+        sides = [channel.right_side() for channel in self.channels]
+        found = []
+        definite = True
+        for support in supports:
+            reduced = [c.on_support(support, *side) for c, side in zip(self.channels, sides, strict=True)]
+            definite &= all(r.definite for r in reduced)
+            # Pivots depend on the matrix alone.
+            found.append((sum((r.corner for r in reduced), Fraction(0)), reduced[0].pivots))
+        found.sort(key=lambda item: item[0])
+        if definite:
+            return Optimum(max(found[0][0], Fraction(0)) + self.constant)
+        # Only what weights of float64 attain counts.
+        best: Fraction | None = None
+        for corner, index in found:
+            if best is not None and corner + self.constant >= best:
+                break
+            weights = [c.refitted(index, side[0], side[2]) for c, side in zip(self.channels, sides, strict=True)]
+            value = self.error(np.stack(weights))
+            best = value if best is None else min(best, value)
+        assert best is not None
+        return Optimum(max(best, self.constant), False)
+
+    def best_mask(self, original: Float, supports: Iterable[Sequence[int]]) -> Optimum:
+        """The best of some supports of all rows, on which they have their original weights, shape (rows, n)."""
+        best: Fraction | None = None
+        for support in supports:
+            kept = np.isin(np.arange(original.shape[1]), support)
+            value = self.error(np.where(kept, original, 0.0))
+            best = value if best is None else min(best, value)
+        assert best is not None
+        return Optimum(max(best, self.constant))
 
 
 @dataclass(frozen=True)
@@ -250,6 +300,10 @@ def unit_groups(pattern: str, n: int, k: int) -> list[tuple[list[list[int]], int
     if pattern == "unstructured":
         return [([[i] for i in range(n)], k)]
     first, _, second = pattern.partition(":")
+    if first == "units":
+        # The unit of each input: k counts units.
+        labels = [int(label) for label in second.split(",")]
+        return [([[i for i in range(n) if labels[i] == unit] for unit in range(max(labels) + 1)], k)]
     size = int(second)
     runs = [list(range(start, min(start + size, n))) for start in range(0, n, size)]
     if first == "block":

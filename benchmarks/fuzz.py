@@ -10,7 +10,6 @@ where a bound, a status or weights are wrong, or an exception escaped.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import sys
@@ -25,11 +24,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 import layerbounds as lb
-from benchmarks.exact import Channel, Optimum, divisions, supports, unit_groups
+from benchmarks.exact import Channel, Optimum, Rows
 from benchmarks.fuzz_cases import Case, make_case
+from benchmarks.fuzz_oracle import best, counting_gram, feasible
 from benchmarks.native_speed import machine
 from layerbounds.arrays import Float
 from layerbounds.proofs import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE
@@ -88,13 +87,13 @@ def run_case(seed: int, number: int) -> Outcome:
         # One bad channel takes the others with it: find out which ones.
         outcome = Outcome(case.kind, case.traits, number)
         options = {name: value for name, value in case.options.items() if name != "warm_start"}
-        for channel in every:
+        for rows in case.problem.sets(every):
             try:
-                solved = lb.solve(case.problem, channels=[channel], time_limit=TIME_LIMIT, **options)  # type: ignore[arg-type]
+                solved = lb.solve(case.problem, channels=rows, time_limit=TIME_LIMIT, **options)  # type: ignore[arg-type]
                 _judge(case, solved, outcome)
             except Exception:
-                outcome.channels += 1
-                outcome.faults.append(("exception", f"channel {channel}: {_last_line()}"))
+                outcome.channels += len(rows)
+                outcome.faults.append(("exception", f"channel {rows[0]}: {_last_line()}"))
         if not outcome.faults:
             outcome.faults.append(("exception", "only when all channels are solved together"))
     return outcome
@@ -109,19 +108,21 @@ def _last_line() -> str:
 
 def _judge(case: Case, solution: lb.Solution, outcome: Outcome) -> None:
     layer, gap = case.problem.layer, float(case.options.get("gap", 0.0))  # type: ignore[arg-type]
-    energy = layer.energy()
-    for i, c in enumerate(solution.channels):
-        outcome.channels += 1
-        channel = Channel(_counting_gram(case, c), layer.target[c], float(layer.constant[c]))
-        weights = solution.weights[i].reshape(-1)
+    position = {channel: i for i, channel in enumerate(solution.channels)}
+    for i, rows in enumerate(solution.sets):
+        outcome.channels += len(rows)
+        c, energy = rows[0], float(layer.energy()[rows].sum())
+        gram = counting_gram(case, c)
+        channels = [Channel(gram, layer.target[row], float(layer.constant[row])) for row in rows]
+        weights = solution.weights[[position[row] for row in rows]].reshape(len(rows), -1)
         lower, upper = float(solution.lower_bound[i]), float(solution.upper_bound[i])
         status = str(solution.status[i])
-        optimum = best(case, channel, c)
-        wrong = list(_wrong_bounds(channel, optimum, lower, upper, weights))
-        if not _feasible(case, c, weights):
+        optimum = best(case, channels, rows)
+        wrong = list(_wrong_bounds(Rows(channels), optimum, lower, upper, weights))
+        if not feasible(case, rows, weights):
             wrong.append("weights that are not allowed")
         outcome.faults += [("invalid", f"channel {c}: {text}") for text in wrong]
-        closed = upper - lower <= max(OPTIMAL_RELATIVE * upper, OPTIMAL_ABSOLUTE * energy[c])
+        closed = upper - lower <= max(OPTIMAL_RELATIVE * upper, OPTIMAL_ABSOLUTE * energy)
         done = closed or (gap > 0 and upper - lower <= gap * upper)
         for text in _wrong_status(status, closed, done, float(solution.seconds[i])):
             outcome.faults.append(("status", f"channel {c}: {text}"))
@@ -131,64 +132,11 @@ def _judge(case: Case, solution: lb.Solution, outcome: Outcome) -> None:
             note = "" if optimum.definite else " (stored matrix indefinite)"
             outcome.open_channels.append(
                 f"channel {c}: {status}, lower {lower:.9g}, optimum {float(optimum.value):.9g}, upper {upper:.9g}, "
-                f"energy {energy[c]:.3g}{note}"
+                f"energy {energy:.3g}{note}"
             )
 
 
-def _counting_gram(case: Case, c: int) -> Float:
-    """The matrix that counts: for weights that may take any value with what rounding took off its diagonal."""
-    layer = case.problem.layer
-    gram = np.array(layer.channel_gram(c))
-    if case.problem.allowed(c).free:
-        np.fill_diagonal(gram, np.diag(gram) * (1.0 + layer.gram_reports[layer.group_of(c)].raised))
-    return gram
-
-
-def best(case: Case, channel: Channel, c: int) -> Optimum:
-    """The exact optimum of a channel of a case."""
-    problem, n = case.problem, channel.size
-    if isinstance(problem, lb.QuantizationProblem):
-        levels = problem.grid.levels(c)
-        # Inputs without energy add nothing, whatever their level.
-        live = np.diag(channel.gram) > 0
-        count = np.where(live, levels.shape[1], 1)
-        return channel.best_point(levels, np.indices(tuple(count)).reshape(n, -1).T)
-    if isinstance(problem, lb.JointProblem):
-        levels = problem.grid.levels(c)
-        values = np.concatenate([np.zeros((n, 1)), levels], axis=1)
-        # Dropping inputs without energy costs nothing.
-        count = np.where(np.diag(channel.gram) > 0, values.shape[1], 1)
-        choices = np.indices(tuple(count)).reshape(n, -1).T
-        return channel.best_point(values, choices[_fits(case, values[np.arange(n), choices] != 0.0)])
-    if isinstance(problem, lb.FreeCodebookProblem):
-        live = np.flatnonzero(np.diag(channel.gram) > 0)
-        core = Channel(channel.gram[np.ix_(live, live)], channel.target[live], float(channel.constant))
-        return core.best_division(divisions(len(live), problem.count))
-    if isinstance(problem, lb.FreeScaleProblem):
-        live = np.flatnonzero(np.diag(channel.gram) > 0)
-        core = Channel(channel.gram[np.ix_(live, live)], channel.target[live], float(channel.constant))
-        allowed = problem.allowed(c)
-        lists = [problem.codes] if allowed.zero == "real" else allowed.boxes()
-        choices = itertools.chain.from_iterable(itertools.product(codes.tolist(), repeat=len(live)) for codes in lists)
-        return core.best_ray(choices, allowed.limit, allowed.zero == "real")
-    if problem.refit:
-        return channel.best_support(list(supports(case.pattern, n, problem.kept, True)))
-    kept = list(supports(case.pattern, n, problem.kept, False))
-    masks = np.zeros((len(kept), n), dtype=np.int64)
-    for mask, support in zip(masks, kept, strict=True):
-        mask[support] = 1
-    return channel.best_point(np.stack([np.zeros(n), problem.layer.matrix[c]], axis=1), masks)
-
-
-def _fits(case: Case, kept: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Which sets of kept inputs, shape (sets, n), a case's pattern allows."""
-    fits = np.ones(len(kept), dtype=bool)
-    for units, room in unit_groups(case.pattern, kept.shape[1], case.problem.kept):  # type: ignore[union-attr]
-        fits &= sum(kept[:, unit].any(axis=1).astype(np.int64) for unit in units) <= room
-    return fits
-
-
-def _wrong_bounds(channel: Channel, optimum: Optimum, lower: float, upper: float, weights: Float) -> Iterator[str]:
+def _wrong_bounds(channel: Rows, optimum: Optimum, lower: float, upper: float, weights: Float) -> Iterator[str]:
     error = max(channel.error(weights), channel.constant)
     smallest = min(optimum.value, error)
     if not np.isfinite([lower, upper]).all() or lower > upper:
@@ -219,24 +167,6 @@ def _wrong_status(status: str, closed: bool, done: bool, seconds: float) -> Iter
         yield f"{status}, which nobody asked for"
     if status == "time_limit" and seconds < 0.5 * TIME_LIMIT:
         yield f"time_limit after {seconds:.2f} s of {TIME_LIMIT:g}"
-
-
-def _feasible(case: Case, c: int, weights: Float) -> bool:
-    problem, n = case.problem, len(weights)
-    if isinstance(problem, lb.QuantizationProblem):
-        return bool(np.all(np.any(problem.grid.levels(c) == weights[:, None], axis=1)))
-    if isinstance(problem, lb.JointProblem):
-        values = np.concatenate([np.zeros((n, 1)), problem.grid.levels(c)], axis=1)
-        return bool(np.all(np.any(values == weights[:, None], axis=1)) and _fits(case, weights[None] != 0.0)[0])
-    if isinstance(problem, lb.FreeCodebookProblem):
-        return len(np.unique(weights)) <= problem.count
-    if isinstance(problem, lb.FreeScaleProblem):
-        # Whether one rounding of s·q explains weights is decided in rational arithmetic.
-        return bool(lb.evaluate(problem, weights[None], channels=[c]).feasible[0])
-    if not problem.refit and not np.all((weights == 0.0) | (weights == problem.layer.matrix[c])):
-        return False
-    kept = set(np.flatnonzero(weights).tolist())
-    return any(kept <= set(support) for support in supports(case.pattern, n, problem.kept, True))
 
 
 def _batch(seed: int, numbers: range) -> list[Outcome]:

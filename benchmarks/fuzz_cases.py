@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 import layerbounds as lb
+from benchmarks.fuzz_layers import random_layer
 from layerbounds.arrays import Float
 from layerbounds.layers.bias import Bias, apply_bias
 from layerbounds.problems.joint import grid_of_weights
 
 #: Most points of a grid that are enumerated, usually and now and then.
 POINTS, MANY_POINTS = 1 << 11, 1 << 15
-#: Factors of a column that is another one's multiple.
-FACTORS = (-1.0, 1.0, 2.0, 1.001, 1.0 + 1e-6, 1.0 + 1e-9)
 
 Generator = np.random.Generator
 
@@ -50,136 +48,6 @@ class Case:
         return f"{self.problem.label}; n = {layer.in_features}; {', '.join(self.traits)}; {self.options}"
 
 
-# --- inputs ----------------------------------------------------------------------------------------------------------
-
-
-def _random(rng: Generator, n: int) -> Float:
-    return rng.normal(size=(3 * n + 2, n))
-
-
-def _correlated(rng: Generator, n: int) -> Float:
-    return rng.normal(size=(4 * n, n)) + rng.uniform(0.5, 5.0) * rng.normal(size=(4 * n, 1))
-
-
-def _positive(rng: Generator, n: int) -> Float:
-    return np.maximum(rng.normal(1.0, 1.0, size=(30, n)), 0.0)
-
-
-def _few_positions(rng: Generator, n: int) -> Float:
-    return rng.normal(size=(int(rng.integers(1, n + 1)), n))
-
-
-def _low_rank(rng: Generator, n: int) -> Float:
-    rank = int(rng.integers(1, n + 1))
-    return rng.normal(size=(20, rank)) @ rng.normal(size=(rank, n))
-
-
-def _rank_one(rng: Generator, n: int) -> Float:
-    return rng.normal(size=(12, 1)) @ rng.normal(size=(1, n))
-
-
-def _dead(rng: Generator, n: int) -> Float:
-    x = _random(rng, n)
-    x[:, rng.random(n) < 0.4] = 0.0
-    return x
-
-
-def _proportional(rng: Generator, n: int) -> Float:
-    x = _correlated(rng, n) if rng.random() < 0.3 else _random(rng, n)
-    for _ in range(int(rng.integers(1, 3))):
-        i, j = rng.integers(n, size=2)
-        x[:, i] = float(rng.choice(FACTORS)) * x[:, j]
-    return x
-
-
-def _integers(rng: Generator, n: int) -> Float:
-    return rng.integers(-2, 3, size=(n + int(rng.integers(0, 6)), n)).astype(np.float64)
-
-
-def _ill_conditioned(rng: Generator, n: int) -> Float:
-    left, right = np.linalg.qr(rng.normal(size=(n + 4, n)))[0], np.linalg.qr(rng.normal(size=(n, n)))[0]
-    return np.asarray((left * np.logspace(0, -rng.uniform(1, 9), n)) @ right)
-
-
-def _orthogonal(rng: Generator, n: int) -> Float:
-    return np.diag(rng.uniform(0.1, 3.0, n))
-
-
-INPUTS: dict[str, Callable[[Generator, int], Float]] = {
-    "random": _random,
-    "correlated": _correlated,
-    "nonnegative": _positive,
-    "few positions": _few_positions,
-    "low rank": _low_rank,
-    "rank 1": _rank_one,
-    "dead inputs": _dead,
-    "proportional": _proportional,
-    "integers": _integers,
-    "ill-conditioned": _ill_conditioned,
-    "diagonal": _orthogonal,
-}
-
-
-def _inputs(rng: Generator, n: int, traits: list[str]) -> Float:
-    kind = str(rng.choice(list(INPUTS), p=_weights([1, 1, 1, 2, 1, 1, 1, 3, 1, 2, 1])))
-    traits.append(kind)
-    x = INPUTS[kind](rng, n)
-    if rng.random() < 0.15:
-        traits.append("unequal inputs")
-        x = x * 10.0 ** rng.uniform(-6.0, 6.0, n)
-    if rng.random() < 0.15:
-        scale = float(rng.choice([1e-12, 1e-6, 1e6, 1e12]))
-        traits.append(f"inputs times {scale:g}")
-        x = x * scale
-    return x
-
-
-def _weights(parts: list[float]) -> Float:
-    return np.asarray(np.array(parts) / np.sum(parts))
-
-
-# --- layers ----------------------------------------------------------------------------------------------------------
-
-
-def _weight_matrix(rng: Generator, channels: int, n: int, traits: list[str]) -> Float:
-    weight = rng.normal(size=(channels, n))
-    if rng.random() < 0.1:
-        traits.append("zero weights")
-        weight[rng.random(size=weight.shape) < 0.4] = 0.0
-        weight[0] = 0.0
-    if rng.random() < 0.1:
-        traits.append("integer weights")
-        weight = np.rint(2.0 * weight)
-    if rng.random() < 0.1:
-        scale = float(rng.choice([1e-12, 1e12]))
-        traits.append(f"weights times {scale:g}")
-        weight = weight * scale
-    return weight
-
-
-def _layer(rng: Generator, n: int, channels: int) -> tuple[lb.Layer, list[str]]:
-    traits: list[str] = []
-    if rng.random() < 0.1 and channels % 3 == 0:
-        traits.append("3 groups")
-        weight = _weight_matrix(rng, channels, n, traits)
-        xs = [_inputs(rng, n, traits) for _ in range(3)]
-        means = np.stack([x.mean(axis=0) for x in xs])
-        return lb.Layer(weight, np.stack([x.T @ x / len(x) for x in xs]), input_mean=means), traits
-    weight, x = _weight_matrix(rng, channels, n, traits), _inputs(rng, n, traits)
-    if rng.random() < 0.15:
-        traits.append("constant inputs")
-        x[:, rng.random(n) < 0.4] = rng.normal() * np.max(np.abs(x))
-    compressed = None
-    if rng.random() < 0.2:
-        traits.append("other inputs")
-        compressed = x + 10.0 ** rng.uniform(-6.0, 0.0) * rng.normal(size=x.shape) * np.max(np.abs(x), axis=0)
-        compressed = compressed if rng.random() < 0.7 else compressed * (rng.random(n) < 0.7)
-    return lb.Layer.from_activations(weight, x, compressed_inputs=compressed), traits
-
-
-# --- problems --------------------------------------------------------------------------------------------------------
-
-
 def _quantized(rng: Generator, channels: int) -> Case:
     name = str(rng.choice(["uniform", "uniform", "codebook", "given scales"]))
     codes: str | Float = ""
@@ -193,7 +61,7 @@ def _quantized(rng: Generator, channels: int) -> Case:
         bits = int(rng.integers(1 if name == "uniform" else 2, 5))
         levels, kind = 2**bits, f"{bits}-bit {name}"
     n = _size(rng, levels)
-    layer, traits = _layer(rng, n, channels)
+    layer, traits = random_layer(rng, n, channels)
     bias = _bias(rng, traits)
     granularity = rng.choice(["channel", "channel", "tensor", "group"])
     size: object = int(rng.integers(1, n + 1)) if granularity == "group" else str(granularity)
@@ -246,7 +114,7 @@ def _moved_target(problem: lb.QuantizationProblem, rng: Generator, part: float) 
 
 def _free_codebook(rng: Generator, channels: int) -> Case:
     count = int(rng.integers(1, 6))
-    layer, traits = _layer(rng, int(rng.integers(1, 7)), channels)
+    layer, traits = random_layer(rng, int(rng.integers(1, 7)), channels)
     bias = _bias(rng, traits)
     problem = lb.FreeCodebookProblem(apply_bias(layer, bias), count)
     return Case("free codebook", tuple(traits), problem, "", {})
@@ -262,7 +130,7 @@ def _free_scale(rng: Generator, channels: int) -> Case:
         "ternary": {"codebook": "ternary"},
         "own codes": {"codebook": np.sort(rng.normal(size=3))},
     }
-    layer, traits = _layer(rng, int(rng.integers(1, 5)), channels)
+    layer, traits = random_layer(rng, int(rng.integers(1, 5)), channels)
     bias, name = _bias(rng, traits), str(rng.choice(list(kinds)))
     problem = lb.quantization_problem(layer, scale="free", bias=bias, **kinds[name])  # type: ignore[arg-type]
     assert isinstance(problem, lb.FreeScaleProblem)
@@ -276,11 +144,46 @@ def _free_scale(rng: Generator, channels: int) -> Case:
 
 def _pruned(rng: Generator, channels: int) -> Case:
     n = _size(rng, 2)
-    layer, traits = _layer(rng, n, channels)
+    layer, traits = random_layer(rng, n, channels)
     refit = bool(rng.random() < 0.6)
     name, pattern, chosen = _pattern(rng, n)
     problem = lb.pruning_problem(layer, pattern=pattern, refit=refit, bias=_bias(rng, traits), **chosen)  # type: ignore[arg-type]
     return Case(f"{'refit' if refit else 'mask only'}, {name}", tuple(traits), problem, pattern, {})
+
+
+def _shared(rng: Generator, channels: int) -> Case:
+    """One mask for several rows: units of all kinds, and the patterns of single rows."""
+    n = _size(rng, 2)
+    layer, traits = random_layer(rng, n, channels)
+    if channels > 1 and rng.random() < 0.1 and layer.groups == 1:
+        traits.append("equal rows")
+        layer = lb.Layer(np.tile(layer.matrix[:1], (channels, 1)), layer.gram[0], input_mean=layer.input_mean)
+    if rng.random() < 0.1:
+        traits.append("unequal rows")
+        factor = 10.0 ** rng.uniform(-8.0, 8.0, (channels, 1))
+        layer = lb.Layer(layer.matrix * factor, layer.gram, input_mean=layer.input_mean)
+    refit = bool(rng.random() < 0.6)
+    share: object = "all" if rng.random() < 0.3 else int(rng.integers(2, 8))
+    name = str(rng.choice(["column", "head", "units", "unstructured", "N:M", "block"]))
+    units, chosen = np.arange(n), dict[str, object]()
+    if name in ("unstructured", "N:M", "block"):
+        while name != (drawn := _pattern(rng, n))[0]:
+            pass
+        _, pattern, chosen = drawn
+        given: object = pattern
+    else:
+        size = int(rng.integers(1, n + 1))
+        if name == "head":
+            units = units // size
+        elif name == "units":
+            units = np.unique(rng.integers(0, size, n), return_inverse=True)[1]
+        pattern = "units:" + ",".join(map(str, units.tolist()))
+        given = {"column": "column", "head": f"head:{size}", "units": units}[name]
+        chosen = {"k": int(rng.integers(0, units.max() + 2))}
+    problem = lb.pruning_problem(
+        layer, pattern=given, share=share, refit=refit, bias=_bias(rng, traits), **chosen  # type: ignore[arg-type]
+    )  # fmt: skip
+    return Case(f"shared {'refit' if refit else 'mask'}, {name}", tuple(traits), problem, pattern, {})
 
 
 def _pattern(rng: Generator, n: int) -> tuple[str, str, dict[str, object]]:
@@ -334,7 +237,8 @@ def make_case(seed: int, number: int) -> Case:
     if draw < 0.12:
         case = (_free_codebook if draw < 0.06 else _free_scale)(rng, channels)
     else:
-        case = (_quantized if draw < 0.47 else _pruned if draw < 0.8 else _joint)(rng, channels)
+        kind = _quantized if draw < 0.47 else _pruned if draw < 0.8 else _joint if draw < 0.93 else _shared
+        case = kind(rng, channels)
     options: dict[str, object] = {"jobs": int(rng.integers(1, 3)), "seed": int(rng.integers(100))}
     if rng.random() < 0.1:
         options["gap"] = float(rng.choice([1e-3, 0.1, 0.5]))
