@@ -11,6 +11,7 @@ import pytest
 import layerbounds as lb
 from layerbounds.arrays import Float
 from layerbounds.certify.interval import certify
+from layerbounds.kernels.pruning.subset_sets import near_count
 from layerbounds.kernels.shared import near_sets
 from layerbounds.problems.patterns import Structure
 from layerbounds.problems.shared_support import SharedSupport
@@ -191,7 +192,7 @@ def test_near_sets_are_those_within_the_gap(rng: np.random.Generator) -> None:
             assert {tuple(row) for row in found[:count].tolist()} <= {
                 u for u in exact if exact[u] >= threshold * 0.9999
             }
-            about = near_sets.near_count(saving, room, gap, 0.0)
+            about = near_count(saving, room, gap, 0.0)
             assert abs(about - len(exact)) <= 0.3 * len(exact) + 3
 
 

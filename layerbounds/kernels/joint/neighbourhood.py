@@ -9,8 +9,8 @@ import numpy as np
 
 from layerbounds.kernels.compilation import kernel
 from layerbounds.kernels.joint.moves import MOVES, descend, enter_state, exchange_units, move, thin_out
-from layerbounds.kernels.joint.subsets import arrange, enumerate_subset, invert, least_nonzero, relax
-from layerbounds.kernels.linear_algebra import copy, largest, select
+from layerbounds.kernels.joint.subsets import arrange, enumerate_subset, least_nonzero, relax
+from layerbounds.kernels.linear_algebra import copy, invert_by_sweeps, largest, select
 from layerbounds.kernels.pruning.subset import random_below
 
 #: Largest subset.
@@ -205,7 +205,7 @@ def search_subset(
     for i in range(m):
         for j in range(m):
             block[i, j] = gram[subset[i], subset[j]]
-    if not invert(m, block):
+    if not invert_by_sweeps(block, m):
         return False, 0
     present = centre_of(m, block, gradient, values, place, subset, theta, score, x, flat)
     take_out(m, subset, place, zero, unit, group, capacity, held, used, room)

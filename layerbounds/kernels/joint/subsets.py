@@ -11,30 +11,6 @@ from layerbounds.kernels.compilation import kernel
 
 
 @kernel(error_model="numpy", nested=True)
-def invert(m, inverse):
-    """Inverse of a positive definite matrix in place by Gauss–Jordan; False where a pivot is not positive."""
-    for k in range(m):
-        p = inverse[k, k]
-        if not p > 0.0:
-            return False
-        p = 1.0 / p
-        top = inverse[k]
-        top[k] = p
-        for j in range(m):
-            if j != k:
-                top[j] *= p
-        for i in range(m):
-            if i != k:
-                row = inverse[i]
-                f = row[k]
-                row[k] = -f * p
-                for j in range(m):
-                    if j != k:
-                        row[j] -= f * top[j]
-    return True
-
-
-@kernel(error_model="numpy", nested=True)
 def arrange(m, inverse, share, order, pivots, shifts, curve, scratch):
     """V-BLAST order: the variable of the largest conditional pivot is fixed first (at position m − 1)."""
     for i in range(m):

@@ -306,10 +306,14 @@ def estimate(base, number, s, price, gap):
     return sets.sum()
 
 
-@kernel(error_model="numpy", nested=True)
-def near_count(save, index, m, room, price, gap, most):
-    """About how many sets of ``room`` single inputs lie within a gap, by steps of the gap's 24th part."""
+@kernel(error_model="numpy")
+def near_count(cost, room, gap, most):
+    """About how many sets of ``room`` inputs or units cost no more than a gap, by steps of the gap's 24th part.
+
+    One costs its cost where it is left out, and the negative of it where it is in; one of the two is none.
+    """
     steps = 24
+    m = len(cost)
     raw = 1.0
     for j in range(room):
         raw *= (m - j) / (j + 1.0)
@@ -318,8 +322,7 @@ def near_count(save, index, m, room, price, gap, most):
     number = np.zeros((room + 1, steps + 1))
     number[0, 0] = 1.0
     for p in range(m):
-        x = (save[index[p]] - price) / gap * steps
-        # Costs of the input in and out: one of them is none.
+        x = cost[p] / gap * steps
         drop = int(min(max(x, 0.0), steps + 1.0) + 0.5)
         keep = int(min(max(-x, 0.0), steps + 1.0) + 0.5)
         for j in range(min(room, p + 1), -1, -1):
@@ -331,7 +334,7 @@ def near_count(save, index, m, room, price, gap, most):
                 previous = number[j - 1]
                 for y in range(keep, steps + 1):
                     line[y] += previous[y - keep]
-    return number[room].sum()
+    return min(number[room].sum(), raw)
 
 
 @kernel(error_model="numpy", nested=True)
@@ -349,19 +352,20 @@ def close_by_sets(left, base, status, room, save, edge, value, cut, energy, marg
     m = total - kept
     price = 0.5 * (edge[0] + edge[1])
     gap = (cut - value) * (1.0 + 1e-12)
-    # A NaN would find no set to be better than the cut.
-    if not base < np.inf or not near_count(save, index, m, room, price, gap, most) <= most:
-        return -2
-    key = np.empty(m)
+    cost, key = np.empty(m), np.empty(m)
     for p in range(m):
-        key[p] = -abs(save[index[p]] - price)
+        cost[p] = save[index[p]] - price
+        key[p] = -abs(cost[p])
+    # A NaN would find no set to be better than the cut.
+    if not base < np.inf or not near_count(cost, room, gap, most) <= most:
+        return -2
     order = np.empty(m, np.int64)
     rank(key, order)
     child, best = np.empty((3 * m, 2), np.int64), np.empty(3 * m)
     root = np.empty(m, np.int64)
     a, r, savings = np.empty((m, m)), np.empty(m), np.empty(m)
     for p in range(m):
-        savings[p] = save[index[order[p]]] - price
+        savings[p] = cost[order[p]]
         r[p] = residual[kept + order[p]]
         for q in range(p, m):
             low, high = min(order[p], order[q]), max(order[p], order[q])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from layerbounds.kernels.compilation import kernel
-from layerbounds.kernels.linear_algebra import select
+from layerbounds.kernels.linear_algebra import invert_by_sweeps, select
 
 
 @kernel()
@@ -39,31 +39,6 @@ def _pick_related(n, size, relation, score, scratch, subset):
         if not score[i] < threshold and count < size:
             subset[count] = i
             count += 1
-
-
-@kernel()
-def _invert(m, matrix, inverse):
-    """Inverse of a positive definite matrix by Gauss–Jordan; False where a pivot is not positive."""
-    for i in range(m):
-        for j in range(m):
-            inverse[i, j] = matrix[i, j]
-    for k in range(m):
-        p = inverse[k, k]
-        if not p > 0.0:
-            return False
-        p = 1.0 / p
-        inverse[k, k] = p
-        for j in range(m):
-            if j != k:
-                inverse[k, j] *= p
-        for i in range(m):
-            if i != k:
-                f = inverse[i, k]
-                inverse[i, k] = -f * p
-                for j in range(m):
-                    if j != k:
-                        inverse[i, j] -= f * inverse[k, j]
-    return True
 
 
 @kernel()
@@ -182,7 +157,6 @@ def search_neighbourhoods(gram, target, relation, levels, count, choice, size, r
     subset = np.empty(most, np.int64)
     scratch = np.empty(n, np.int64)
     score, ordered = np.empty(n), np.empty(n)
-    block = np.empty((most, most))
     inverse = np.empty((most, most))
     order = np.empty(most, np.int64)
     pivots = np.empty(most)
@@ -209,8 +183,8 @@ def search_neighbourhoods(gram, target, relation, levels, count, choice, size, r
             _pick_related(n, m, relation, score, ordered, subset)
         for i in range(m):
             for j in range(m):
-                block[i, j] = gram[subset[i], subset[j]]
-        if not _invert(m, block, inverse):
+                inverse[i, j] = gram[subset[i], subset[j]]
+        if not invert_by_sweeps(inverse, m):
             continue
         # The centre of the subset given the others: q_F − H_FF⁻¹ g_F; the present choice costs g_Fᵀ H_FF⁻¹ g_F.
         present = 0.0

@@ -81,3 +81,12 @@ def update_row(j, stop, size, scaled, y, x, row, other):
             row[k] -= f * y0[k]
             other[k] -= g * x0[k] + h * y0[k]
         i += 1
+
+
+@kernel(error_model="numpy", nested=True)
+def all_count(begin, end, state):
+    """Whether no input was passed over."""
+    for i in range(begin, end):
+        if state[i] != COUNTS:
+            return False
+    return True

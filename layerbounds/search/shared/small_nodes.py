@@ -10,6 +10,7 @@ import numpy as np
 from layerbounds.arrays import Bool, Float, Int
 from layerbounds.bounds.minorants.semidefinite import is_positive_semidefinite
 from layerbounds.kernels.factorization import UNIT, smallest_eigenvalues
+from layerbounds.kernels.pruning.subset_sets import near_count
 from layerbounds.kernels.shared import near_sets
 from layerbounds.search.shared.drops import DropBasis, DropSearch
 from layerbounds.search.shared.reduction import Flags, Reduced, part_of
@@ -87,7 +88,7 @@ class SmallNodes:
         margin = self.set_error(left.many + int(np.sort(self.size[free])[-room:].sum()))
         size = len(left.gram)
         worth = WORTH * (NODE_TIME[0] + NODE_TIME[1] * size**2) / (SET_TIME[0] + SET_TIME[1] * (size / len(free)) ** 3)
-        if not margin < 0.1 * cut or not near_sets.near_count(saving, room, gap, worth) <= worth:
+        if not margin < 0.1 * cut or not near_count(saving, room, gap, worth) <= worth:
             return None
         order = np.argsort(-np.abs(saving), kind="stable")
         index = np.concatenate([np.arange(left.place[k], left.place[k + 1]) for k in order])
