@@ -26,7 +26,7 @@ from layerbounds.search.shared.enumeration import (
     number_of_choices,
     seconds_of,
 )
-from layerbounds.search.shared.exact_choices import ExactChoices, every_choice
+from layerbounds.search.shared.exact_choices import ExactChoices
 from layerbounds.search.shared.incumbents import first_incumbents
 from layerbounds.search.shared.independent_choices import ChoiceEnumeration
 from layerbounds.search.shared.selection import Selection, make_selection
@@ -200,7 +200,7 @@ def test_choices_within_the_cut_are_found_by_what_they_save(case: int) -> None:
 def exact_least(selection: Selection) -> Fraction:
     task = selection.task
     every = ExactChoices(task, control())
-    return min(every.error(flags) for flags in every_choice(task))
+    return min(every.error(flags) for flags in task.allowed.structure.choices(full=True))
 
 
 def singular_layers(rng: np.random.Generator) -> Iterator[tuple[str, lb.Layer, Any, dict[str, Any]]]:
@@ -248,7 +248,7 @@ def test_exact_choices_agree(rng: np.random.Generator) -> None:
     selection = random_selection(rng, 8, 3, "head:2", k=2)
     truth = errors(selection)
     every = ExactChoices(selection.task, control())
-    for flags in every_choice(selection.task):
+    for flags in selection.structure.choices(full=True):
         error = float(every.error(flags)) * selection.factor**2
         assert error == pytest.approx(truth[tuple(np.flatnonzero(flags).tolist())], rel=1e-10)
     proof = exhaust_exactly(selection, control())

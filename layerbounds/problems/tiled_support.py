@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import product
 
 import numpy as np
 
@@ -108,11 +108,7 @@ class TiledSupport(AllowedSet):
     def masks(self) -> Iterator[Bool]:
         """Every allowed mask, shape (rows, n): for tests and very small problems."""
         rows, n = self.original.shape
-        per_group = []
-        for group, capacity in enumerate(self.structure.capacity.tolist()):
-            inputs = np.flatnonzero(self.structure.group == group).tolist()
-            per_group.append([c for k in range(min(capacity, len(inputs)) + 1) for c in combinations(inputs, k)])
-        lines = [np.isin(np.arange(n), [i for part in choice for i in part]) for choice in product(*per_group)]
+        lines = [kept[self.structure.unit] for kept in self.structure.choices()]
         for chosen in product(lines, repeat=rows):
             mask = np.array(chosen).reshape(rows, n)
             if not self.limits.excess(mask):

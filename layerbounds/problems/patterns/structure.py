@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -83,3 +85,15 @@ class Structure:
         for begin, capacity in zip(first, self.capacity, strict=True):
             keep[order[begin : begin + capacity]] = True
         return np.asarray(keep[self.unit])
+
+    def choices(self, full: bool = False) -> Iterator[Bool]:
+        """Every choice of kept units that the capacities allow, shape (units,); if ``full``, that uses them."""
+        per_group = []
+        for group, capacity in enumerate(self.capacity.tolist()):
+            units = np.flatnonzero(self.group == group).tolist()
+            sizes = range(capacity if full else 0, capacity + 1)
+            per_group.append([chosen for size in sizes for chosen in combinations(units, size)])
+        for choice in product(*per_group):
+            kept = np.zeros(len(self.group), dtype=bool)
+            kept[[unit for part in choice for unit in part]] = True
+            yield kept

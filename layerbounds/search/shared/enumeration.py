@@ -14,7 +14,7 @@ from layerbounds.kernels import exact
 from layerbounds.proofs import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE, Control
 from layerbounds.search.shared.choices import choice_bound
 from layerbounds.search.shared.drops import DropBasis, DropSearch, make_drop_basis
-from layerbounds.search.shared.exact_choices import ExactChoices, every_choice
+from layerbounds.search.shared.exact_choices import ExactChoices
 from layerbounds.search.shared.independent_choices import ChoiceEnumeration
 from layerbounds.search.shared.selection import Selection
 
@@ -148,7 +148,7 @@ def exhaust_exactly(selection: Selection, control: Control) -> Exhausted | None:
         return None
     every = ExactChoices(task, control)
     least, best = None, np.zeros(len(structure.group), dtype=bool)
-    for flags in every_choice(task):
+    for flags in structure.choices(full=True):
         if control.remaining() <= 0:
             return None
         error = every.error(flags)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from itertools import combinations, product
 
 import numpy as np
 
@@ -48,16 +47,3 @@ def _row_of(task: Task[SharedSupport], r: int) -> Task[Support]:
         energy=task.energy, live=task.live,
         allowed=Support(task.allowed.structure, task.allowed.original[r], True), raised=task.raised,
     )  # fmt: skip
-
-
-def every_choice(task: Task[SharedSupport]) -> list[Bool]:
-    """Flags of the units of every choice that keeps as many as it may."""
-    structure = task.allowed.structure
-    groups = [
-        combinations(np.flatnonzero(structure.group == group).tolist(), int(capacity))
-        for group, capacity in enumerate(structure.capacity)
-    ]
-    return [
-        np.isin(np.arange(len(structure.group)), [unit for part in choice for unit in part])
-        for choice in product(*groups)
-    ]
