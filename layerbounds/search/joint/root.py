@@ -13,6 +13,7 @@ from layerbounds.arrays import Float
 from layerbounds.bounds.minorants.diagonal import certified_minorant, maximize_minorant
 from layerbounds.bounds.minorants.newton import ascend_newton
 from layerbounds.bounds.minorants.semidefinite import semidefinite_shift
+from layerbounds.bounds.objective import entry_sizes
 from layerbounds.kernels.factorization import cholesky, inverse_diagonal
 from layerbounds.kernels.joint import relaxation, relaxed_bound, relaxed_node
 from layerbounds.kernels.joint.smoothing import ascend_smoothed, variances
@@ -65,7 +66,7 @@ def gram_parts(gram: Float) -> GramParts:
         matrix = gram + np.diag(shift)
     factor = cholesky(np.ascontiguousarray(matrix))
     pivot = diagonal.copy() if factor is None else 1.0 / inverse_diagonal(factor)
-    norm = np.sqrt(diagonal) * (1.0 + 1e-9) * skew(gram)
+    norm = entry_sizes(gram) * (1.0 + 1e-9)
     if factor is None:
         d = np.zeros(n)
     elif n < SINGLE_FROM:
@@ -102,14 +103,6 @@ def first_minorant(units: JointUnits, parts: GramParts) -> Minorant:
         start,
     )  # fmt: skip
     return Minorant(layer, parts.shifted, parts.pivot, parts.d)
-
-
-def skew(gram: Float) -> float:
-    """How far the stored matrix is from |h_ij| ≤ √(h_ii h_jj), which every positive semidefinite matrix obeys."""
-    norm = np.sqrt(np.diag(gram))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.abs(gram) / np.outer(norm, norm)
-    return math.sqrt(max(float(np.nanmax(ratio, initial=1.0)), 1.0))
 
 
 @dataclass(frozen=True, eq=False)

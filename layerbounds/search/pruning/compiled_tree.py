@@ -15,6 +15,7 @@ from layerbounds.kernels.pruning import subset_tree
 from layerbounds.kernels.pruning.subset_diagonal import CACHED
 from layerbounds.proofs import Status
 from layerbounds.search.frontier import Frontier
+from layerbounds.search.node_arrays import NodeArrays
 from layerbounds.search.pruning.subset_search import EXACT, Flags, Node, SubsetSearch, set_bound
 
 Number = TypeVar("Number", np.int8, np.int64, np.float64)
@@ -52,7 +53,7 @@ class OpenNodes:
         return every[np.argsort(every.bound, kind="stable")]
 
 
-class Subtree:
+class Subtree(NodeArrays):
     """The open nodes of one thread as arrays.
 
     Parameters
@@ -62,6 +63,8 @@ class Subtree:
     nodes : OpenNodes
         At least one, by ascending bounds.
     """
+
+    per_node = ("status", "state", "room", "bound", "turn", "row", "open")
 
     def __init__(self, search: SubsetSearch, nodes: OpenNodes) -> None:
         self.search = search
@@ -83,11 +86,8 @@ class Subtree:
 
         self.status, self.state, self.room = array(nodes.status), array(nodes.state), array(nodes.room)
         self.bound, self.d = array(nodes.bound), array(nodes.d)
-        # Rows of ``d`` are those of the nodes; a sorted array is a heap.
-        self.turn, self.row, self.open = np.arange(size), np.arange(size), np.arange(size)
-        self.uses = (np.arange(size) < many).astype(np.int64)
-        self.spare, self.spare_rows = np.arange(size)[::-1].copy(), np.arange(size)[::-1].copy()
-        #: Open nodes, spare nodes, spare rows, turns, nodes expanded, sets found.
+        self.number(many, size)
+        #: The last one: sets found.
         self.counts = np.array([many, size - many, size - many, many, self.expanded, 0])
 
     def take(self) -> OpenNodes:
@@ -102,11 +102,6 @@ class Subtree:
         """Number of open nodes."""
         return int(self.counts[0])
 
-    @property
-    def opened(self) -> float:
-        """Smallest bound of the open nodes."""
-        return float(self.bound[self.open[0]]) if self.counts[0] else float("inf")
-
     def work(self, cut: Callable[[], float], budget: int, last: int) -> None:
         """Expand nodes up to about a budget, or a number of them, and evaluate what the enumeration finds."""
         search, until = self.search, min(self.expanded + budget, last)
@@ -119,7 +114,7 @@ class Subtree:
             )  # fmt: skip
             self.expanded = int(self.counts[4])
             if event == subset_tree.FULL:
-                self._grow()
+                self.grow()
             elif event == subset_tree.ROUNDED:
                 search.polish(self.found[0].copy(), 0)
             elif event == subset_tree.FOUND:
@@ -129,22 +124,6 @@ class Subtree:
             else:
                 return
             self.counts[5] = 0
-
-    def _grow(self) -> None:
-        """Twice the room for nodes or for diagonals, whichever is used up."""
-        if self.counts[1] < 1:
-            size = len(self.bound)
-            for name in ("status", "state", "room", "bound", "turn", "row", "open"):
-                old = getattr(self, name)
-                setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
-            self.spare = np.concatenate([np.arange(size, 2 * size), np.zeros(size, np.int64)])
-            self.counts[1] = size
-        if self.counts[2] < 1:
-            size = len(self.d)
-            self.d = np.concatenate([self.d, np.zeros_like(self.d)])
-            self.uses = np.concatenate([self.uses, np.zeros_like(self.uses)])
-            self.spare_rows = np.concatenate([np.arange(size, 2 * size), np.zeros(size, np.int64)])
-            self.counts[2] = size
 
 
 class CompiledTree(Frontier[Node]):

@@ -15,6 +15,7 @@ import scipy.linalg
 
 from layerbounds.arrays import Bool, Float, Int
 from layerbounds.bounds.minorants.diagonal import certified_minorant, interior_start, is_minorant
+from layerbounds.bounds.objective import entry_sizes
 from layerbounds.bounds.pruning.perspective import CENTRE_STEPS, centre, newton_step, schur_complement
 from layerbounds.kernels.factorization import UNIT, cholesky, gamma, smallest_eigenvalues, symmetric_inverse
 from layerbounds.kernels.pruning import subset, subset_diagonal, subset_relaxation, subset_sets, subset_tree
@@ -105,7 +106,7 @@ class SubsetSearch(Forkable):
         self.capacity = task.allowed.structure.capacity.copy()
         n = len(self.b)
         self.size = n
-        self.norm = np.sqrt(np.diag(self.gram)) * (1.0 + 1e-9) * self._skew()
+        self.norm = entry_sizes(self.gram) * (1.0 + 1e-9)
         # Hw and wᵀHw are rounded too: the energy is lowered, and charges begin with a reach (docs/pruning-bounds.md).
         extended = float(np.finfo(np.longdouble).eps)
         size = float(self.norm @ np.abs(self.target))
@@ -142,13 +143,6 @@ class SubsetSearch(Forkable):
         other = super().fork(number)
         other.random = self._generator(number)
         return other
-
-    def _skew(self) -> float:
-        """How far the stored matrix is from |h_ij| ≤ √(h_ii h_jj), which every positive semidefinite matrix obeys."""
-        norm = np.sqrt(np.diag(self.gram))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = np.abs(self.gram) / np.outer(norm, norm)
-        return math.sqrt(max(float(np.nanmax(ratio, initial=1.0)), 1.0))
 
     def _twins(self) -> list[Int]:
         """For each input the others with exactly the same row of the Gram matrix."""

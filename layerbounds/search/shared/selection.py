@@ -10,6 +10,7 @@ import numpy as np
 import scipy.linalg
 
 from layerbounds.arrays import Bool, Float, Int
+from layerbounds.bounds.objective import entry_sizes
 from layerbounds.kernels.factorization import UNIT
 from layerbounds.problems.patterns import Structure
 from layerbounds.problems.shared_support import SharedSupport
@@ -100,11 +101,8 @@ def make_selection(task: Task[SharedSupport]) -> Selection:
     exponent = -math.frexp(energy)[1] // 2 if energy > 0 else 0
     factor = math.ldexp(1.0, exponent)
     rows = targets * factor
-    norm = np.sqrt(np.maximum(np.diag(gram), 0.0))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        skew = max(float(np.nanmax(np.abs(gram) / np.outer(norm, norm), initial=1.0)), 1.0)
-    # |H_ij| ≤ skew·ν_i ν_j, so that every product with H is below size.
-    size = skew * float(np.sum((np.abs(rows) @ norm) ** 2))
+    norm = entry_sizes(gram)
+    size = float(np.sum((np.abs(rows) @ norm) ** 2))
     precision = float(np.finfo(real).eps)
     rounding = 4.0 * (n + many + 16) * precision * size
     if many > n:
@@ -116,7 +114,7 @@ def make_selection(task: Task[SharedSupport]) -> Selection:
         # rounding can change of them.
         off = np.abs(rows.T.astype(real) @ rows.astype(real) - original.T @ original).astype(np.float64)
         column = float(norm @ np.sqrt(np.sum(rows**2, axis=0)))
-        rounding += skew * (1.01 * float(norm @ off @ norm) + 8.0 * (n + many + 16) * precision * column**2)
+        rounding += 1.01 * float(norm @ off @ norm) + 8.0 * (n + many + 16) * precision * column**2
         rounding += 4.0 * n * UNIT * size
     else:
         product = product * factor

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.linalg import lapack
 
 from layerbounds.arrays import Bool, Float, Int
+from layerbounds.bounds.objective import entry_sizes
 from layerbounds.kernels.factorization import UNIT, is_finite_factor
 from layerbounds.kernels.pruning.subset_tree import fix, settle
 from layerbounds.kernels.shared import relaxation
@@ -78,10 +79,7 @@ class UnitSearch(Forkable):
         self.group, self.capacity = structure.group, structure.capacity
         self.incumbent = selection.incumbent
         n, rows = self.b.shape
-        norm = np.sqrt(np.diag(self.gram))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            skew = float(np.nanmax(np.abs(self.gram) / np.outer(norm, norm), initial=1.0))
-        self.norm = norm * math.sqrt(max(skew, 1.0)) * (1.0 + 1e-9)
+        self.norm = entry_sizes(self.gram) * (1.0 + 1e-9)
         # HWᵀ and its trace are rounded too: the energy is lowered, and charges begin with a reach.
         self.reach = 2.0 * selection.precision / UNIT * (np.abs(selection.rows[:, self.order]) @ self.norm)
         self.energy = selection.energy

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from layerbounds.arrays import Float
 from layerbounds.bounds.minorants.diagonal import certified_minorant, interior_start, is_minorant
+from layerbounds.bounds.objective import entry_sizes
 from layerbounds.bounds.pruning.perspective import CENTRE_STEPS, centre
 from layerbounds.kernels.factorization import smallest_eigenvalues
 from layerbounds.problems.tasks import Task
@@ -42,11 +42,7 @@ class GramData:
 def prepare_gram(gram: Float) -> GramData:
     """What follows from a Gram matrix."""
     gram = np.ascontiguousarray(gram)
-    norm = np.sqrt(np.diag(gram))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        skew = np.abs(gram) / norm[:, None] / norm[None, :]
-    # Rounding may have made entries larger than those of a positive semidefinite matrix can be.
-    norm = norm * (1.0 + 1e-9) * math.sqrt(max(float(np.nanmax(skew, initial=1.0)), 1.0))
+    norm = entry_sizes(gram) * (1.0 + 1e-9)
     if not len(gram):
         return GramData(gram, norm, 0.0, None)
     smallest = 0.5 * float(smallest_eigenvalues(gram))
