@@ -6,6 +6,8 @@ import os
 import threading
 from collections.abc import Iterator
 from itertools import combinations
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,15 +15,16 @@ from matrices import from_python
 from threadpoolctl import threadpool_limits
 
 import layerbounds as lb
-from layerbounds.arrays import Float
+from benchmarks.native_speed import leading
+from layerbounds.arrays import Float, Int
 from layerbounds.certify.interval import certify
-from layerbounds.kernels.pruning import subset_diagonal, subset_relaxation, subset_sets
+from layerbounds.kernels.pruning import subset_diagonal, subset_relaxation, subset_sets, subset_tree
 from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task, make_task
 from layerbounds.proofs import Control
 from layerbounds.search.pruning import compiled_tree
 from layerbounds.search.pruning.subset_run import search_subset
-from layerbounds.search.pruning.subset_search import SubsetSearch
+from layerbounds.search.pruning.subset_search import EVERY, SubsetSearch
 
 FUZZ = "LAYERBOUNDS_FUZZ" in os.environ
 COUNT = int(os.environ.get("LAYERBOUNDS_FUZZ", "30"))
@@ -248,3 +251,33 @@ def test_a_sweep_over_a_large_diagonal_is_that_over_a_small_one(rng: np.random.G
     subset_diagonal.ascend_wide(inverse.copy(), alpha, 0.3, large)
     assert np.abs(small - d).max() > 0.1 * d[0]
     np.testing.assert_allclose(small, large, rtol=1e-9)
+
+
+def test_inputs_are_fixed_by_the_bound_of_their_savings(reference_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An improvement of the diagonal that is taken back leaves the savings of another relaxation behind."""
+    layer = lb.load_layers(reference_data / "resnet20_layers.safetensors")["layer1.0.conv1"]
+    task = make_task(lb.pruning_problem(leading(layer, 24), k=12), [0], None, None)
+    search = SubsetSearch(task, control())
+    seen = 0
+    real = subset_tree.fix
+
+    def fix(bound: float, cut: float, group: Int, free: Int, status: Any, saving: Float, edge: Float) -> int:
+        nonlocal seen
+        seen += 1
+        z, d = search.point, np.where(status == 1, 1e-6 * node.d, node.d)
+        h, left = search.gram @ (z - search.target), status >= 0
+        saved = (d * z - h) ** 2 / d
+        best = np.sort(saved[status == 0])[::-1][: int(free[0])]
+        own = (z - search.target) @ h + (d * z**2 - 2 * h * z)[left].sum() - saved[status == 1].sum() - best.sum()
+        assert bound <= own * (1 + 1e-6)
+        return int(real(bound, cut, group, free, status, saving, edge))
+
+    monkeypatch.setattr(subset_tree, "fix", fix)
+    search.enumerated = 0
+    cut = 0.0045555 * search.factor**2
+    nodes = [search.root()]
+    while nodes:
+        node = nodes.pop()
+        node.age = EVERY
+        nodes += search.expand(node, 0.0, cut)[1]
+    assert seen > 50

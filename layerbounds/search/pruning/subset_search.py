@@ -358,8 +358,8 @@ class SubsetSearch(Forkable):
             state = node.state.copy()
             new = self.relax(node, self.tuned, state, cut)
             if new <= value:
-                # The work arrays belong to the last relaxation: back to the better one.
-                self.relax(node, node.d, node.state, cut)
+                # Work arrays and bound belong to the last relaxation: back to the better one.
+                value = self.relax(node, node.d, node.state, cut)
                 break
             gain, value = new - value, new
             node.d, node.state = self.tuned.copy(), state
@@ -422,7 +422,7 @@ class SubsetSearch(Forkable):
             return value, [Node(node.status, node.state, node.free, node.d, 0)]
         if branch < 0:
             branch = int(free[np.argmax(self.saving[free])] if node.d is not None else free[0])
-        return value, [self._child(node, branch, keep) for keep in (False, True)]
+        return value, [self.child(node, branch, keep) for keep in (False, True)]
 
     def _choose(self, node: Node, value: float, cut: float, free: Int) -> int:
         """Fix what can be fixed, try the rounded set, and name an input to branch on (−1: none stands out).
@@ -440,15 +440,20 @@ class SubsetSearch(Forkable):
         active = int(self.out[0])
         if subset_tree.fix(value, cut, self.group, node.free, node.status, self.saving, self.edge):
             self.excluded = min(self.excluded, cut)
-            subset_tree.settle(self.group, node.free, node.status)
-            self._drop_twins(node.status, np.flatnonzero((node.status == 1) & (before != 1)))
+            self.settle(node, before)
         return int(
             subset_tree.pick(
                 node.d, node.status, self.point, self.work, active, self.index, self.solution, CANDIDATES
             )
         )  # fmt: skip
 
-    def _child(self, node: Node, branch: int, keep: bool) -> Node:
+    def settle(self, node: Node, before: Flags) -> None:
+        """Apply capacities and copies where the status was another one before."""
+        subset_tree.settle(self.group, node.free, node.status)
+        self._drop_twins(node.status, np.flatnonzero((node.status == 1) & (before != 1)))
+
+    def child(self, node: Node, branch: int, keep: bool) -> Node:
+        """A node at which one more input is kept or dropped."""
         status, free = node.status.copy(), node.free.copy()
         status[branch] = 1 if keep else -1
         child = Node(status, node.state.copy(), free, node.d, node.age + 1)
