@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from fractions import Fraction
 
@@ -10,10 +11,15 @@ from zoo import brute_force
 
 import layerbounds as lb
 from layerbounds.arrays import Float
+from layerbounds.bounds.scale.least import over_scales
+from layerbounds.bounds.scale.projection import counted_from, project
+from layerbounds.problems.tasks import make_task
 from layerbounds.search.quantization.preparation import prepare
 from layerbounds.search.scale.allowance import ray_allowance
+from layerbounds.search.scale.envelope import scale_envelope
 from layerbounds.search.scale.incumbents import Codes
 from layerbounds.search.scale.rays import RayTree, make_ray
+from layerbounds.search.scale.root import scale_dual
 
 
 def _exactly(gram: Float, target: Float, weights: Float) -> Fraction:
@@ -83,3 +89,29 @@ def test_a_real_zero_point_that_all_channels_share_is_left_open() -> None:
     assert solution.upper_bound.sum() >= best * (1.0 - 1e-9)
     assert lb.evaluate(problem, solution.weights).feasible.all()
     assert set(solution.status) == {lb.Status.UNRESOLVED}
+
+
+def test_rows_that_share_a_real_zero_point_have_lists_of_codes_of_their_own() -> None:
+    rng = np.random.default_rng(1)
+    inputs = rng.normal(size=(20, 3)) + 0.5 * rng.normal(size=(20, 1))
+    layer = lb.Layer(rng.normal(size=(2, 3)), inputs.T @ inputs / 20.0)
+    problem = lb.quantization_problem(layer, bits=2, scale="free", granularity="tensor", zero_point="real")
+    task = make_task(problem, [0, 1], None, None)
+    assert scale_dual(task, None, 1.0) is None
+    # Points that would bound both rows if their codes counted from the same one.
+    dropped = counted_from(task.gram, task.allowed.group)
+    found = project(task.gram, task.allowed.group, dropped)
+    assert found is not None
+    differences = (task.targets - task.targets[:, dropped])[:, found[1]]
+    steps = itertools.count()
+    dual = scale_envelope(
+        found[0], differences, task.allowed.boxes(), 0.5, 1.0, lambda: next(steps) > 100, dropped=dropped
+    )[1]
+    assert dual is not None
+    assert over_scales(task.gram, task.targets, task.allowed, dual) <= brute_force(problem) * (1.0 + 1e-9)
+
+
+def test_real_zero_points_that_leave_no_energy() -> None:
+    layer = lb.Layer(np.array([[1.0, 2.0]]), np.array([[0.7, 0.7], [0.7, 0.7]]) * 1.1)
+    solution = lb.solve(lb.quantization_problem(layer, bits=2, scale="free", zero_point="real"), jobs=1)
+    assert solution.lower_bound[0] == 0.0 <= solution.upper_bound[0]

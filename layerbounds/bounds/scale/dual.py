@@ -127,6 +127,9 @@ def scale_bound(gram: Float, target: Float, rays: Rays, dual: ScaleDual) -> floa
     """
     rows = np.atleast_2d(target)
     check_dual(rays, dual, len(rows))
+    if dual.dropped and len(rows) > 1:
+        # The codes of each row count from one of their own, so that rows have different lists.
+        return 0.0
     charge = Charge(gram, rows, rays)
     reduced = charge.project(dual.dropped) if dual.dropped else charge
     shifted = None if reduced is None else semidefinite_shift(reduced.gram)

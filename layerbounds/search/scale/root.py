@@ -25,6 +25,9 @@ def scale_dual(task: Task[ScaledLevels], weights: Float | None, seconds: float) 
     gram, targets, limit = task.gram, task.targets, allowed.limit
     dropped: tuple[int, ...] = ()
     group = allowed.group
+    if allowed.zero == "real" and allowed.rows > 1:
+        # Rows that share a real zero point are not bounded: their codes count from different ones.
+        return None
     if allowed.zero == "real":
         dropped = counted_from(gram, group)
         found = project(gram, group, dropped)

@@ -65,7 +65,8 @@ def _factorize(gram: Float, real_zero: bool) -> Shared:
     group = np.zeros(len(gram), dtype=np.int64)
     (dropped,) = counted_from(gram, group)
     found = project(gram, group, (dropped,)) if len(gram) > 1 else None
-    if found is None:
+    # Where rounding leaves nothing of a diagonal entry, nothing can be factorized.
+    if found is None or np.any(np.diag(found[0]) <= 0.0):
         return Shared(None, gram, np.delete(np.arange(len(gram)), dropped), dropped)
     matrix, left = found
     return Shared(prepare(matrix, order_exponent(len(left))), matrix, left, dropped)
