@@ -5,7 +5,8 @@ The certificate is about the stored float64 matrix, so every repair is made here
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.linalg
@@ -89,6 +90,37 @@ class ValidatedGram:
             repair_gram(gram, what + (f" of group {i}" if groups > 1 else "")) for i, gram in enumerate(matrices)
         )
 
+    @classmethod
+    def stored(cls, matrices: Float, reports: Sequence[GramReport], what: str) -> ValidatedGram:
+        """Matrices that were validated before they were stored, bit by bit, and what was found then.
+
+        They are validated once more, on a copy: repairing a repaired matrix may change its last digits.
+
+        Parameters
+        ----------
+        matrices : ndarray of shape (groups, n, n)
+            Taken over.
+        reports : sequence of GramReport
+            One for each; what computing needs of them is found anew.
+        what : str
+
+        Raises
+        ------
+        InputError
+            If they are no Gram matrices, or not repaired.
+        """
+        again = cls(matrices.copy(), what)
+        for gram, report in zip(matrices, again.reports, strict=True):
+            dead = np.diag(gram) <= 0.0
+            if report.asymmetry > 0.0 or gram[dead].any():
+                raise InputError(f"{what} is not as it was stored; write the file again.")
+        again.reports = tuple(
+            replace(report, dead=found.dead, raised=_raised(gram))
+            for gram, report, found in zip(matrices, reports, again.reports, strict=True)
+        )
+        again.matrices = matrices
+        return again
+
 
 def repair_gram(gram: Float, what: str) -> GramReport:
     """Symmetrise a Gram matrix and project it onto the positive semidefinite cone where rounding left it, in place.
@@ -144,9 +176,13 @@ def repair_gram(gram: Float, what: str) -> GramReport:
     if gram[dead].any():
         gram[dead, :] = 0.0
         gram[:, dead] = 0.0
-    count = int(np.count_nonzero(dead))
-    share = semidefinite_share(_live_part(gram, ~dead)) if len(gram) - count <= EXACT_SIZE else 0.0
-    return GramReport(asymmetry, projected, min_eigenvalue, count, share)
+    return GramReport(asymmetry, projected, min_eigenvalue, int(np.count_nonzero(dead)), _raised(gram))
+
+
+def _raised(gram: Float) -> float:
+    """See `GramReport.raised`."""
+    live = live_inputs(gram)
+    return semidefinite_share(_live_part(gram, live)) if np.count_nonzero(live) <= EXACT_SIZE else 0.0
 
 
 def symmetrise(gram: Float) -> float:
