@@ -1,0 +1,68 @@
+"""Quantization: every weight is one of its levels."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from layerbounds_verify.bounds import over_levels, over_levels_with_forms
+from layerbounds_verify.boxes import over_boxes
+from layerbounds_verify.codes import over_codes
+from layerbounds_verify.exact import RefusedError
+from layerbounds_verify.grids import over_blocks, over_grid
+from layerbounds_verify.reader import levels
+from layerbounds_verify.work import Work
+
+
+def allow(work: Work, weights: Any) -> None:
+    """Refuse weights that are no levels; note these."""
+    allow_levels(work, weights, np.sort(levels(work.certificate, work.rows[0]), axis=1))
+
+
+def allow_levels(work: Work, weights: Any, table: Any) -> None:
+    """Refuse weights that are not in a sorted table of shape (inputs, levels)."""
+    hit = np.any(weights[0][:, None] == table, axis=1)
+    if not hit.all():
+        raise RefusedError(f"weight {int(np.argmin(hit))} of channel {work.rows[0]} is no level of its grid")
+    work.values = table[work.live]
+
+
+def lower(work: Work, claim: Fraction) -> Fraction:
+    """What the proof gives for all levels."""
+    scale, zero = _lattice(work)
+    target, values = work.target[0], work.values
+    if work.kind == "enumeration":
+        order, z, rows = (work.part(name) for name in ("order", "z", "minorants"))
+        if scale is None:
+            return over_grid(work.gram, target, values, order, z, rows, claim)
+        forms: Any = None
+        if work.has("forms"):
+            forms = tuple(work.part(name) for name in ("forms", "depths", "units", "weights"))
+        return over_codes(work.gram, target, values, order, z, rows, claim, scale, zero, forms)
+    if work.kind not in ("dual", "leaves"):
+        raise work.unknown()
+    minorant = work.minorant(scale=scale)
+    if work.kind == "leaves":
+        if minorant.forms is None:
+            raise RefusedError("its tree names a minorant without integer forms")
+        parts = work.parts("axis", "at", "child", "z", "multipliers")
+        return over_boxes(target, work.gram, values, minorant, parts, scale, zero)
+    tangent = work.tangent(minorant)
+    if minorant.parts:
+        return over_blocks(tangent, minorant, values, None)
+    if minorant.forms is None:
+        return over_levels(tangent, values)
+    return over_levels_with_forms(tangent, values, minorant, work.part("multipliers"), scale, zero)
+
+
+def _lattice(work: Work) -> tuple[Any, Any]:
+    """Scales and zero points that make the codes 0, 1, 2, …; None where these are not consecutive."""
+    codes, scale, zero, group = (
+        work.certificate.tensors[f"problem.grid.{name}"] for name in ("codes", "scale", "zero_point", "group")
+    )
+    if not np.array_equal(codes - codes[0], np.arange(len(codes))):
+        return None, None
+    s, z = scale[work.rows[0], group][work.live], zero[work.rows[0], group][work.live]
+    return np.abs(s), np.where(s > 0, z - codes[0], codes[-1] - z)
