@@ -469,6 +469,66 @@ def _is_finite(array: Any, shape: tuple[int, ...]) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
+class FormTests:
+    """Integer forms of codes that a depth-first search tests, with weights for some depths.
+
+    Attributes
+    ----------
+    forms : ndarray of shape (n, cuts)
+        In the order of the search.
+    depths : ndarray of int64, shape (rows, 2)
+        From how many free inputs down to how many each row of weights serves.
+    units : ndarray of shape (rows, n)
+        Diagonals, as of a `DualPoint`.
+    weights : ndarray of shape (rows, cuts)
+        As of `FormTerms`.
+    """
+
+    forms: Float
+    depths: Int
+    units: Float
+    weights: Float
+
+
+@dataclass(frozen=True, eq=False)
+class Enumeration:
+    """What a depth-first search needs beside the problem, for whoever repeats it (docs/certificates.md).
+
+    Attributes
+    ----------
+    order : ndarray of int64, shape (n,)
+        The inputs, those fixed last first.
+    point : ndarray of shape (n,)
+        The point at which the root is tilted.
+    minorants : ndarray of shape (n + 1, n)
+        Row k: a diagonal below the Gram matrix of the first k inputs of the order.
+    forms : FormTests or None
+        Of the first depths.
+    """
+
+    order: Int
+    point: Float
+    minorants: Float
+    forms: FormTests | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RowPrices:
+    """Of rows that limit one another: with which prices they were solved, and to which ends (docs/tiles.md).
+
+    Attributes
+    ----------
+    prices : ndarray of shape (rows, n)
+        Not negative.
+    least : ndarray of shape (rows,)
+        Lower bounds of the least error of each row plus the prices of what it keeps.
+    """
+
+    prices: Float
+    least: Float
+
+
+@dataclass(frozen=True, eq=False)
 class SearchProof:
     """The own branch and bound pruned or visited everything below ``cut``.
 
@@ -481,11 +541,36 @@ class SearchProof:
     leaves : ndarray of shape (leaves, n) or None
         With it, what was visited below ``cut`` are exactly these weights, or the sets that they stand for (`Leaf`):
         certification evaluates them one by one.
+    enumeration : Enumeration or None
+        Of a search that certificates can have repeated.
+    rows : RowPrices or None
+        Of rows that limit one another.
+    boxes : DualPoint or None
+        The root of a best-first search with integer forms that took part, for whoever grows its tree again.
     """
 
     cut: float
     allowance: float
     leaves: Float | None = None
+    enumeration: Enumeration | None = None
+    rows: RowPrices | None = None
+    boxes: DualPoint | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What the lower end of a certified interval was derived from.
+
+    Attributes
+    ----------
+    dual : Dual or None
+        The dual point; of a search, where its root was bounded.
+    proof : SearchProof or None
+        Only where the lower end is that of a search.
+    """
+
+    dual: Dual | None = None
+    proof: SearchProof | None = None
 
 
 @dataclass(frozen=True, eq=False)

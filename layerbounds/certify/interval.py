@@ -8,7 +8,7 @@ kept apart, and refused where it contradicts feasible weights.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from layerbounds.proofs import (
     OPTIMAL_RELATIVE,
     BoundKind,
     Dual,
+    Evidence,
     Leaf,
     RawSolve,
     Status,
@@ -51,6 +52,8 @@ class CertifiedChannel:
         Rounded outward, the constant included.
     weights : ndarray of shape (n,)
         On the live inputs; they reach ``upper``.
+    evidence : Evidence
+        What ``lower`` was derived from.
     """
 
     lower: float
@@ -61,6 +64,7 @@ class CertifiedChannel:
     claimed_lower: float
     trace: tuple[TracePoint, ...] = ()
     notes: tuple[str, ...] = ()
+    evidence: Evidence = field(default_factory=Evidence)
 
 
 def certify(task: Task[AllowedSet], raw: RawSolve, gap: float) -> CertifiedChannel:
@@ -101,9 +105,7 @@ def conclude(
     """
     # Exactly 0 deviations (and an empty channel) have the exact error `constant`.
     upper = _up(high + task.constant_above) if high > 0.0 else task.constant_above
-    lower, kind = task.constant, BoundKind.TRIVIAL
-    if derived is not None and derived > 0 and _down(derived + task.constant) > lower:
-        lower, kind = _down(derived + task.constant), BoundKind.DUAL
+    lower, kind = dual_end(task, derived)
     if raw.proof is not None:
         proven = _down(raw.proof.cut - raw.proof.allowance)
         for leaf in raw.proof.leaves if raw.proof.leaves is not None else ():
@@ -115,9 +117,19 @@ def conclude(
             f"channel {task.channel}: the derived lower bound {lower:.17g} exceeds the error {upper:.17g} of feasible "
             "weights; please report this problem with its data."
         )
-    status = _status(lower, upper, gap, task.energy, raw.termination)
+    status = settled(lower, upper, gap, task.energy, raw.termination)
     claimed = np.nan if raw.claimed_lower_bound is None else float(raw.claimed_lower_bound)
-    return CertifiedChannel(lower, upper, weights, status, kind, claimed, raw.trace, raw.notes)
+    evidence = Evidence(
+        None if kind == BoundKind.TRIVIAL else raw.dual, raw.proof if kind == BoundKind.SEARCH else None
+    )
+    return CertifiedChannel(lower, upper, weights, status, kind, claimed, raw.trace, raw.notes, evidence)
+
+
+def dual_end(task: Task[AllowedSet], derived: float | None) -> tuple[float, BoundKind]:
+    """The lower end that follows from what a dual point proves, without the constant; None: from nothing."""
+    if derived is not None and derived > 0 and _down(derived + task.constant) > task.constant:
+        return _down(derived + task.constant), BoundKind.DUAL
+    return task.constant, BoundKind.TRIVIAL
 
 
 def intersection(first: CertifiedChannel, second: CertifiedChannel, gap: float, energy: float) -> CertifiedChannel:
@@ -148,14 +160,15 @@ def intersection(first: CertifiedChannel, second: CertifiedChannel, gap: float, 
         lower=low.lower,
         upper=high.upper,
         weights=high.weights,
-        status=_status(low.lower, high.upper, gap, energy, second.status),
+        status=settled(low.lower, high.upper, gap, energy, second.status),
         bound_kind=low.bound_kind,
+        evidence=low.evidence,
         notes=tuple(dict.fromkeys((*first.notes, *second.notes))),
     )
 
 
-def _status(lower: float, upper: float, gap: float, energy: float, ended: Status) -> Status:
-    """The status of an interval; ``ended`` is how the work on it did."""
+def settled(lower: float, upper: float, gap: float, energy: float, ended: Status) -> Status:
+    """The status of an interval; ``ended`` is how the work on it did, and ``energy`` f(0)."""
     width = upper - lower
     # An error that overflows is infinite, and no share of it says anything.
     finite = width < np.inf

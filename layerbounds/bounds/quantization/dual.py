@@ -82,7 +82,7 @@ def tangent_bound(
         proven = proven_minorant(gram, d)
     else:
         columns = split.forms.astype(_LONG) / lattice.scale.astype(_LONG)[:, None]
-        found = _proven_weights(gram, columns.astype(np.float64), d, split.weights)
+        found = proven_weights(gram, columns.astype(np.float64), d, split.weights)
         proven = None if found is None else (found[0], found[2])
         if found is not None:
             terms, size = _form_terms(levels, lattice, replace(split, weights=found[1]), columns, z)
@@ -104,7 +104,7 @@ def tangent_bound(
     return float(np.nextafter(float(value - 2 * (n + 8) * _UNIT_LONG * magnitude), -np.inf))
 
 
-def _proven_weights(gram: Float, columns: Float, d: Float, weights: Float) -> tuple[Float, Float, Float] | None:
+def proven_weights(gram: Float, columns: Float, d: Float, weights: Float) -> tuple[Float, Float, Float] | None:
     """A diagonal d' ≤ d, weights' ≤ weights and a shift, proven; see `proven_minorant`."""
     shifted = semidefinite_shift(gram)
     if shifted is None:

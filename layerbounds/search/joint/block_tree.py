@@ -14,7 +14,7 @@ from layerbounds.bounds.joint.relaxation import JointRoot
 from layerbounds.bounds.joint.views import AllowedLists, JointMinorant
 from layerbounds.bounds.objective import objective_interval
 from layerbounds.kernels.joint import relaxed_node
-from layerbounds.search.joint.tree import EXACT, JointSearch, Node
+from layerbounds.search.joint.tree import EXACT, JointSearch, Node, children
 
 #: Levels of the tree between two improvements of the blocks.
 EVERY_BLOCKS = 2
@@ -92,7 +92,7 @@ class BlockSearch(JointSearch):
             node.x = np.where(open_, found.nearest, node.x)
         elif not open_[branch]:
             branch = int(np.argmax(open_))
-        return value, self.children(node, branch)
+        return value, children(self.units, node, branch)
 
 
 def shrink(node: Node, allowed: np.ndarray, zero: np.ndarray) -> None:

@@ -333,6 +333,16 @@ class Enumeration:
             self._cut[0] = min(self._cut[0], cut)
 
     @property
+    def inputs(self) -> Int:
+        """Those that are not decided, in the order of the search: the last one is fixed first."""
+        return self._inputs
+
+    @property
+    def gaps(self) -> Float:
+        """Mean distance of the values of each of them."""
+        return np.asarray(self._gap)
+
+    @property
     def found(self) -> int:
         """How many leaves below the cut there were."""
         return int(self._counts[0, 0]) if self._start is not None else int(np.isfinite(self._best_value))

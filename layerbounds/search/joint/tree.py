@@ -224,7 +224,7 @@ class JointSearch(Forkable):
 
     def branch(self, node: Node, value: float, branch: int, cut: float) -> tuple[float, list[Node]]:
         """What a node that is not closed leaves to do."""
-        return value, self.children(node, branch)
+        return value, children(self.units, node, branch)
 
     def begin_deep(self, node: Node, bound: float, goal: Callable[[], float]) -> None:
         """Begin to enumerate the whole problem; ``goal`` is the bound that ends the work."""
@@ -301,30 +301,30 @@ class JointSearch(Forkable):
             self.most_points = min(self.most_points * MORE, 1e300)
         return done.cut - done.allowance
 
-    def children(self, node: Node, branch: int) -> list[Node]:
-        """Two parts of a node: a unit dropped or kept, or an input's values on both sides of the relaxation's."""
-        units = self.units
-        one, other = node.copy(node.age + 1), node.copy(node.age + 1)
-        u = units.unit[branch]
-        if node.status[u] == 0:
-            one.status[u] = -1
-            other.status[u] = 1
-            other.room[units.group[u]] -= 1
-            return [one, other]
-        positions = [
-            k
-            for k in range(units.count[branch])
-            if (node.zero_ok[branch] if k == units.zero[branch] else node.first[branch] <= k <= node.last[branch])
-        ]
-        below = [k for k in positions if units.values[branch, k] <= node.x[branch]]
-        split = min(max(len(below), 1), len(positions) - 1)
-        end = positions[split]
-        zero = units.zero[branch]
-        one.last[branch] = min(one.last[branch], end - 1)
-        one.zero_ok[branch] &= zero < end
-        other.first[branch] = max(other.first[branch], end)
-        other.zero_ok[branch] &= zero >= end
+
+def children(units: JointUnits, node: Node, branch: int) -> list[Node]:
+    """Two parts of a node: a unit dropped or kept, or an input's values on both sides of the relaxation's."""
+    one, other = node.copy(node.age + 1), node.copy(node.age + 1)
+    u = units.unit[branch]
+    if node.status[u] == 0:
+        one.status[u] = -1
+        other.status[u] = 1
+        other.room[units.group[u]] -= 1
         return [one, other]
+    positions = [
+        k
+        for k in range(units.count[branch])
+        if (node.zero_ok[branch] if k == units.zero[branch] else node.first[branch] <= k <= node.last[branch])
+    ]
+    below = [k for k in positions if units.values[branch, k] <= node.x[branch]]
+    split = min(max(len(below), 1), len(positions) - 1)
+    end = positions[split]
+    zero = units.zero[branch]
+    one.last[branch] = min(one.last[branch], end - 1)
+    one.zero_ok[branch] &= zero < end
+    other.first[branch] = max(other.first[branch], end)
+    other.zero_ok[branch] &= zero >= end
+    return [one, other]
 
 
 class JointFrontier(Frontier[Node]):

@@ -30,7 +30,9 @@ BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
-class _Node:
+class Node:
+    """A box, the last smooth step of the method there, its state, and a bound."""
+
     value: float
     low: Float
     high: Float
@@ -56,7 +58,7 @@ class BoxTree:
         self._split = split
         self._columns = forms.indptr.astype(np.int64), forms.indices.astype(np.int64), forms.data.astype(np.float64)
         inverse = penalized_inverse(unit.gram, split.units, csr_array(split.forms), split.weights, PENALTY, PENALTY)
-        self._heap: list[tuple[float, int, _Node]] = []
+        self._heap: list[tuple[float, int, Node]] = []
         self._most = 0
         if inverse is None:
             return
@@ -83,6 +85,11 @@ class BoxTree:
         return self._heap[0][2].low
 
     @property
+    def lowest(self) -> Node | None:
+        """The lowest node."""
+        return self._heap[0][2] if self._heap else None
+
+    @property
     def full(self) -> bool:
         """Whether there is nothing to branch on or no memory for more nodes."""
         return not 0 < len(self._heap) < self._most or self.point is not None
@@ -102,13 +109,10 @@ class BoxTree:
             if lowest >= cut:
                 heapq.heappush(self._heap, (lowest, self.nodes, node))
                 break
-            free = node.low < node.high
-            if not free.any():
+            if not np.any(node.low < node.high):
                 heapq.heappush(self._heap, (lowest, self.nodes, node))
                 break
-            z = np.clip(node.z, node.low, node.high)
-            i = int(np.argmax(np.where(free, (fractional_product(z) + 1e-9) * self._pivots, -1.0)))
-            below = min(np.floor(z[i]), node.high[i] - 1.0)
+            i, below = self.branch(node.low, node.high, node.z)
             for upper in (True, False):
                 low, high = node.low.copy(), node.high.copy()
                 if upper:
@@ -120,6 +124,12 @@ class BoxTree:
                 return cut
         return min(self.value if self._heap else lowest, cut)
 
+    def branch(self, low: Float, high: Float, z: Float) -> tuple[int, float]:
+        """The variable to divide a box at that is no point, and the last level of the lower half."""
+        z = np.clip(z, low, high)
+        i = int(np.argmax(np.where(low < high, (fractional_product(z) + 1e-9) * self._pivots, -1.0)))
+        return i, min(float(np.floor(z[i])), float(high[i]) - 1.0)
+
     def _push(self, inherited: float, low: Float, high: Float, state: Float, cut: float, iterations: int) -> None:
         """Bound a box, and keep it if it may hold a point below the cut."""
         z = np.empty(self.unit.size)
@@ -127,27 +137,40 @@ class BoxTree:
         for count in (iterations, MORE_ITERATIONS):
             if np.array_equal(low, high):
                 break
-            self._iterate(low, high, state, z, count)
-            found = self._bound(low, high, state, z, cut)
+            self.iterate(low, high, state, z, count)
+            found = self.bound(low, high, state, z, cut)
             value = max(value, found)
             if found > inherited:
                 break
         if np.array_equal(low, high):
             # The bound of a point at itself is the objective, whatever the multipliers.
             z[:] = low
-            value = max(value, self._bound(low, high, state, z, cut))
+            value = max(value, self.bound(low, high, state, z, cut))
         self.nodes += 1
         if value < cut:
-            heapq.heappush(self._heap, (value, self.nodes, _Node(value, low, high, state, z)))
+            heapq.heappush(self._heap, (value, self.nodes, Node(value, low, high, state, z)))
 
-    def _iterate(self, low: Float, high: Float, state: Float, z: Float, count: int) -> None:
+    def multipliers(self, state: Float, z: Float) -> Float:
+        """Of the forms, at a state and a point."""
+        of_forms = state[2 * self.unit.size + len(self._split.weights) :]
+        return np.asarray(self._split.weights * (z @ self._split.forms - PENALTY * of_forms))
+
+    def set_multipliers(self, state: Float, z: Float, multipliers: Float) -> None:
+        """Make a state one with these multipliers at a point."""
+        forms, weights = self._split.forms, self._split.weights
+        at = np.divide(multipliers, weights, out=np.zeros(len(weights)), where=weights > 0)
+        state[2 * self.unit.size + len(weights) :] = (z @ forms - at) / PENALTY
+
+    def iterate(self, low: Float, high: Float, state: Float, z: Float, count: int) -> None:
+        """So many steps on a box; state and z change."""
         split = self._split
         iterate(
             self._inverse, self._pull, split.units, split.weights, *self._columns, low, high, PENALTY, RELAXATION,
             state, z, count,
         )  # fmt: skip
 
-    def _bound(self, low: Float, high: Float, state: Float, z: Float, cut: float) -> float:
+    def bound(self, low: Float, high: Float, state: Float, z: Float, cut: float) -> float:
+        """The bound of a box; end levels at which it reaches the cut are dropped from the box."""
         unit, split = self.unit, self._split
         return float(
             bound(

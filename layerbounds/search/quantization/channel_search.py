@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,7 +20,9 @@ from layerbounds.proofs import (
     BlockDual,
     Control,
     DualPoint,
+    Enumeration,
     FormTerms,
+    FormTests,
     RawSolve,
     SearchProof,
     Status,
@@ -98,6 +101,8 @@ class ChannelSearch:
         self._box_nodes = 0
         self.relaxation: Root | None = None
         self.split: SplitRelaxation | None = None
+        #: Where the best-first search began, if there was one.
+        self.boxes: SplitRelaxation | None = None
         self.trace: list[TracePoint] = []
         self.tree = Tree(self.unit)
         n = self.unit.size
@@ -244,7 +249,7 @@ class ChannelSearch:
         found = self.split
         if self.control.node_limit is not None or found is None or not self.unit.shared_forms:
             return
-        tree = BoxTree(self.unit, found)
+        tree, self.boxes = BoxTree(self.unit, found), found
         record_at = 0.0
 
         def pause() -> bool:
@@ -373,6 +378,9 @@ class ChannelSearch:
                     cut, leaves = collected
                     proof = SearchProof(cut * m, self.allowance(cut) * m, leaves)
                     weights = _best_leaf(task, [weights, *leaves])
+        if proof is not None:
+            boxes = None if self.boxes is None else self._with_forms(self.boxes)
+            proof = replace(proof, enumeration=self._enumeration(), boxes=boxes)
         return RawSolve(
             weights=weights,
             termination=self._termination(),
@@ -381,6 +389,17 @@ class ChannelSearch:
             nodes=self.nodes,
             trace=tuple(self.trace),
         )
+
+    def _enumeration(self) -> Enumeration:
+        """The last search, in the layer's units."""
+        unit = self.unit
+        per_weight, forms = unit.multiplier / unit.scale**2, None
+        schedule = self.tree.cuts.schedule()
+        if schedule is not None:
+            depths, units, weights = schedule
+            forms = FormTests(self.tree.cuts.forms, depths, units * per_weight, weights * unit.multiplier)
+        point = unit.weights_of(self.tree.z[unit.size])
+        return Enumeration(unit.prep.order.astype(np.int64), point, self.tree.minorants * per_weight, forms)
 
     def _dual_point(self) -> DualPoint | BlockDual:
         """The root's bound for certification, in the layer's units and order."""
@@ -393,12 +412,17 @@ class ChannelSearch:
             block[unit.prep.order] = found.block
             return BlockDual(unit.weights_of(found.z), block, matrix)
         if isinstance(found, SplitRelaxation):
-            terms = FormTerms(self._in_layer_order(found.split.forms), found.split.weights * m, found.multipliers * m)
-            return DualPoint(unit.weights_of(found.z), self._in_layer_order(found.split.units * per_weight), terms)
+            return self._with_forms(found)
         z, d = self.tree.z[unit.size], unit.minorants[unit.size]
         if found is not None:
             z, d = found.z, found.d
         return DualPoint(unit.weights_of(z), self._in_layer_order(d * per_weight))
+
+    def _with_forms(self, found: SplitRelaxation) -> DualPoint:
+        unit, m = self.unit, self.unit.multiplier
+        terms = FormTerms(self._in_layer_order(found.split.forms), found.split.weights * m, found.multipliers * m)
+        d = self._in_layer_order(found.split.units * (m / unit.scale**2))
+        return DualPoint(unit.weights_of(found.z), d, terms)
 
     def allowance(self, cut: float) -> float:
         """What rounding and the shift of a singular Gram matrix can have hidden below a cut, in grid units."""

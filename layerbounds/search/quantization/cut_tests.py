@@ -124,6 +124,26 @@ class CutTests:
         if self.cuts is not None:
             self.values[-1] = z @ self.forms
 
+    def schedule(self) -> tuple[Int, Float, Float] | None:
+        """From how many free variables down to how many the same weights serve, and these; None without cuts."""
+        if self.cuts is None:
+            return None
+        depths: list[list[int]] = []
+        for k in range(len(self.active) - 1, self.deepest - 1, -1):
+            if depths and self._restricts(k, depths[-1][0]):
+                depths[-1][1] = k
+            else:
+                depths.append([k, k])
+        rows = [k for k, _ in depths]
+        return np.array(depths), self.units[rows], self.weights[rows]
+
+    def _restricts(self, k: int, above: int) -> bool:
+        """Whether the weights of a depth are those of one above it, up to rounding."""
+        m = int(self.active[k])
+        units, weights = fold(self.units[above], self.weights[above], self.forms, k, m)
+        pairs = (units, self.units[k, :k]), (weights, self.weights[k, :m])
+        return all(np.allclose(first, second, rtol=1e-9, atol=0.0) for first, second in pairs)
+
     def learn(self, gram: Float, distance: Float, seen: Int) -> None:
         """Adapt the weights of the depths with most nodes to the distances seen there."""
         if self.cuts is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -18,6 +19,7 @@ from layerbounds.proofs import (
     OPTIMAL_RELATIVE,
     Control,
     RawSolve,
+    RowPrices,
     SearchProof,
     Status,
     TiledDual,
@@ -50,6 +52,8 @@ class Band:
         The prices of the best bound.
     lower : float
         That bound, without the constant.
+    least : ndarray of shape (rows,)
+        What was known of the rows with these prices.
     dual : TiledDual or None
     nodes : int
     """
@@ -60,6 +64,7 @@ class Band:
     prices: Prices
     incumbent: Incumbent
     best: Float
+    least: Float
     lower: float = 0.0
     dual: TiledDual | None = None
     dual_value: float = -math.inf
@@ -107,11 +112,11 @@ class Band:
         low = min(max(self.lower, 0.0) + self.task.constant, high)
         self.trace.append(TracePoint(self.control.elapsed(), self.nodes, low, high))
 
-    def raise_to(self, lower: float, x: Float) -> bool:
-        """Keep a bound, without the constant, where it is better."""
+    def raise_to(self, lower: float, x: Float, least: Iterable[float]) -> bool:
+        """Keep a bound, without the constant, where it is better, with its prices and what they say of each row."""
         if not lower > self.lower:
             return False
-        self.lower, self.best = lower, x.copy()
+        self.lower, self.best, self.least = lower, x.copy(), np.array(list(least))
         self.record()
         return True
 
@@ -174,10 +179,11 @@ class Band:
     def result(self, termination: Status) -> RawSolve:
         """What is handed over."""
         self.record()
+        rows = RowPrices(self.prices.spread(self.best), self.least)
         return RawSolve(
             weights=self.incumbent.weights.reshape(self.task.target.shape),
             termination=termination,
-            proof=SearchProof(self.lower, 0.0) if self.lower > 0 else None,
+            proof=SearchProof(self.lower, 0.0, rows=rows) if self.lower > 0 else None,
             dual=self.dual,
             nodes=self.nodes,
             trace=tuple(self.trace),
@@ -199,4 +205,12 @@ def make_band(task: Task[TiledSupport], control: Control, data: GramData) -> Ban
         rows.append(PricedRow(one, control, data) if task.allowed.refit else MaskRow(one, control))
     prices = prices_of(task.allowed)
     nothing = max(float(np.sum((task.targets @ task.gram) * task.targets)), 0.0)
-    return Band(task, control, rows, prices, Incumbent(nothing, np.zeros(task.targets.shape)), np.zeros(prices.size))
+    return Band(
+        task,
+        control,
+        rows,
+        prices,
+        Incumbent(nothing, np.zeros(task.targets.shape)),
+        np.zeros(prices.size),
+        np.zeros(len(rows)),
+    )

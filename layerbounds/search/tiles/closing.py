@@ -27,7 +27,8 @@ def close(band: Band, x: Float) -> bool:
     share = SHARE if control.node_limit is None else 1.0
     until = began + share * left
     base, minima = band.solve_rows(x, MOST_NODES, share * left)
-    band.raise_to(base, x)
+    least = [minimum.lower for minimum in minima]
+    band.raise_to(base, x, least)
     if not band.lower < band.goal:
         return True
     if not math.isfinite(base) or band.spent is not None:
@@ -54,7 +55,7 @@ def close(band: Band, x: Float) -> bool:
         band.offer(np.array([choice.kept for choice in search.best]))
     # Everything else reaches what was aimed at, or the best choice of the lists.
     below = band.aim if search.best is None else min(search.below, band.aim)
-    band.raise_to(below - allowance, x)
+    band.raise_to(below - allowance, x, least)
     return not band.lower < band.goal
 
 

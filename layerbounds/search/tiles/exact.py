@@ -13,12 +13,23 @@ from layerbounds.problems.patterns import Structure
 from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task
 from layerbounds.problems.tiled_support import TiledSupport
-from layerbounds.proofs import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE, Control, RawSolve, SearchProof, Status, TracePoint
+from layerbounds.proofs import (
+    OPTIMAL_ABSOLUTE,
+    OPTIMAL_RELATIVE,
+    Control,
+    RawSolve,
+    RowPrices,
+    SearchProof,
+    Status,
+    TracePoint,
+)
 from layerbounds.search.pruning.exact_sets import ExactSets
 from layerbounds.search.tiles.choices import Choice, LeastChoice
 
 #: Choices of a row, times squared inputs and rows, that are tried exactly.
 MOST_WORK = 100_000
+#: Share of the energy by which an exact bound is lowered, where nobody can see it.
+HIDDEN = 1e-14
 
 
 def row_task(task: Task[TiledSupport], row: int) -> Task[Support]:
@@ -72,15 +83,18 @@ def search_exactly(task: Task[TiledSupport], control: Control) -> RawSolve | Non
         (exact.quadratic_form(task.gram, w, v) for w, v in zip(task.targets, weights, strict=True)), Fraction(0)
     )
     low, high = exact.float_below(lower), exact.float_above(upper) + task.constant
-    # Where nobody can see it, the bound stays below the error that these weights have without the raised diagonal.
+    # Where nobody can see it, the bound stays below the error that these weights have without the raised diagonal, and
+    # below what dual points in float64 can prove of it.
     hidden = 4.0 * task.raised * float(np.sum((weights - task.targets) ** 2 @ np.diag(task.gram)))
+    hidden += HIDDEN * task.energy
     low -= min(hidden, 0.25 * max(OPTIMAL_RELATIVE * high, OPTIMAL_ABSOLUTE * task.energy))
     visited = rows * len(lines)
+    least = np.array([exact.float_below(Fraction(pool[0].value)) for pool in pools])
     trace = TracePoint(control.elapsed(), visited, min(low + task.constant, high), high)
     return RawSolve(
         weights=weights.reshape(task.target.shape),
         termination=Status.GAP_REACHED if control.gap > 0 else Status.OPTIMAL,
-        proof=SearchProof(low, 0.0) if low > 0 else None,
+        proof=SearchProof(low, 0.0, rows=RowPrices(np.zeros(task.targets.shape), least)) if low > 0 else None,
         nodes=visited,
         trace=(trace,),
     )

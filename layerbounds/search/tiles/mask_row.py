@@ -67,7 +67,7 @@ class MaskRow:
         """Bound of the whole row with its diagonal, by so many moves of an input each."""
         if self._node is None:
             return self.sharpen(price)
-        search = MaskSearch(self._priced(price), self.control)
+        search = MaskSearch(self.priced(price), self.control)
         search.d = self.d
         node = self._node.copy()
         self.value = search.relax(node, math.inf, rounds)
@@ -102,9 +102,9 @@ class MaskRow:
         self.error_of(kept)
         return RowMinimum(frontier.lower - charge, kept, frontier.nodes, not frontier.lower < frontier.cut, [])
 
-    def _priced(self, price: Float) -> MaskForm:
-        """The form with prices; their sums are rounded."""
-        beta = self.form.beta - 0.5 * price
+    def priced(self, price: Float) -> MaskForm:
+        """The form with prices; their sums are rounded. Units whose weights are zero pay nothing, dropped."""
+        beta = np.where(self.form.idle, 0.0, self.form.beta - 0.5 * price)
         off = 4.0 * (self.size + 8) * UNIT * float(np.abs(self.form.beta).sum() + price.sum())
         return replace(self.form, beta=beta, off=self.form.off + off)
 
@@ -115,7 +115,7 @@ class MaskRow:
             flags = np.frombuffer(b"".join(self.known), dtype=bool).reshape(len(self.known), -1)
             values = np.fromiter(self.known.values(), dtype=np.float64) + flags @ price
             start = flags[int(np.argmin(values))].copy()
-        search = MaskSearch(self._priced(price), control, [start])
+        search = MaskSearch(self.priced(price), control, [start])
         search.offer(start)
         return search
 

@@ -48,7 +48,11 @@ class Prices(ABC):
 
     def charged(self, x: Float) -> Fraction:
         """`largest`, exactly: what comes off a proven bound."""
-        limits, prices = self.allowed.limits, self.spread(x)
+        return self.charged_for(self.spread(x))
+
+    def charged_for(self, prices: Float) -> Fraction:
+        """The same for prices of rows and inputs, shape (rows, n)."""
+        limits = self.allowed.limits
         total = Fraction(0)
         per_input = [
             sum(sorted(map(Fraction, column.tolist()), reverse=True)[:most], Fraction(0))

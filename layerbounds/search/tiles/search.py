@@ -25,7 +25,7 @@ from layerbounds.search.tiles.incumbents import scores
 from layerbounds.search.tiles.movers import mover_of
 from layerbounds.search.tiles.polish import Polish
 from layerbounds.search.tiles.preparation import gram_data
-from layerbounds.search.tiles.row import FIRST_STEPS, MOST_TREE
+from layerbounds.search.tiles.row import FIRST_STEPS, MOST_TREE, RowMinimum
 
 #: Kicks of the first incumbents at a time, how often, and the share of the time limit for them.
 KICKS, TURNS, FIRST = 100, 4, 0.1
@@ -167,12 +167,12 @@ def move_solved(band: Band, polish: Polish) -> Status | None:
     seconds = max(0.3 * control.time_limit, 1.0) if control.node_limit is None else math.inf
     x = band.best
     value, minima = band.solve_rows(x, MOST_NODES, seconds)
-    band.raise_to(value, x)
+    band.raise_to(value, x, ends(minima))
     polish.repair(np.array([minimum.kept for minimum in minima]))
     if np.any(x) and band.lower < band.goal and band.spent is None:
         nothing = np.zeros(prices.size)
-        alone, _ = band.solve_rows(nothing, MOST_NODES, seconds)
-        if band.raise_to(alone, nothing):
+        alone, minima = band.solve_rows(nothing, MOST_NODES, seconds)
+        if band.raise_to(alone, nothing, ends(minima)):
             value, x = alone, nothing
     reach = np.full(prices.size, REACH * max(band.upper, 0.0) / max(prices.n, 1))
     ready = NEAR
@@ -200,10 +200,15 @@ def move_solved(band: Band, polish: Polish) -> Status | None:
             reach *= SHRINKAGE
         if found > value:
             value, x = found, trial
-        band.raise_to(found, trial)
+        band.raise_to(found, trial, ends(minima))
         if promised - value < ENOUGH * band.upper or np.max(reach) < ENOUGH * band.upper:
             break
     return None if close(band, band.best) else band.spent
+
+
+def ends(minima: list[RowMinimum]) -> list[float]:
+    """Their lower ends."""
+    return [minimum.lower for minimum in minima]
 
 
 def _proposed(band: Band, x: Float, reach: Float) -> tuple[Float, float] | None:
@@ -226,16 +231,17 @@ def pool(row: Row, price: Float) -> list[tuple[Bool, float]]:
 def _rows_alone(band: Band) -> RawSolve:
     """Rows without the limits: where the Gram matrix is singular, and prices have nothing to work with."""
     task, control = band.task, band.control
-    rows, total, masks = len(task.targets), Fraction(0), []
+    rows, masks = len(task.targets), []
+    least: list[float] = []
     for row in range(rows):
         share = control.elapsed() + control.remaining() / (rows - row)
         one = row_task(task, row)
         raw = search_pruning(one, replace(control, time_limit=share))
         certified = certify(one, raw, 0.0)
         band.nodes += raw.nodes
-        total += Fraction(certified.lower)
+        least.append(certified.lower)
         masks.append(certified.weights != 0.0)
-    band.raise_to(exact.float_below(total), band.best)
+    band.raise_to(exact.float_below(sum(map(Fraction, least), Fraction(0))), band.best, least)
     kept = np.array(masks)
     if not task.allowed.limits.excess(kept):
         band.offer(kept)
