@@ -26,10 +26,11 @@ from layerbounds.problems.output_metrics import next_layer_metric
 from layerbounds.problems.pruning import PruningProblem, pruning_problem
 from layerbounds.problems.quantization import QuantizationProblem, quantization_problem
 from layerbounds.proofs import BoundKind, Status
-from layerbounds.solution import Solution
+from layerbounds.solution import Solution, load_solution
 from layerbounds.solve import solve
 from layerbounds.solvers.registry import backends
 from layerbounds.version import __version__
+from layerbounds_verify import Report, verify
 
 __all__ = [
     "BoundKind",
@@ -47,6 +48,7 @@ __all__ = [
     "PruningProblem",
     "QuantizationProblem",
     "Rank",
+    "Report",
     "Solution",
     "Standings",
     "Status",
@@ -65,6 +67,7 @@ __all__ = [
     "heuristics",
     "joint_problem",
     "load_layers",
+    "load_solution",
     "next_layer_metric",
     "order_gap",
     "pruning_problem",
@@ -74,5 +77,6 @@ __all__ = [
     "solve",
     "theory",
     "uniform_grid",
+    "verify",
     "versus",
 ]

@@ -39,6 +39,10 @@ class NotAllowedError(LayerboundsError):
     """Weights are not in the set of those that a problem allows; the message completes "the backend returned …"."""
 
 
+class UnprovenWarning(UserWarning):
+    """A certificate claims less than the solution that it was written from."""
+
+
 def first_line(error: BaseException) -> str:
     """What an error of a library says, in one line; the name of its class where it says nothing."""
     lines = str(error).strip().splitlines()

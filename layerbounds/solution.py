@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from layerbounds.arguments import flag
 from layerbounds.arrays import Float, Int
+from layerbounds.certificates.writing import write_certificate
+from layerbounds.certify.solution_file import read_solution, write_solution
+from layerbounds.exceptions import UnprovenWarning
 from layerbounds.layers.files import write_tensors
+from layerbounds.layers.layer import Layer
 from layerbounds.problems.grids import Grid
 from layerbounds.problems.problem import Problem
-from layerbounds.proofs import BoundKind, Status, TracePoint
+from layerbounds.proofs import BoundKind, Evidence, Status, TracePoint
+from layerbounds.scheduling.evidence import together_again
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +62,9 @@ class Solution:
         By the first channel of a set: what was refused of a foreign solver's answer, and what has to be known about it.
     certified_trace : bool
         False where the lower bounds of the traces are claims of a foreign solver.
+    evidence : list of Evidence
+        What each lower end was derived from, for certificates; empty in a solution that was read from a file, of which
+        certificates find it anew.
     """
 
     problem: Problem
@@ -77,6 +87,7 @@ class Solution:
     interrupted: bool = field(default=False)
     notes: dict[int, tuple[str, ...]] = field(default_factory=dict)
     certified_trace: bool = True
+    evidence: list[Evidence] = field(default_factory=list)
 
     @property
     def backends_used(self) -> list[str]:
@@ -218,6 +229,55 @@ class Solution:
             "layer": self.totals(),
         }
 
+    def save(self, path: str | os.PathLike[str], *, by_hash: bool = False) -> None:
+        """Write everything but the evidence to one safetensors file, atomically, every bit (docs/certificates.md).
+
+        Parameters
+        ----------
+        path : path-like
+        by_hash : bool
+            Whether of the layer's arrays, its Gram matrix above all, only their SHA-256 is stored: reading the solution
+            then needs the layer.
+
+        Raises
+        ------
+        InputError
+            If the file cannot be written.
+        """
+        write_solution(path, vars(self), by_hash=flag(by_hash, "by_hash"))
+
+    def save_certificate(self, path: str | os.PathLike[str], *, by_hash: bool = False) -> None:
+        """Write the file of `save` with a proof of every lower end, for `layerbounds verify` and other checkers.
+
+        Proofs of searches, and those of a solution that was read from a file, are found anew, in about the time of the
+        searches. A lower end of which no proof is found, or none of a size that a file can hold, is lowered in the file
+        to what its dual point proves. The file is verified before it is written.
+
+        Parameters
+        ----------
+        path, by_hash
+            As of `save`.
+
+        Raises
+        ------
+        InputError
+            If the file cannot be written.
+
+        Warns
+        -----
+        UnprovenWarning
+            Where a lower end in the file is smaller than here.
+        """
+        position = {channel: i for i, channel in enumerate(self.channels)}
+        weights = [self._matrix[[position[c] for c in rows]] for rows in self.sets]
+        starts = [w[0] if len(w) == 1 else w for w in weights]
+        evidence = self.evidence
+        if len(evidence) != len(self.sets):
+            evidence = together_again(self.problem, self.sets, self.bound_kind, self.lower_backend, starts)
+        lowered = write_certificate(path, vars(self), evidence, starts, by_hash=flag(by_hash, "by_hash"))
+        if lowered:
+            warnings.warn(_lowered_text(lowered, len(self.sets)), UnprovenWarning, stacklevel=2)
+
     def save_weights(self, path: str | os.PathLike[str]) -> None:
         """Write the weights to a safetensors file: ``NAME.weight``, float64, and ``NAME.channels``.
 
@@ -232,6 +292,32 @@ class Solution:
             tensors,
             {"layerbounds.allowed": self.problem.label, "layerbounds.fingerprint": self.problem.fingerprint()},
         )
+
+
+def load_solution(path: str | os.PathLike[str], *, layer: Layer | None = None) -> Solution:
+    """Read what `Solution.save` or `Solution.save_certificate` has written.
+
+    Parameters
+    ----------
+    path : path-like
+    layer : Layer, optional
+        The layer, where the file has but the SHA-256 of its arrays.
+
+    Raises
+    ------
+    FileFormatError
+        If the file is missing, damaged, of another kind or of another version, or about another layer.
+    """
+    return Solution(**read_solution(path, layer))
+
+
+def _lowered_text(lowered: list[list[int]], count: int) -> str:
+    """What a certificate says less than its solution."""
+    shown = ", ".join("+".join(map(str, rows)) for rows in lowered[:8]) + (", …" if len(lowered) > 8 else "")
+    return (
+        f"the certificate claims less than the solution for {len(lowered)} of {count} intervals (channels {shown}): "
+        "what a dual point proves, as no proof of the rest was found that fits into a file"
+    )
 
 
 def _ratio(value: float, energy: float) -> float | None:

@@ -165,6 +165,7 @@ def _solution(request: Request, channels: list[int], backend: str, outcome: Outc
         interrupted=outcome.interrupted,
         notes={s[0]: c.notes for s, c in zip(sets, certified, strict=True) if c.notes},
         certified_trace=outcome.own,
+        evidence=[c.evidence for c in certified],
     )
 
 

@@ -22,6 +22,7 @@ from layerbounds.cli.order import order_command
 from layerbounds.cli.solve import solve_command
 from layerbounds.cli.tensors import tensors_command
 from layerbounds.cli.theory import theory_command
+from layerbounds.cli.verify import verify_command
 from layerbounds.cli.versus import versus_command
 from layerbounds.exceptions import LayerboundsError
 
@@ -29,6 +30,7 @@ DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "solve": solve_command,
+    "verify": verify_command,
     "capture": capture_command,
     "compress": compress_command,
     "compare": compare_command,
@@ -82,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit code: 0 done, 1 the system failed (a full disk), 2 bad input, 130 interrupted.
+        Exit code: 0 done, 1 the system failed (a full disk), 2 bad input, 3 a refused certificate,
+        130 interrupted.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     # A terminal or pipe that cannot encode "·" or "–" gets a question mark instead of a traceback.

@@ -10,7 +10,7 @@ import typer
 
 import layerbounds
 from layerbounds.arrays import Float
-from layerbounds.cli.console import channel_progress, fits, result_console
+from layerbounds.cli.console import channel_progress, fits, result_console, said_warnings
 from layerbounds.cli.options import (
     AxisOption,
     BackendOption,
@@ -163,6 +163,10 @@ def solve_command(
         Path | None,
         typer.Option("--save-weights", metavar="OUT", help="Write the weights that reach the upper bounds here."),
     ] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option("--certificate", metavar="OUT", help="Write the intervals with their proofs here."),
+    ] = None,
     trace_plot: Annotated[
         Path | None,
         typer.Option("--trace-plot", metavar="OUT", help="Draw how the intervals closed (.svg, .png or .pdf)."),
@@ -171,7 +175,8 @@ def solve_command(
     """Find certified intervals around the smallest error of any quantized, pruned, or quantized and pruned weights."""
     # Hours of search must not end at a mistyped path.
     check_outputs(
-        {"--json": json_out, "--save-weights": save_weights, "--trace-plot": trace_plot}, {"--input": input_file}
+        {"--json": json_out, "--save-weights": save_weights, "--certificate": certificate, "--trace-plot": trace_plot},
+        {"--input": input_file},
     )
     given = parse_options(backend_options)
     asked_for = {"scale": scale, "zero_point": zero_point, "signed_scale": signed_scale or None}
@@ -206,7 +211,7 @@ def solve_command(
         )
     options = {"backend_options": given, **asked(context)}
     del options["option"]
-    _deliver(solution, options, json_out, save_weights, trace_plot)
+    _deliver(solution, options, json_out, save_weights, certificate, trace_plot)
     if solution.interrupted:
         raise typer.Exit(130)
 
@@ -294,6 +299,7 @@ def _deliver(
     options: dict[str, Any],
     json_out: str | None,
     save_weights: Path | None,
+    certificate: Path | None,
     trace_plot: Path | None,
 ) -> None:
     """Write and print the results."""
@@ -317,6 +323,11 @@ def _deliver(
         if save_weights is not None:
             solution.save_weights(save_weights)
 
+    def save_certificate() -> None:
+        if certificate is not None:
+            with said_warnings():
+                solution.save_certificate(certificate)
+
     def draw_trace() -> None:
         if trace_plot is not None:
             plot_trace(solution, trace_plot)
@@ -324,4 +335,6 @@ def _deliver(
     steps: list[Callable[[], None]] = [save_json, save_solution, draw_trace]
     if json_out != STDOUT:
         steps.append(print_table)
+    # Last, as finding proofs may take as long as the search did.
+    steps.append(save_certificate)
     deliver(steps)

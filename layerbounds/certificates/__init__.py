@@ -1,0 +1,1 @@
+"""What lower ends are proven by, for certificates."""
