@@ -152,7 +152,8 @@ def recipe_files(recipe: str) -> set[str]:
 def test_a_newcomer_adds(recipe: str, tmp_path: Path) -> None:
     touched = {*NEW[recipe], *CHANGED[recipe]}
     assert recipe_files(recipe) == touched
-    shutil.copytree(PACKAGE, tmp_path / "layerbounds")
+    for package in (PACKAGE, PROJECT / "layerbounds_verify"):
+        shutil.copytree(package, tmp_path / package.name)
     for name, source in NEW[recipe].items():
         file = tmp_path / "layerbounds" / name
         assert not file.exists()

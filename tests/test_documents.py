@@ -77,6 +77,7 @@ def problem_names() -> dict[str, Any]:
 NAMES: dict[str, Callable[[], dict[str, Any]]] = {
     "README.md": readme_names,
     "capture.md": model_names,
+    "certificates.md": problem_names,
     "compare.md": problem_names,
     "heuristics.md": problem_names,
     "grids.md": problem_names,
@@ -226,7 +227,7 @@ def spoken(text: str) -> set[str]:
 
 
 def sources() -> list[Path]:
-    folders = ("layerbounds", "benchmarks", "tests", "examples")
+    folders = ("layerbounds", "layerbounds_verify", "benchmarks", "tests", "examples")
     return [path for folder in folders for path in (PROJECT / folder).rglob("*.py")]
 
 

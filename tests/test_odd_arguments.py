@@ -87,6 +87,8 @@ def calls(tmp_path: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]
     file = tmp_path / "layers.safetensors"
     lb.save_layers(file, [layer])
     solution = lb.solve(quantized, time_limit=1.0, jobs=1)
+    certificate = tmp_path / "certificate.safetensors"
+    solution.save_certificate(certificate)
     table = {
         "Layer": (lb.Layer, {"weight": layer.weight, "gram": layer.gram[0], "input_mean": layer.input_mean}),
         "Layer.from_activations": (lb.Layer.from_activations, {"weight": layer.weight, "inputs": x}),
@@ -178,6 +180,10 @@ def calls(tmp_path: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]
         ),
         "load_layers": (lb.load_layers, {"path": file}),
         "save_layers": (lb.save_layers, {"path": tmp_path / "out.safetensors", "layers": [layer]}),
+        "Solution.save": (solution.save, {"path": tmp_path / "solution.safetensors"}),
+        "Solution.save_certificate": (solution.save_certificate, {"path": tmp_path / "out.safetensors"}),
+        "load_solution": (lb.load_solution, {"path": certificate}),
+        "verify": (lb.verify, {"path": certificate}),
         "Solution.save_weights": (solution.save_weights, {"path": tmp_path / "weights.safetensors"}),
         "demo_layers": (lb.demo_layers, {}),
         "backends": (lb.backends, {}),
@@ -209,8 +215,8 @@ def model_calls(tmp_path: Path) -> dict[str, tuple[Callable[..., Any], dict[str,
 CALLBACKS = ("progress", "plan", "forward", "mask")
 #: What functions return: their constructors take what they are given.
 RESULTS = {
-    "BoundKind", "Comparison", "Evaluation", "LayerboundsError", "MethodComparison", "OrderGap", "Rank", "Standings",
-    "Status", "Verdict",
+    "BoundKind", "Comparison", "Evaluation", "LayerboundsError", "MethodComparison", "OrderGap", "Rank", "Report",
+    "Standings", "Status", "Verdict",
 }  # fmt: skip
 
 

@@ -32,6 +32,7 @@ NEEDED: dict[str, list[str]] = {
     "order": ["--layer", "a", "--bits", "2", "--density", "0.5"],
     "theory": [],
     "tensors": ["{input}"],
+    "verify": ["{input}"],
     "layers": [],
     "backends": [],
     "heuristics": [],
