@@ -28,6 +28,7 @@ import numpy as np
 import layerbounds as lb
 from benchmarks.exact import Channel, Optimum, Rows
 from benchmarks.fuzz_cases import Case, make_case
+from benchmarks.fuzz_certificates import wrong_certificate
 from benchmarks.fuzz_oracle import best, counting_gram, feasible
 from benchmarks.native_speed import machine
 from layerbounds.arrays import Float
@@ -37,11 +38,13 @@ from layerbounds.proofs import OPTIMAL_ABSOLUTE, OPTIMAL_RELATIVE
 TIME_LIMIT = 2.0
 #: Cases that a process works on before it reports.
 BATCH = 4
+#: Every case whose number is a multiple of this has a certificate, which is checked, too; and one that is shown alone.
+CERTIFIED = 3
 #: Upper bounds may exceed the exact error of their weights by so many roundings of float64, and of extended precision
 #: relative to the magnitude of the terms.
 ROUNDINGS, LONG_ROUNDINGS = 4, 100
 #: Faults, reported one by one, in the order of the table's columns.
-FAULTS = ("invalid", "exception", "status")
+FAULTS = ("invalid", "exception", "status", "certificate")
 
 
 @dataclass
@@ -55,6 +58,8 @@ class Outcome:
     number : int
         Of the case.
     channels : int
+    lowered : int
+        Intervals whose lower ends are smaller in the certificate.
     open : int
         Channels whose interval is not closed.
     indefinite : int
@@ -67,14 +72,16 @@ class Outcome:
     traits: tuple[str, ...]
     number: int
     channels: int = 0
+    lowered: int = 0
     open: int = 0
     indefinite: int = 0
     faults: list[tuple[str, str]] = field(default_factory=list)
     open_channels: list[str] = field(default_factory=list)
 
 
-def run_case(seed: int, number: int) -> Outcome:
-    """Solve one case and judge every channel."""
+def run_case(seed: int, number: int, certified: bool | None = None) -> Outcome:
+    """Solve one case and judge every channel, and its certificate: default, as its number says."""
+    certified = number % CERTIFIED == 0 if certified is None else certified
     try:
         case = make_case(seed, number)
     except Exception:
@@ -82,7 +89,7 @@ def run_case(seed: int, number: int) -> Outcome:
     outcome = Outcome(case.kind, case.traits, number)
     every = list(range(case.problem.layer.out_features))
     try:
-        _judge(case, lb.solve(case.problem, time_limit=TIME_LIMIT, **case.options), outcome)  # type: ignore[arg-type]
+        _judge(case, lb.solve(case.problem, time_limit=TIME_LIMIT, **case.options), outcome, certified)  # type: ignore[arg-type]
     except Exception:
         # One bad channel takes the others with it: find out which ones.
         outcome = Outcome(case.kind, case.traits, number)
@@ -90,7 +97,7 @@ def run_case(seed: int, number: int) -> Outcome:
         for rows in case.problem.sets(every):
             try:
                 solved = lb.solve(case.problem, channels=rows, time_limit=TIME_LIMIT, **options)  # type: ignore[arg-type]
-                _judge(case, solved, outcome)
+                _judge(case, solved, outcome, certified)
             except Exception:
                 outcome.channels += len(rows)
                 outcome.faults.append(("exception", f"channel {rows[0]}: {_last_line()}"))
@@ -106,9 +113,11 @@ def _last_line() -> str:
     return f"{kind.__name__ if kind else ''}: {' '.join(str(error).split())[:200]}{place}"
 
 
-def _judge(case: Case, solution: lb.Solution, outcome: Outcome) -> None:
+def _judge(case: Case, solution: lb.Solution, outcome: Outcome, certified: bool = False) -> None:
     layer, gap = case.problem.layer, float(case.options.get("gap", 0.0))  # type: ignore[arg-type]
     position = {channel: i for i, channel in enumerate(solution.channels)}
+    optima: list[Fraction] = []
+    definite = True
     for i, rows in enumerate(solution.sets):
         outcome.channels += len(rows)
         c, energy = rows[0], float(layer.energy()[rows].sum())
@@ -119,6 +128,9 @@ def _judge(case: Case, solution: lb.Solution, outcome: Outcome) -> None:
         status = str(solution.status[i])
         optimum = best(case, channels, rows)
         wrong = list(_wrong_bounds(Rows(channels), optimum, lower, upper, weights))
+        definite &= optimum.definite
+        judged = Rows(channels)
+        optima.append(min(optimum.value, max(judged.error(weights), judged.constant)))
         if not feasible(case, rows, weights):
             wrong.append("weights that are not allowed")
         outcome.faults += [("invalid", f"channel {c}: {text}") for text in wrong]
@@ -134,6 +146,10 @@ def _judge(case: Case, solution: lb.Solution, outcome: Outcome) -> None:
                 f"channel {c}: {status}, lower {lower:.9g}, optimum {float(optimum.value):.9g}, upper {upper:.9g}, "
                 f"energy {energy:.3g}{note}"
             )
+    # A matrix that is not positive semidefinite has no certificate.
+    if certified and definite:
+        outcome.lowered, wrong = wrong_certificate(solution, optima)
+        outcome.faults += [("certificate", text) for text in wrong]
 
 
 def _wrong_bounds(channel: Rows, optimum: Optimum, lower: float, upper: float, weights: Float) -> Iterator[str]:
@@ -191,6 +207,7 @@ class Tally:
         """Count an outcome."""
         row = self.rows.setdefault(outcome.kind, Counter())
         row["channels"] += outcome.channels
+        row["lowered"] += outcome.lowered
         row["open"] += outcome.open
         row["indefinite"] += outcome.indefinite
         where = {"case": outcome.number, "kind": outcome.kind, "traits": list(outcome.traits)}
@@ -208,7 +225,7 @@ class Tally:
 
     def table(self) -> str:
         """The table, as text."""
-        columns = ("channels", *FAULTS, "open", "indefinite")
+        columns = ("channels", *FAULTS, "lowered", "open", "indefinite")
         lines = [f"{'kind':<28}" + "".join(f"{name:>12}" for name in columns)]
         for kind, row in [*sorted(self.rows.items()), ("all", self.total)]:
             lines.append(f"{kind:<28}" + "".join(f"{row[name]:>12,}" for name in columns))
@@ -239,7 +256,7 @@ def show_case(seed: int, number: int) -> Outcome:
     """Print one case, its intervals and what is wrong with them."""
     case = make_case(seed, number)
     print(case.describe())
-    outcome = run_case(seed, number)
+    outcome = run_case(seed, number, certified=True)
     for text in outcome.open_channels:
         print(f"open: {text}")
     for kind, text in outcome.faults:
