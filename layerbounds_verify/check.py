@@ -161,9 +161,12 @@ def verify(
             reason = f"its proof is incomplete or odd ({error!r})."
         return Interval(tuple(rows), kind, lower, upper, not reason, reason, derived)
 
-    # Compiled searches run side by side.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    # Compiled searches run side by side; what has not begun is left when somebody interrupts.
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
         found = list(pool.map(interval, chosen))
+    finally:
+        pool.shutdown(cancel_futures=True)
     problem = _described(certificate.about["problem"], certificate.tensors)
     left = len(sets) - len(found)
     trusted = (*TRUSTED, f"{left} intervals that were left out") if left else TRUSTED
