@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
 
 from layerbounds.certificates.dual import Parts
-from layerbounds.problems.allowed import AllowedSet
 from layerbounds.problems.levels import Levels
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import Evidence
@@ -18,15 +16,8 @@ from layerbounds.search.quantization.preparation import order_exponent, prepare
 MOST_LOST = 160
 
 
-@functools.singledispatch
-def enumeration(allowed: AllowedSet, task: Task[Any], found: Evidence) -> Parts:
-    """Where a depth-first search begins, and what bounds it at each depth; nothing for sets that none goes through."""
-    return {}
-
-
-@enumeration.register
-def _(allowed: Levels, task: Task[Any], found: Evidence) -> Parts:
-    """The search's own; where it has been lost, one from the root's dual point."""
+def enumeration(task: Task[Levels], found: Evidence, lower: float) -> Parts:
+    """The solver's own search; where it has been lost, one from the root's dual point."""
     if found.proof is not None:
         kept = found.proof.enumeration
         if kept is None:

@@ -43,6 +43,7 @@ MakeLeaves = Callable[[Task[Any], Evidence, float], Parts]
 #: By kind of allowed set.
 _LEAVES: dict[type, MakeLeaves] = {
     KeptRows: channel_leaves,
+    Levels: enumeration,
     LevelsOnSupport: joint_proof,
     SharedSupport: unit_leaves,
     Support: subset_leaves,
@@ -90,9 +91,6 @@ def _of_search(task: Task[Any], claim: Claim) -> Proof | None:
     if isinstance(task.allowed, FreeLevels):
         return Proof("divisions", {"d": prepare_group(task.gram).d})
     said = {"units": True} if about_units(task) else {}
-    parts = enumeration(task.allowed, task, claim.evidence)
-    if parts:
-        return Proof("enumeration", parts, said=said)
     leaves = leaves_of(task)
     parts = {} if leaves is None else leaves(task, claim.evidence, claim.lower - task.constant)
     return Proof("enumeration" if "order" in parts else "leaves", parts, said=said) if parts else None
