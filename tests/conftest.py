@@ -6,6 +6,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+# Before NumPy is imported. Searches hold linear algebra to one thread; tests that call their parts need the same: on
+# small matrices, threads that wait for one another take a hundred times as long where the cores are busy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 

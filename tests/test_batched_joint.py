@@ -210,5 +210,5 @@ def test_real_rows(reference_data: Path) -> None:
     layer = lb.load_layers(reference_data / "minilm_layers.safetensors")["encoder.layer.2.attention.output.dense"]
     for rule, least_share in (({"density": 0.5}, 0.55), ({"pattern": "2:4"}, 0.55)):
         problem = lb.joint_problem(layer, 4, **rule)  # type: ignore[arg-type]
-        found = lb.solve(problem, "batched", channels=range(16), jobs=1)
+        found = lb.solve(problem, "batched", channels=range(6), jobs=1)
         assert found.lower_bound.sum() >= least_share * found.upper_bound.sum()

@@ -161,13 +161,13 @@ def test_within_a_few_percent_of_the_engine(reference_data):
 
     tensors = load_file(reference_data / "minilm_layers.safetensors")
     name = "encoder.layer.2.attention.output.dense"
-    layer = lb.Layer(tensors[f"{name}.weight"], tensors[f"{name}.gram"].astype(np.float64))
+    layer = lb.Layer(tensors[f"{name}.weight"][[0, 21]], tensors[f"{name}.gram"].astype(np.float64))
     problem = lb.quantization_problem(layer, bits=3)
     grid = problem.grid
     choice = round_rows(layer.gram[0], layer.matrix, grid.codes, grid.scale, grid.zero_point, effort=8.0)
     weights = level_values(choice, grid.codes, grid.scale, grid.zero_point)
-    engine = lb.solve(problem, backend="native", channels=[0, 21], time_limit=5.0)
-    assert np.sum(_errors(layer.gram[0], layer.matrix, weights)[[0, 21]]) <= 1.05 * np.sum(engine.upper_bound)
+    engine = lb.solve(problem, backend="native", time_limit=5.0)
+    assert np.sum(_errors(layer.gram[0], layer.matrix, weights)) <= 1.05 * np.sum(engine.upper_bound)
 
 
 @pytest.mark.parametrize("signs", ["of rows", "of groups"])

@@ -7,9 +7,10 @@ into blocks of equal weights, with an exact least-squares refit, in extended pre
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
+from itertools import islice
 
 import numpy as np
 from scipy.optimize import nnls
@@ -23,41 +24,56 @@ from layerbounds.search.families import Family, families
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A problem of one output channel and the smallest error that its weights can have."""
+    """A problem of one output channel, or of rows that share something."""
 
     name: str
     problem: Problem
-    optimum: float
     singular: bool
 
+    @cached_property
+    def optimum(self) -> float:
+        """The smallest error that the weights can have."""
+        return brute_force(self.problem)
 
-def _error(task: Task, weights: Float) -> float:
-    deviation = np.atleast_2d(weights).astype(np.longdouble) - task.targets
+
+#: Pieces whose errors are computed together.
+CHUNK = 4096
+
+
+def _least_error(task: Task, weights: Sequence[Float]) -> float:
+    """The smallest error of some weights."""
+    deviation = np.stack([np.atleast_2d(w) for w in weights]).astype(np.longdouble) - task.targets
     other = deviation if task.metric is None else task.metric.astype(np.longdouble) @ deviation
-    return max(float(np.sum((deviation @ task.gram.astype(np.longdouble)) * other)), 0.0)
+    return max(float(np.sum((deviation @ task.gram.astype(np.longdouble)) * other, axis=(1, 2)).min()), 0.0)
 
 
 def brute_force(problem: Problem) -> float:
     """The smallest error of the first set of rows, the constant included: every piece of the allowed set is tried."""
     task = make_task(problem, problem.sets(range(problem.layer.out_features))[0], None, None)
-    best = np.inf
-    for offset, directions, nonnegative in task.allowed.pieces():
-        weights = offset
-        if directions.shape[-1]:
-            # Of one row, or of several that share the directions' coefficients.
-            pulled = np.einsum("ij,...jk->...ik", task.gram, directions)
-            if task.metric is not None:
-                pulled = np.tensordot(task.metric, pulled.reshape(-1, *pulled.shape[-2:]), axes=1).reshape(pulled.shape)
-            columns = pulled.reshape(-1, directions.shape[-1])
-            matrix = directions.reshape(columns.shape).T @ columns
-            right = columns.T @ (task.target - offset).ravel()
-            weights = offset + directions @ _least_squares(matrix, right, nonnegative)
-        best = min(best, _error(task, weights))
+    pieces = (_best_of_piece(task, *piece) for piece in task.allowed.pieces())
+    best = min(_least_error(task, chunk) for chunk in iter(lambda: list(islice(pieces, CHUNK)), []))
     return best + task.constant
+
+
+def _best_of_piece(task: Task, offset: Float, directions: Float, nonnegative: bool) -> Float:
+    """The weights of least error in one piece of the allowed set."""
+    if not directions.shape[-1]:
+        return offset
+    # Of one row, or of several that share the directions' coefficients.
+    pulled = np.einsum("ij,...jk->...ik", task.gram, directions)
+    if task.metric is not None:
+        pulled = np.tensordot(task.metric, pulled.reshape(-1, *pulled.shape[-2:]), axes=1).reshape(pulled.shape)
+    columns = pulled.reshape(-1, directions.shape[-1])
+    matrix = directions.reshape(columns.shape).T @ columns
+    right = columns.T @ (task.target - offset).ravel()
+    return np.asarray(offset + directions @ _least_squares(matrix, right, nonnegative))
 
 
 def _least_squares(matrix: Float, right: Float, nonnegative: bool) -> Float:
     """Minimiser of xᵀMx − 2rᵀx."""
+    if matrix.shape == (1, 1):
+        ratio = right / matrix[0, 0] if matrix[0, 0] > 0 else np.zeros(1)
+        return np.maximum(ratio, 0.0) if nonnegative else ratio
     if not nonnegative:
         return np.asarray(np.linalg.lstsq(matrix, right, rcond=None)[0])
     values, vectors = np.linalg.eigh(matrix)
@@ -254,5 +270,5 @@ def zoo() -> list[Case]:
     cases = []
     for name, rule, make in _problems():
         problem = make(by_name[name])
-        cases.append(Case(f"{name}, {rule}", problem, brute_force(problem), name in SINGULAR))
+        cases.append(Case(f"{name}, {rule}", problem, name in SINGULAR))
     return cases

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
+from itertools import islice, product
 
 import numpy as np
 
@@ -75,7 +75,8 @@ class LevelsOnSupport(AllowedSet):
 
     def pieces(self) -> Iterator[tuple[Float, Float, bool]]:
         """Every point."""
-        for point in product(*(np.unique(row).tolist() for row in self.values)):
-            weights = np.array(point)
-            if not self.structure.excess(weights[None])[0]:
-                yield weights, np.zeros((len(point), 0)), False
+        points = product(*(np.unique(row).tolist() for row in self.values))
+        for some in iter(lambda: list(islice(points, 1024)), []):
+            weights = np.array(some)
+            for point in weights[self.structure.excess(weights) == 0]:
+                yield point, np.zeros((len(point), 0)), False

@@ -69,12 +69,11 @@ class Structure:
 
     def excess(self, matrix: Float) -> Int:
         """Kept units beyond the capacities, summed over the groups; shape (channels,)."""
-        kept = self.kept_units(matrix)
-        over = np.zeros(len(matrix), dtype=np.int64)
-        for i, row in enumerate(kept):
-            used = np.bincount(self.group[row], minlength=len(self.capacity))
-            over[i] = int(np.maximum(used - self.capacity, 0).sum())
-        return over
+        row, unit = np.nonzero(self.kept_units(matrix))
+        groups = len(self.capacity)
+        used = np.bincount(row * groups + self.group[unit], minlength=len(matrix) * groups)
+        over = np.maximum(used.reshape(len(matrix), groups) - self.capacity, 0)
+        return np.asarray(over.sum(axis=1), dtype=np.int64)
 
     def keep_largest(self, score: npt.NDArray[Any]) -> Bool:
         """Mask, shape (n,), of the inputs kept when each group keeps its units of largest score, shape (units,)."""
