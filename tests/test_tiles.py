@@ -197,8 +197,8 @@ def test_names_and_numbers() -> None:
         lb.solve(problem, channels=[0, 1])
     assert problem.bits_per_weight == 8.0
     assert problem.storage("metadata") == 9.0
-    # 2 of 8 weights, of 16 bits; 4 columns of 8 for 16 rows, 3 bits each; 2 of these 4, 2 bits each.
-    assert lb.pruning_problem(layer, pattern="venom:16:2:8").storage("metadata") == 4.0 + 1.5 / 16 + 0.5
+    # 2 of 8 weights, 16 bits each; 4 columns of 8 for both bands of 24 rows, 3 bits each; 2 of these 4, 2 bits each.
+    assert lb.pruning_problem(layer, pattern="venom:16:2:8").storage("metadata") == 4.0 + 1.5 * 2 / 24 + 0.5
 
 
 # Certified minima

@@ -18,7 +18,7 @@ from layerbounds.problems.output_metrics import output_metric
 from layerbounds.problems.patterns import Structure
 from layerbounds.problems.patterns.filters import Filter
 from layerbounds.problems.problem import Problem, whole_sets
-from layerbounds.problems.storage import Mask, mask_bits
+from layerbounds.problems.storage import Mask, total_mask_bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,10 +86,14 @@ class FilterProblem(Problem):
         return 16.0 * self.kept / self._rows
 
     def storage(self, mask: Mask = "none") -> float:
-        """With the mask's bits."""
+        """With the masks' bits."""
+        return self.bits_per_weight + self.masks_bits(mask) / self.layer.weight.size
+
+    def masks_bits(self, mask: Mask) -> int:
+        """Bits of all masks of the layer, one for each group."""
         units = np.zeros(self._rows, dtype=np.int64)
         structure = Structure(np.arange(self._rows), units, np.array([self.kept], dtype=np.int64))
-        return self.bits_per_weight + mask_bits(structure, mask) / self.layer.in_features
+        return self.layer.groups * total_mask_bits(structure, mask)
 
     def metric(self, channel: int) -> Float | None:
         """Of the output channels of a channel's group."""

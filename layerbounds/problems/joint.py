@@ -90,19 +90,28 @@ class JointProblem(Problem):
 
     def _value_bits(self, more: int) -> float:
         """Bits of a kept weight with so many values beside the levels."""
-        own = len(self.grid.codes) == 1 and self.grid.scale.shape[1] == self.layer.in_features > 1
-        return DENSE_BITS if own else math.log2(len(self.grid.codes) + more)
+        return DENSE_BITS if self.own_values else math.log2(len(self.grid.codes) + more)
 
     def storage(self, mask: Mask = "none") -> float:
         """With the mask's bits, and where these do not say which kept weights are zero, with zero among the values."""
         total = self.bits_per_weight + mask_bits(self.structure, mask)
+        more = self.with_zero(mask, self.kept)
+        return total + (self._value_bits(1) - self._value_bits(0)) * more / self.layer.in_features
+
+    def with_zero(self, mask: Mask, kept: int) -> int:
+        """How many of the kept weights of a channel need a code for zero beside the levels: the mask does not say."""
         if mask == "none" or self.zero == "level":
-            return total
+            return 0
         said = 0
         if mask == "bitmap" and len(self.structure.group) == self.layer.in_features:
             sizes = np.bincount(self.structure.group, minlength=len(self.structure.capacity))
             said = int(self.structure.capacity[self.structure.capacity < sizes].sum())
-        return total + (self._value_bits(1) - self._value_bits(0)) * (self.kept - said) / self.layer.in_features
+        return kept - said
+
+    @property
+    def own_values(self) -> bool:
+        """Whether each weight has one value of its own."""
+        return len(self.grid.codes) == 1 and self.grid.scale.shape[1] == self.layer.in_features > 1
 
     @functools.cached_property
     def structure(self) -> Structure:

@@ -258,7 +258,16 @@ def as_problem(value: Any) -> Problem:
 
 def check_channels(problem: Problem, channels: Sequence[int] | None) -> list[int]:
     """Validate a selection of output channels; None selects all."""
-    layer = problem.layer
+    return check_rows(problem.layer, channels)
+
+
+def check_rows(layer: Layer, channels: Sequence[int] | None) -> list[int]:
+    """Validate a selection of a layer's output channels; None selects all.
+
+    Raises
+    ------
+    InputError
+    """
     if channels is None:
         return list(range(layer.out_features))
     wanted = members(channels, "channels")

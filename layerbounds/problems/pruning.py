@@ -25,7 +25,7 @@ from layerbounds.problems.patterns.single_rows import AXES, NOfM
 from layerbounds.problems.patterns.tiles import Tiled
 from layerbounds.problems.problem import Problem, whole_sets
 from layerbounds.problems.shared_support import SharedSupport
-from layerbounds.problems.storage import Mask, mask_bits
+from layerbounds.problems.storage import Mask, total_mask_bits
 from layerbounds.problems.support import Support
 from layerbounds.problems.tiled_support import TiledSupport
 
@@ -101,12 +101,17 @@ class PruningProblem(Problem):
         return DENSE_BITS * float(np.mean(largest))
 
     def storage(self, mask: Mask = "none") -> float:
-        """With the mask's bits."""
+        """With the masks' bits."""
+        return self.bits_per_weight + self.masks_bits(mask) / self.layer.weight.size
+
+    def masks_bits(self, mask: Mask) -> int:
+        """Bits of all masks of the layer."""
         out = self.layer.out_features
-        if isinstance(self.pattern, Tiled):
-            choices = self.pattern.choices(self._shape)
-            return self.bits_per_weight + sum(share * mask_bits(structure, mask) for structure, share in choices)
-        return self.bits_per_weight + mask_bits(self.structure, mask) * len(self.sets(range(out))) / out
+        bands = len(self.sets(range(out)))
+        if not isinstance(self.pattern, Tiled):
+            return bands * total_mask_bits(self.structure, mask)
+        choices = self.pattern.choices(self._shape)
+        return sum((bands if once else out) * total_mask_bits(structure, mask) for structure, once in choices)
 
     @functools.cached_property
     def structure(self) -> Structure:

@@ -37,6 +37,11 @@ def mask_bits(structure: Structure, mask: Mask) -> float:
     structure : Structure
     mask : {"none", "bitmap", "entropy", "metadata"}
     """
+    return total_mask_bits(structure, mask) / max(len(structure.unit), 1)
+
+
+def total_mask_bits(structure: Structure, mask: Mask) -> int:
+    """Bits of one mask; see `mask_bits`."""
     check_mask(mask)
     sizes = np.bincount(structure.group, minlength=len(structure.capacity)).tolist()
     total = 0
@@ -49,7 +54,7 @@ def mask_bits(structure: Structure, mask: Mask) -> float:
             total += whole_bits(math.comb(size, kept))
         else:
             total += kept * whole_bits(size)
-    return total / max(len(structure.unit), 1)
+    return total
 
 
 def whole_bits(choices: int) -> int:

@@ -38,9 +38,9 @@ class Tiled(Pattern):
     def limits(self, shape: Shape, rows: int) -> TileLimits:
         """The limits of a band of so many rows."""
 
-    def choices(self, shape: Shape) -> list[tuple[Structure, float]]:
-        """What is chosen, and how many bits for each weight one bit of a choice's own inputs is."""
-        return [(self.structure(shape, 0), 1.0)]
+    def choices(self, shape: Shape) -> list[tuple[Structure, bool]]:
+        """What is chosen, and whether once for a band or in each row."""
+        return [(self.structure(shape, 0), False)]
 
 
 @dataclass(frozen=True)
@@ -122,13 +122,13 @@ class Venom(Tiled):
         columns = NOfM(COLUMNS, self.size).structure(shape, 0)
         return TileLimits(np.full(n, rows, dtype=np.int64), columns)
 
-    def choices(self, shape: Shape) -> list[tuple[Structure, float]]:
+    def choices(self, shape: Shape) -> list[tuple[Structure, bool]]:
         """Columns once for V rows, then N of those in each row."""
         columns = NOfM(COLUMNS, self.size).structure(shape, 0)
         used = int(columns.capacity.sum())
         group = np.repeat(np.arange(len(columns.capacity)), columns.capacity)
         inside = Structure(np.arange(used), group, np.minimum(self.kept, columns.capacity))
-        return [(columns, 1.0 / self.band), (inside, used / math.prod(shape))]
+        return [(columns, True), (inside, False)]
 
     @classmethod
     def parse(cls, name: str) -> Self | None:
