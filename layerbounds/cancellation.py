@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -17,6 +18,21 @@ _cancelled: contextvars.ContextVar[threading.Event | None] = contextvars.Context
 
 class Cancelled(BaseException):
     """Ends work whose result nobody waits for any more."""
+
+
+@contextmanager
+def cancellable(event: threading.Event) -> Iterator[None]:
+    """Let an event end the work of this thread while the block runs."""
+    before = _cancelled.set(event)
+    try:
+        yield
+    finally:
+        _cancelled.reset(before)
+
+
+def cancel_event() -> threading.Event:
+    """The event that ends the work of this thread, or a new one."""
+    return _cancelled.get() or threading.Event()
 
 
 def checkpoint() -> None:
@@ -40,6 +56,8 @@ def interruptible(work: Callable[[], Result]) -> Result:
     ------
     KeyboardInterrupt
         Within a moment of Ctrl-C.
+    Cancelled
+        Where this thread's own work was cancelled.
     """
     event, done = threading.Event(), threading.Event()
     results: list[Result] = []
@@ -60,7 +78,7 @@ def interruptible(work: Callable[[], Result]) -> Result:
         thread.start()
         # A wait without end would not be interrupted on every system.
         while not done.wait(LOOK):
-            pass
+            checkpoint()
     except BaseException:
         event.set()
         raise

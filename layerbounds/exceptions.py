@@ -43,6 +43,10 @@ class UnprovenWarning(UserWarning):
     """A certificate claims less than the solution that it was written from."""
 
 
+class LeftOutWarning(UserWarning):
+    """A run cannot do some of its work, and goes on with the rest."""
+
+
 def first_line(error: BaseException) -> str:
     """What an error of a library says, in one line; the name of its class where it says nothing."""
     lines = str(error).strip().splitlines()

@@ -140,7 +140,7 @@ def contender_problems(layer: Layer, contenders: Sequence[object], rules: Rules)
             pruned = True
         elif isinstance(contender, str) or (isinstance(contender, int) and not isinstance(contender, bool)):
             spec = parse_contender(str(contender))
-            named.append((spec.name, _problem(layer, spec, rules)))
+            named.append((spec.name, contender_problem(layer, spec, rules)))
         else:
             raise InputError(f"a contender is {shown(contender)}; {_HOW}.")
     if pruned:
@@ -164,7 +164,14 @@ def _named(entrant: object) -> tuple[str, object]:
     return "", entrant
 
 
-def _problem(layer: Layer, spec: Spec, rules: Rules) -> Problem:
+def contender_problem(layer: Layer, spec: Spec, rules: Rules) -> Problem:
+    """The problem of a layer that a spec stands for.
+
+    Raises
+    ------
+    InputError
+        If the layer cannot have it.
+    """
     prunes = any(value is not None for value in (spec.pattern, spec.density, spec.k, spec.share))
     pattern = parse_pattern(spec.pattern or "unstructured")
     kept: dict[str, Any] = {"density": spec.density, "k": spec.k}

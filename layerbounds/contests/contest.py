@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from layerbounds.arguments import flag, shown, whole_number
+from layerbounds.arguments import flag, one_of, shown, whole_number
 from layerbounds.contests.levels import Comparison, Level
 from layerbounds.contests.match import Contender, Match
 from layerbounds.contests.sample import compared_channels
@@ -21,6 +21,7 @@ from layerbounds.exceptions import InputError
 from layerbounds.layers.layer import Layer, as_layer
 from layerbounds.problems.grids import MAX_BITS, Granularity, Range
 from layerbounds.problems.patterns import Pattern, parse_pattern
+from layerbounds.problems.patterns.single_rows import AXES
 from layerbounds.problems.problem import Problem
 from layerbounds.problems.pruning import PruningProblem, pruning_problem
 from layerbounds.problems.quantization import quantization_problem
@@ -86,6 +87,8 @@ class Rules:
         flag(self.refit, "refit")
         flag(self.symmetric, "symmetric")
         check_mask(self.mask)
+        if self.axis is not None:
+            one_of(self.axis, "axis", AXES)
         if not isinstance(self.pattern, str):
             raise InputError(f"pattern is {shown(self.pattern)}; pass a text such as 'N:16'.")
         if not isinstance(self.backend, str):

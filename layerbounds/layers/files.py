@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -75,7 +76,7 @@ def save_layers(path: str | os.PathLike[str], layers: Mapping[str, Layer] | Iter
     UserWarning
         If provenance holds what JSON cannot, which is stored as text.
     """
-    named = _named(layers)
+    named = named_layers(layers)
     if not named:
         raise InputError("there are no layers to save; pass at least one.")
     tensors: dict[str, NDArray[Any]] = {}
@@ -88,7 +89,14 @@ def save_layers(path: str | os.PathLike[str], layers: Mapping[str, Layer] | Iter
     write_tensors(path, tensors, file_metadata(info))
 
 
-def _named(layers: Any) -> dict[str, Layer]:
+def named_layers(layers: Any) -> dict[str, Layer]:
+    """Layers by their names, from a mapping or several layers.
+
+    Raises
+    ------
+    InputError
+        If something else is there, or two have one name.
+    """
     wrong = "a {}; pass a mapping of names to layerbounds.Layer, or a list of them."
     try:
         pairs = layers.items() if isinstance(layers, Mapping) else [(getattr(x, "name", None), x) for x in layers]
@@ -188,11 +196,45 @@ def _write_safetensors(stream: BinaryIO, tensors: Mapping[str, NDArray[Any]], me
             stream.write(value.reshape(-1).view(np.uint8).data)
 
 
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk: no loss of power takes them back.
+
+    Raises
+    ------
+    OSError
+        If the disk is full or fails.
+    """
+    folder = path.is_dir()
+    if folder and (os.name == "nt" or not os.access(path, os.R_OK)):
+        # It cannot be opened: Windows opens no folders, and keeps the names itself.
+        return
+    # Windows syncs only what is open for writing.
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some file systems have nothing to do for folders, and say so.
+        if not (folder and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise
+    finally:
+        os.close(handle)
+
+
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(
+    path: str | os.PathLike[str], *, durable: bool = False, advice: str = "free space or choose another place"
+) -> Iterator[Path]:
     """Give a temporary file to write, which replaces ``path`` when the block ends without an error.
 
     A link is followed: the file that it points to is replaced.
+
+    Parameters
+    ----------
+    path : path-like
+    durable : bool
+        Whether the file is on the disk for good when the block has ended: a loss of power leaves the whole new file.
+    advice : str
+        What to do where it cannot be written.
 
     Raises
     ------
@@ -212,14 +254,16 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
+        if durable:
+            sync(temporary)
         os.replace(temporary, target)
+        if durable:
+            sync(target.parent)
     except BaseException as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and not isinstance(error, LayerboundsError):
-            raise InputError(
-                f"cannot write {path} ({error.strerror or error}); free space or choose another place."
-            ) from error
+            raise InputError(f"cannot write {path} ({error.strerror or error}); {advice}.") from error
         raise
 
 

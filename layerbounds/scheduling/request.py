@@ -9,6 +9,7 @@ from typing import Any
 
 from layerbounds.arguments import one_of
 from layerbounds.arrays import Float
+from layerbounds.cancellation import cancel_event
 from layerbounds.certify.interval import CertifiedChannel
 from layerbounds.exceptions import InputError, MissingExtraError, UnsupportedProblemError
 from layerbounds.problems.problem import Problem
@@ -52,7 +53,7 @@ class Request:
     progress : callable or None
     report : callable
     cancel : threading.Event
-        Set when the user interrupts.
+        Set when the user interrupts; in a thread whose work others may cancel, by them.
     """
 
     problem: Problem
@@ -69,7 +70,7 @@ class Request:
     memory_limit: int | None
     progress: Progress | None
     report: Report
-    cancel: threading.Event = field(default_factory=threading.Event)
+    cancel: threading.Event = field(default_factory=cancel_event)
 
     def group(self, index: int) -> int:
         """The Gram group of a set."""
