@@ -1,6 +1,7 @@
 """layerbounds: how good any quantization or pruning of a layer can possibly be, with proof."""
 
 from layerbounds import theory
+from layerbounds.allocation import Allocation
 from layerbounds.capturing.entry import capture, capture_to_file
 from layerbounds.comparison.compare import compare
 from layerbounds.comparison.records import MethodComparison
@@ -12,6 +13,10 @@ from layerbounds.exceptions import LayerboundsError
 from layerbounds.layers.files import load_layers, save_layers
 from layerbounds.layers.layer import Layer
 from layerbounds.methods.registry import heuristics, run_heuristic
+from layerbounds.network.allocate import allocate, score_allocation
+from layerbounds.network.result import NetworkRun, load_run
+from layerbounds.network.run import run
+from layerbounds.network.yardsticks import yardsticks
 from layerbounds.orders.gap import OrderGap
 from layerbounds.orders.run import order_gap
 from layerbounds.problems.evaluation import Evaluation, evaluate
@@ -26,6 +31,7 @@ from layerbounds.problems.output_metrics import next_layer_metric
 from layerbounds.problems.pruning import PruningProblem, pruning_problem
 from layerbounds.problems.quantization import QuantizationProblem, quantization_problem
 from layerbounds.proofs import BoundKind, Status
+from layerbounds.report.network import write_report
 from layerbounds.solution import Solution, load_solution
 from layerbounds.solve import solve
 from layerbounds.solvers.registry import backends
@@ -33,6 +39,7 @@ from layerbounds.version import __version__
 from layerbounds_verify import Report, verify
 
 __all__ = [
+    "Allocation",
     "BoundKind",
     "Comparison",
     "Evaluation",
@@ -44,6 +51,7 @@ __all__ = [
     "Layer",
     "LayerboundsError",
     "MethodComparison",
+    "NetworkRun",
     "OrderGap",
     "PruningProblem",
     "QuantizationProblem",
@@ -54,6 +62,7 @@ __all__ = [
     "Status",
     "Verdict",
     "__version__",
+    "allocate",
     "backends",
     "capture",
     "capture_to_file",
@@ -67,16 +76,21 @@ __all__ = [
     "heuristics",
     "joint_problem",
     "load_layers",
+    "load_run",
     "load_solution",
     "next_layer_metric",
     "order_gap",
     "pruning_problem",
     "quantization_problem",
+    "run",
     "run_heuristic",
     "save_layers",
+    "score_allocation",
     "solve",
     "theory",
     "uniform_grid",
     "verify",
     "versus",
+    "write_report",
+    "yardsticks",
 ]

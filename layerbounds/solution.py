@@ -15,10 +15,12 @@ from layerbounds.arrays import Float, Int
 from layerbounds.certificates.writing import write_certificate
 from layerbounds.certify.solution_file import read_solution, write_solution
 from layerbounds.exceptions import UnprovenWarning
+from layerbounds.frames import Kind, data_frame
 from layerbounds.layers.files import write_tensors
 from layerbounds.layers.layer import Layer
 from layerbounds.problems.grids import Grid
 from layerbounds.problems.problem import Problem
+from layerbounds.problems.rows import rows_text
 from layerbounds.proofs import BoundKind, Evidence, Status, TracePoint
 from layerbounds.scheduling.evidence import together_again
 
@@ -228,6 +230,49 @@ class Solution:
             "channels": entries,
             "layer": self.totals(),
         }
+
+    def to_frame(self) -> Any:
+        """A table with a row for each of ``sets``; the weights and traces are left out.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``layer``, ``problem``, ``channels`` (such as ``3`` or ``0:24``), and the fields of `to_dict` that
+            are one number or text: ``lower_bound``, ``upper_bound``, both relative to ``energy``, ``sqnr_db`` (reached)
+            and ``best_sqnr_db`` (no weights exceed it), ``gap``, ``status``, …; ``bits_per_weight`` without scales and
+            masks, ``bitmap_bits_per_weight`` with a mask of a bit for each unit, and the problem's ``fingerprint``.
+
+        Raises
+        ------
+        MissingExtraError
+            Without pandas.
+        """
+        problem = self.problem
+        columns: dict[str, tuple[Kind, Any]] = {
+            "layer": ("text", [problem.layer.name] * len(self.sets)),
+            "problem": ("text", [problem.label] * len(self.sets)),
+            "channels": ("text", [rows_text(rows) for rows in self.sets]),
+            "lower_bound": ("real", self.lower_bound),
+            "upper_bound": ("real", self.upper_bound),
+            "relative_lower_bound": ("real", self.relative_lower_bound),
+            "relative_upper_bound": ("real", self.relative_upper_bound),
+            "sqnr_db": ("real", self.sqnr_db[:, 0]),
+            "best_sqnr_db": ("real", self.sqnr_db[:, 1]),
+            "gap": ("real", self.gap),
+            "status": ("text", [str(status) for status in self.status]),
+            "bound_kind": ("text", [str(kind) for kind in self.bound_kind]),
+            "lower_bound_backend": ("text", self.lower_backend),
+            "upper_bound_backend": ("text", self.upper_backend),
+            "claimed_lower_bound": ("real", self.claimed_lower_bound),
+            "energy": ("real", self.energy),
+            "seconds": ("real", self.seconds),
+            "nodes": ("whole", self.nodes),
+            "bits_per_weight": ("real", [problem.storage()] * len(self.sets)),
+            "bitmap_bits_per_weight": ("real", [problem.storage("bitmap")] * len(self.sets)),
+            "fingerprint": ("text", [problem.fingerprint()] * len(self.sets)),
+        }
+        rows = [{name: values[i] for name, (_, values) in columns.items()} for i in range(len(self.sets))]
+        return data_frame({name: kind for name, (kind, _) in columns.items()}, rows)
 
     def save(self, path: str | os.PathLike[str], *, by_hash: bool = False) -> None:
         """Write everything but the evidence to one safetensors file, atomically, every bit (docs/certificates.md).
