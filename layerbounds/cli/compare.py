@@ -12,6 +12,7 @@ import typer
 import layerbounds
 from layerbounds.cli.bits import parse_bits
 from layerbounds.cli.console import channel_progress, fits, result_console
+from layerbounds.cli.durations import duration_option
 from layerbounds.cli.options import (
     AxisOption,
     BackendOption,
@@ -128,7 +129,7 @@ def compare_command(
     backend: BackendOption = AUTO,
     time_limit: Annotated[
         float | None,
-        typer.Option("--time-limit", metavar="SECONDS", help="Search time per channel and grid; default as for solve."),
+        duration_option("--time-limit", "Search time per channel and grid; default as for solve."),
     ] = None,
     gap: Annotated[
         float, typer.Option("--gap", metavar="FRACTION", help="Stop a channel at this (upper - lower)/upper.")

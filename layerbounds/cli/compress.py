@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from layerbounds.cli.console import batch_progress, result_console, said_warnings
+from layerbounds.cli.durations import duration_option
 from layerbounds.cli.models import (
     BatchSizeOption,
     DataOption,
@@ -97,9 +98,7 @@ def compress_command(
         bool, typer.Option("--independent", help="Compress each layer for the dense inputs.")
     ] = False,
     no_intervals: Annotated[bool, typer.Option("--no-intervals", help="Leave out the certified intervals.")] = False,
-    time_limit: Annotated[
-        float, typer.Option("--time-limit", metavar="SECONDS", help="Search time per channel for the intervals.")
-    ] = 0.0,
+    time_limit: Annotated[float, duration_option("--time-limit", "Search time per channel for the intervals.")] = 0.0,
     jobs: Annotated[int | None, typer.Option("--jobs", metavar="N", help="Threads in all; default: all cores.")] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")] = 0,
     json_out: JsonOption = None,

@@ -13,12 +13,15 @@ from typing import Annotated
 import typer
 
 import layerbounds
+from layerbounds.cli.allocate import allocate_command
 from layerbounds.cli.capture import capture_command
 from layerbounds.cli.compare import compare_command
 from layerbounds.cli.compress import compress_command
 from layerbounds.cli.layers import layers_command
 from layerbounds.cli.listings import backends_command, heuristics_command, ranges_command
 from layerbounds.cli.order import order_command
+from layerbounds.cli.report import report_command
+from layerbounds.cli.run import run_command
 from layerbounds.cli.solve import solve_command
 from layerbounds.cli.tensors import tensors_command
 from layerbounds.cli.theory import theory_command
@@ -35,7 +38,10 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "compress": compress_command,
     "compare": compare_command,
     "versus": versus_command,
+    "report": report_command,
     "order": order_command,
+    "run": run_command,
+    "allocate": allocate_command,
     "theory": theory_command,
     "tensors": tensors_command,
     "layers": layers_command,

@@ -11,6 +11,7 @@ import typer
 import layerbounds
 from layerbounds.cli.bits import parse_bits
 from layerbounds.cli.console import channel_progress, result_console
+from layerbounds.cli.durations import duration_option
 from layerbounds.cli.options import (
     BackendOption,
     InputOption,
@@ -94,9 +95,7 @@ def order_command(
         bool, typer.Option("--all-scales", help="Enclose the joint optimum over all scales, too (n up to 32).")
     ] = False,
     backend: BackendOption = AUTO,
-    time_limit: Annotated[
-        float, typer.Option("--time-limit", metavar="SECONDS", help="Search time per channel and stage.")
-    ] = 10.0,
+    time_limit: Annotated[float, duration_option("--time-limit", "Search time per channel and stage.")] = 10.0,
     jobs: Annotated[int | None, typer.Option("--jobs", metavar="N", help="Threads in all; default: all cores.")] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")] = 0,
     node_limit: Annotated[

@@ -19,7 +19,7 @@ _JSON, _PICTURES = "--json", ("--plot", "--trace-plot")
 Paths = Mapping[str, str | os.PathLike[str] | None]
 
 
-def check_outputs(outputs: Paths, inputs: Paths, folder: Path | None = None) -> None:
+def check_outputs(outputs: Paths, inputs: Paths, folder: Path | None = None, *, folders: Paths | None = None) -> None:
     """Make sure that everything a command was asked to write has a place of its own that can be written.
 
     Parameters
@@ -28,6 +28,8 @@ def check_outputs(outputs: Paths, inputs: Paths, folder: Path | None = None) -> 
         None and ``-`` (standard output) are no files. Inputs may be directories.
     folder : Path, optional
         That of ``--out DIR``; it is made here.
+    folders : mapping of option to path, optional
+        Folders that the command makes itself.
 
     Raises
     ------
@@ -40,7 +42,7 @@ def check_outputs(outputs: Paths, inputs: Paths, folder: Path | None = None) -> 
     for option, path in written.items():
         if os.fspath(path) == STDOUT:
             raise InputError(f"{option} cannot go to standard output, only {_JSON} can; name a file.")
-    places = dict(written)
+    places = {**written, **_given(folders or {})}
     if folder is not None:
         places["--out"] = folder
         places |= {f"{name} of --out": folder / name for name in FOLDER_FILES}

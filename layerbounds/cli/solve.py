@@ -11,6 +11,7 @@ import typer
 import layerbounds
 from layerbounds.arrays import Float
 from layerbounds.cli.console import channel_progress, fits, result_console, said_warnings
+from layerbounds.cli.durations import duration_option
 from layerbounds.cli.options import (
     AxisOption,
     BackendOption,
@@ -127,16 +128,14 @@ def solve_command(
     ] = "keep",
     time_limit: Annotated[
         float | None,
-        typer.Option(
+        duration_option(
             "--time-limit",
-            metavar="SECONDS",
-            help="Search time per channel; default: 10 up to 1024 inputs, and beyond no search after the bounds of all "
+            "Search time per channel; default: 10 up to 1024 inputs, and beyond no search after the bounds of all "
             "channels.",
         ),
     ] = None,
     total_time: Annotated[
-        float | None,
-        typer.Option("--total-time", metavar="SECONDS", help="For all channels, where it narrows most."),
+        float | None, duration_option("--total-time", "For all channels, where it narrows most.")
     ] = None,
     gap: Annotated[
         float, typer.Option("--gap", metavar="FRACTION", help="Stop a channel at this (upper - lower)/upper.")

@@ -15,6 +15,7 @@ import layerbounds
 from layerbounds.arguments import thread_count
 from layerbounds.cli.bits import parse_bits
 from layerbounds.cli.console import channel_progress, result_console
+from layerbounds.cli.durations import duration_option
 from layerbounds.cli.options import (
     AxisOption,
     BackendOption,
@@ -110,11 +111,9 @@ def versus_command(
     mask_only: Annotated[bool, typer.Option("--mask-only", help="Kept weights are not re-optimised.")] = False,
     time_limit: Annotated[
         float,
-        typer.Option("--time-limit", metavar="SECONDS", help="Per channel, compression and method, while undecided."),
+        duration_option("--time-limit", "Per channel, compression and method, while undecided."),
     ] = 10.0,
-    total_time: Annotated[
-        float | None, typer.Option("--total-time", metavar="SECONDS", help="No more work begins after this.")
-    ] = None,
+    total_time: Annotated[float | None, duration_option("--total-time", "No more work begins after this.")] = None,
     backend: BackendOption = AUTO,
     jobs: Annotated[int | None, typer.Option("--jobs", metavar="N", help="Threads in all; default: all cores.")] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")] = 0,
