@@ -187,8 +187,8 @@ def test_no_public_name_hides_a_package() -> None:
 def test_nothing_loose_in_the_root() -> None:
     loose = {path.name for path in PACKAGE.iterdir() if path.is_file() and path.suffix != ".pyc"}
     assert loose == {
-        "__init__.py", "__main__.py", "arguments.py", "arrays.py", "cancellation.py", "exceptions.py", "names.py",
-        "proofs.py", "py.typed", "solution.py", "solve.py", "version.py",
+        "__init__.py", "__main__.py", "arguments.py", "arrays.py", "cancellation.py", "exceptions.py", "frames.py",
+        "names.py", "proofs.py", "py.typed", "solution.py", "solve.py", "version.py",
     }  # fmt: skip
 
 

@@ -356,7 +356,7 @@ def test_ctrl_c_prints_what_is_finished(run: Run, layer_file: Path, monkeypatch:
         (["--bits", "2", "--csv", "nowhere/out.csv"], "does not exist"),
         (["--bits", "2", "--weights", "nowhere.safetensors"], "does not exist"),
         (["--bits", "2", "--channels", "9"], "channel 9 does not exist"),
-        (["--bits", "2", "--time-limit", "-1"], "time_limit is -1"),
+        (["--bits", "2", "--time-limit", "-1"], "'-1' is not a time"),
         (["--bits", "2", "--backend", "none"], "there is no backend 'none'"),
     ],
 )

@@ -11,7 +11,6 @@ import ast
 import importlib
 import importlib.util
 import inspect
-import os
 import re
 import shlex
 from collections.abc import Callable
@@ -73,9 +72,15 @@ def problem_names() -> dict[str, Any]:
     return {"lb": lb, "layer": layer, "problem": lb.quantization_problem(layer, bits=3)}
 
 
+def run_names() -> dict[str, Any]:
+    lb.run(small_layers(), out="run", bits=[2, 3, 4], granularity="tensor", methods=[], time_limit=0.0, jobs=1)
+    return {"lb": lb}
+
+
 #: What the Python blocks of a file find already defined.
 NAMES: dict[str, Callable[[], dict[str, Any]]] = {
     "README.md": readme_names,
+    "allocation.md": run_names,
     "capture.md": model_names,
     "certificates.md": problem_names,
     "compare.md": problem_names,
@@ -83,6 +88,7 @@ NAMES: dict[str, Callable[[], dict[str, Any]]] = {
     "grids.md": problem_names,
     "joint.md": problem_names,
     "patterns.md": problem_names,
+    "report.md": run_names,
 }
 
 
@@ -148,7 +154,11 @@ def test_shell_blocks_run(
         words = shlex.split(command)
         assert words[0] == "layerbounds", f"not run by this test: {command}"
         options = {opt for p in COMMANDS[words[1]].params for opt in p.opts}
+        # Scales of small layers take more bits than their weights.
         quick = {"--time-limit": "0.05", "--jobs": "1", "--methods": "rtn,magnitude", "--channels-sample": "1"}
+        quick["--budget"] = "9"
+        if "--refine" in words:
+            quick["--refine"] = "0.1"
         if "--channels-sample" in words:
             quick["--bits"] = "4"
         else:
@@ -163,16 +173,20 @@ def test_shell_blocks_run(
 
 
 def make_network(folder: Path) -> None:
-    """Random weights and images in place of the trained network's."""
+    """The network with a quarter of its channels, random weights, and images in place of the trained network's."""
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file
 
-    os.symlink(PROJECT / "examples", folder / "examples")
+    (folder / "examples").mkdir()
     (folder / "docs" / "figures").mkdir(parents=True)
+    text = (PROJECT / "examples" / "resnet20.py").read_text(encoding="utf-8")
+    text = re.sub(r"\b(16|32|64)\b", lambda channels: str(int(channels[0]) // 4), text)
+    (folder / "examples" / "resnet20.py").write_text(text, encoding="utf-8")
     code: dict[str, Any] = {"__name__": "resnet20"}
-    exec((PROJECT / "examples" / "resnet20.py").read_text(encoding="utf-8"), code)
+    exec(text, code)
     torch.manual_seed(0)
     state = {name: value.contiguous() for name, value in code["resnet20"]().state_dict().items()}
+    assert state["layer3.2.conv2.weight"].shape == (16, 16, 3, 3)
     images = np.random.default_rng(0).integers(0, 256, size=(4, 3, 32, 32), dtype=np.uint8)
     for name in ("resnet20.safetensors", "resnet20_cifar10.safetensors"):
         save_file(state, folder / name)

@@ -30,6 +30,9 @@ NEEDED: dict[str, list[str]] = {
     "compare": ["--layer", "a", "--bits", "2"],
     "versus": ["--layer", "a", "--bits", "2"],
     "order": ["--layer", "a", "--bits", "2", "--density", "0.5"],
+    "run": ["--out", "default", "--bits", "2"],
+    "report": ["{folder}"],
+    "allocate": ["{folder}", "--budget", "3"],
     "theory": [],
     "tensors": ["{input}"],
     "verify": ["{input}"],
@@ -38,7 +41,7 @@ NEEDED: dict[str, list[str]] = {
     "heuristics": [],
     "ranges": [],
 }
-INPUTS = ("--input", "--weights", "--data", "--model", "--compressed-weights", "--preprocess")
+INPUTS = ("--input", "--weights", "--checkpoint", "--data", "--model", "--compressed-weights", "--preprocess")
 FILE_OUTPUTS = {"FILE", "OUT", "DIR"}
 
 
@@ -75,7 +78,7 @@ def call(
     lb.save_layers("layers.safetensors", [layer])
     for name in ("model.py", "data.npy"):
         Path(name).write_bytes(b"never read")
-    names = {"model": "model.py:make", "data": "data.npy", "input": "layers.safetensors"}
+    names = {"model": "model.py:make", "data": "data.npy", "input": "layers.safetensors", "folder": "."}
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("the work has begun")
@@ -86,6 +89,7 @@ def call(
         "versus.read_layers",
         "order.read_layers",
         "layers.read_layers",
+        "run.read_layers",
     ):
         monkeypatch.setattr(f"layerbounds.cli.{target}", never)
     for target in ("capture.read_inputs", "compress.read_inputs", "theory.curve", "tensors.read_weights"):
@@ -101,7 +105,8 @@ def call(
 
 def test_the_commands_are_known() -> None:
     assert set(NEEDED) == set(COMMANDS)
-    assert {c for c, *_ in PAIRS} == {"solve", "capture", "compress", "compare", "versus", "order", "theory", "tensors"}
+    several = {"solve", "capture", "compress", "compare", "versus", "order", "run", "theory", "tensors"}
+    assert {c for c, *_ in PAIRS} == several
     assert len(PAIRS) >= 18 and len(ONTO) >= 25
 
 
