@@ -73,3 +73,8 @@ def match_names(selection: str | Iterable[str], candidates: Sequence[str], what:
             raise UnknownNameError(f"no {what} matches {text!r}; available: {listed or 'none'}.")
         chosen.update(found)
     return [c for c in candidates if c in chosen]
+
+
+def file_part(text: str, most: int) -> str:
+    """A text as part of a file's name on any system: odd letters are replaced, and it has at most so many."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", text)[:most]

@@ -33,8 +33,10 @@ from layerbounds.cli.models import (
 )
 from layerbounds.cli.options import (
     AxisOption,
+    JobsOption,
     JsonOption,
     PatternOption,
+    SeedOption,
     ShareOption,
     asked,
     parse_granularity,
@@ -99,8 +101,8 @@ def compress_command(
     ] = False,
     no_intervals: Annotated[bool, typer.Option("--no-intervals", help="Leave out the certified intervals.")] = False,
     time_limit: Annotated[float, duration_option("--time-limit", "Search time per channel for the intervals.")] = 0.0,
-    jobs: Annotated[int | None, typer.Option("--jobs", metavar="N", help="Threads in all; default: all cores.")] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")] = 0,
+    jobs: JobsOption = None,
+    seed: SeedOption = 0,
     json_out: JsonOption = None,
 ) -> None:
     """Quantize or prune a model, or both at once, layer by layer, each behind the layers already compressed."""

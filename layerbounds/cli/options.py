@@ -57,6 +57,16 @@ AxisOption = Annotated[
         "each kernel position.",
     ),
 ]
+JobsOption = Annotated[int | None, typer.Option("--jobs", metavar="N", help="Threads in all; default: all cores.")]
+SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")]
+MaskOnlyOption = Annotated[bool, typer.Option("--mask-only", help="Kept weights are not re-optimised.")]
+GranularityOption = Annotated[
+    str, typer.Option("--granularity", metavar="WHAT", help="tensor, channel, or a number of inputs.")
+]
+RangeOption = Annotated[
+    str, typer.Option("--range", metavar="HOW", help="Scales: mse (default) or another of `layerbounds ranges`.")
+]
+SymmetricOption = Annotated[bool, typer.Option("--symmetric/--asymmetric", help="Grids without or with zero point.")]
 JsonOption = Annotated[
     str | None, typer.Option("--json", metavar="OUT", help="Write JSON to this file; - prints it instead of the table.")
 ]

@@ -15,7 +15,9 @@ from layerbounds.cli.durations import duration_option
 from layerbounds.cli.options import (
     BackendOption,
     InputOption,
+    JobsOption,
     JsonOption,
+    SeedOption,
     asked,
     parse_channels,
     parse_fractions,
@@ -96,8 +98,8 @@ def order_command(
     ] = False,
     backend: BackendOption = AUTO,
     time_limit: Annotated[float, duration_option("--time-limit", "Search time per channel and stage.")] = 10.0,
-    jobs: Annotated[int | None, typer.Option("--jobs", metavar="N", help="Threads in all; default: all cores.")] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")] = 0,
+    jobs: JobsOption = None,
+    seed: SeedOption = 0,
     node_limit: Annotated[
         int | None, typer.Option("--node-limit", metavar="N", help="Nodes per channel; makes runs reproducible.")
     ] = None,

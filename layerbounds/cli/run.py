@@ -16,9 +16,14 @@ from layerbounds.cli.durations import duration_option
 from layerbounds.cli.options import (
     AxisOption,
     BackendOption,
+    GranularityOption,
     InputOption,
     JsonOption,
+    MaskOnlyOption,
+    RangeOption,
+    SeedOption,
     ShareOption,
+    SymmetricOption,
     ZeroPointOption,
     asked,
     parse_channels,
@@ -71,22 +76,16 @@ def run_command(
     ] = False,
     share: ShareOption = None,
     axis: AxisOption = None,
-    mask_only: Annotated[bool, typer.Option("--mask-only", help="Kept weights are not re-optimised.")] = False,
+    mask_only: MaskOnlyOption = False,
     mask: Annotated[
         str,
         typer.Option(
             "--mask", metavar="HOW", help="What a mask costs to store: none, bitmap (default), entropy or metadata."
         ),
     ] = "bitmap",
-    granularity: Annotated[
-        str, typer.Option("--granularity", metavar="WHAT", help="tensor, channel, or a number of inputs.")
-    ] = "channel",
-    fit: Annotated[
-        str, typer.Option("--range", metavar="HOW", help="Scales: mse (default) or another of `layerbounds ranges`.")
-    ] = "mse",
-    symmetric: Annotated[
-        bool, typer.Option("--symmetric/--asymmetric", help="Grids without or with zero point.")
-    ] = True,
+    granularity: GranularityOption = "channel",
+    fit: RangeOption = "mse",
+    symmetric: SymmetricOption = True,
     scale: Annotated[
         str | None, typer.Option("--scale", metavar="free", help="Quantize at all scales instead of fitted ones.")
     ] = None,
@@ -128,7 +127,7 @@ def run_command(
         str, typer.Option("--parallel", metavar="HOW", help="processes, threads, dask://HOST:PORT or ray.")
     ] = "processes",
     jobs: Annotated[int | None, typer.Option("--jobs", metavar="N", help="Workers here; default: all cores.")] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")] = 0,
+    seed: SeedOption = 0,
     certificates: Annotated[
         Path | None, typer.Option("--certificates", metavar="DIR", help="Write a certificate of every interval, after.")
     ] = None,

@@ -16,8 +16,10 @@ from layerbounds.cli.options import (
     AxisOption,
     BackendOption,
     InputOption,
+    JobsOption,
     JsonOption,
     PatternOption,
+    SeedOption,
     ShareOption,
     ZeroPointOption,
     asked,
@@ -140,8 +142,8 @@ def solve_command(
     gap: Annotated[
         float, typer.Option("--gap", metavar="FRACTION", help="Stop a channel at this (upper - lower)/upper.")
     ] = 0.0,
-    jobs: Annotated[int | None, typer.Option("--jobs", metavar="N", help="Threads in all; default: all cores.")] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")] = 0,
+    jobs: JobsOption = None,
+    seed: SeedOption = 0,
     node_limit: Annotated[
         int | None, typer.Option("--node-limit", metavar="N", help="Nodes per channel; makes runs reproducible.")
     ] = None,

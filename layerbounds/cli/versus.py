@@ -19,9 +19,15 @@ from layerbounds.cli.durations import duration_option
 from layerbounds.cli.options import (
     AxisOption,
     BackendOption,
+    GranularityOption,
     InputOption,
+    JobsOption,
     JsonOption,
+    MaskOnlyOption,
+    RangeOption,
+    SeedOption,
     ShareOption,
+    SymmetricOption,
     ZeroPointOption,
     asked,
     parse_channels,
@@ -84,15 +90,9 @@ def versus_command(
         int | None,
         typer.Option("--channels-sample", metavar="N", help="At most N evenly spaced channels of each layer."),
     ] = None,
-    granularity: Annotated[
-        str, typer.Option("--granularity", metavar="WHAT", help="tensor, channel, or a number of inputs.")
-    ] = "channel",
-    fit: Annotated[
-        str, typer.Option("--range", metavar="HOW", help="Scales: mse (default) or another of `layerbounds ranges`.")
-    ] = "mse",
-    symmetric: Annotated[
-        bool, typer.Option("--symmetric/--asymmetric", help="Grids without or with zero point.")
-    ] = True,
+    granularity: GranularityOption = "channel",
+    fit: RangeOption = "mse",
+    symmetric: SymmetricOption = True,
     scale: Annotated[
         str | None,
         typer.Option("--scale", metavar="free", help="Quantize at all scales instead of fitted ones."),
@@ -108,15 +108,15 @@ def versus_command(
     ] = "unstructured",
     share: ShareOption = None,
     axis: AxisOption = None,
-    mask_only: Annotated[bool, typer.Option("--mask-only", help="Kept weights are not re-optimised.")] = False,
+    mask_only: MaskOnlyOption = False,
     time_limit: Annotated[
         float,
         duration_option("--time-limit", "Per channel, compression and method, while undecided."),
     ] = 10.0,
     total_time: Annotated[float | None, duration_option("--total-time", "No more work begins after this.")] = None,
     backend: BackendOption = AUTO,
-    jobs: Annotated[int | None, typer.Option("--jobs", metavar="N", help="Threads in all; default: all cores.")] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")] = 0,
+    jobs: JobsOption = None,
+    seed: SeedOption = 0,
     json_out: JsonOption = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="OUT", help="Draw the intervals (.svg, .png or .pdf).")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from layerbounds.contests.match import Contender
 from layerbounds.contests.work import Work
 from layerbounds.exceptions import FileFormatError, InputError, first_line
 from layerbounds.layers.files import atomic_path
+from layerbounds.names import file_part
 
 SCHEMA_VERSION = 1
 
@@ -43,7 +43,7 @@ class Checkpoint:
 
     def path(self, contest: Work[Any], fingerprint: str) -> Path:
         """The file of a layer."""
-        safe = re.sub(r"[^A-Za-z0-9._-]", "_", contest.layer.name)[:80]
+        safe = file_part(contest.layer.name, 80)
         return self.folder / f"{safe}-{fingerprint[:16]}.json"
 
     def attach(self, contest: Work[Any]) -> None:

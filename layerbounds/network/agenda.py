@@ -81,10 +81,11 @@ class Agenda:
 
     def _free(self) -> Iterable[tuple[Entry, int]]:
         """Chunks that nobody works on."""
+        taken = self._busy | self.left_out
         for of_layer in self.grid:
             for entry in of_layer:
                 for chunk in range(len(entry.chunks)):
-                    if (*entry.number, chunk) not in self._busy | self.left_out:
+                    if (*entry.number, chunk) not in taken:
                         yield entry, chunk
 
     def _first(self) -> Piece | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from layerbounds.layers.layer import Layer
+from layerbounds.names import file_part
 from layerbounds.network.entries import Entry
 from layerbounds.network.folder import RunFolder
 from layerbounds.solution import Solution, load_solution
@@ -20,7 +20,7 @@ _LISTS = ("channels", "sets", "status", "bound_kind", "lower_backend", "upper_ba
 
 def certificate_path(folder: Path, entry: Entry) -> Path:
     """Where the certificate of an entry goes."""
-    safe = re.sub(r"[^A-Za-z0-9._-]", "_", f"{entry.layer.name}-{entry.choice.name}")[:100]
+    safe = file_part(f"{entry.layer.name}-{entry.choice.name}", 100)
     return folder / f"{safe}-{entry.fingerprint[:8]}.safetensors"
 
 

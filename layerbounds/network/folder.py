@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ from layerbounds.arrays import Float
 from layerbounds.certify.solution_file import read_sealed
 from layerbounds.exceptions import FileFormatError, InputError
 from layerbounds.layers.files import atomic_path, sync
+from layerbounds.names import file_part
 from layerbounds.network.entries import Entry
 from layerbounds.network.failures import FAILURES
 from layerbounds.network.lock import FolderLock, hold
@@ -109,7 +109,7 @@ class RunFolder:
 
     def record(self, entry: Entry, chunk: int) -> Path:
         """The file of a chunk."""
-        safe = re.sub(r"[^A-Za-z0-9._-]", "_", entry.layer.name)[:60]
+        safe = file_part(entry.layer.name, 60)
         # Names that differ in odd letters, or only in their case, are told apart by the layer's number.
         name = f"{entry.number[0]:04d}-{safe}-{entry.fingerprint[:16]}-{entry.chunks[chunk][0]}{RECORD}"
         return self.path / RECORDS / name

@@ -20,7 +20,7 @@ from layerbounds.network.manifest import SCHEMA_VERSION
 from layerbounds.network.result import NetworkRun, open_run
 from layerbounds.network.sampling import draw
 from layerbounds.network.sources import Source
-from layerbounds.network.survey import bound_sets, survey_layer, to_manifest
+from layerbounds.network.survey import bound_sets, problems_of, survey_layer, to_manifest
 from layerbounds.problems.problem import check_rows
 from layerbounds.solve import solve
 from layerbounds.version import __version__
@@ -51,7 +51,8 @@ def survey(
     grid = []
     for number in range(len(source.names)):
         layer = source.layer(number)
-        units = bound_sets(layer, choices)
+        problems = problems_of(layer, choices)
+        units = bound_sets(layer, problems)
         wanted = channels.get(layer.name) if isinstance(channels, Mapping) else channels
         drawn = None
         if wanted is None and sample is not None:
@@ -61,7 +62,7 @@ def survey(
         else:
             asked = set(check_rows(layer, wanted))
             chosen = sorted(row for unit in units if not asked.isdisjoint(unit) for row in unit)
-        grid.append(survey_layer(number, layer, choices, chosen, drawn))
+        grid.append(survey_layer(number, layer, choices, problems, chosen, drawn))
     for place, choice in enumerate(choices):
         refused = [of_layer[place].refused for of_layer in grid]
         if all(reason is not None for reason in refused):

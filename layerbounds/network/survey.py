@@ -30,8 +30,24 @@ def layer_digest(layer: Layer) -> str:
     return digest.hexdigest()
 
 
+def problems_of(layer: Layer, choices: Sequence[Choice]) -> list[Problem | InputError]:
+    """What each choice means for a layer, or why the layer cannot have it."""
+    problems: list[Problem | InputError] = []
+    for choice in choices:
+        try:
+            problems.append(choice.problem(layer))
+        except InputError as error:
+            problems.append(error)
+    return problems
+
+
 def survey_layer(
-    number: int, layer: Layer, choices: Sequence[Choice], channels: Sequence[int], sample: Sample | None
+    number: int,
+    layer: Layer,
+    choices: Sequence[Choice],
+    problems: Sequence[Problem | InputError],
+    channels: Sequence[int],
+    sample: Sample | None,
 ) -> list[Entry]:
     """The entries of a layer, one for each choice; those that it cannot have say why.
 
@@ -41,17 +57,13 @@ def survey_layer(
         Of the layer.
     layer : Layer
     choices : sequence of Choice
+    problems : sequence of Problem or InputError
+        As `problems_of` gives them.
     channels : sequence of int
         The output channels that the run is about; all that a problem binds to one of them are added.
     sample : Sample or None
         How they were drawn.
     """
-    problems: list[Problem | InputError] = []
-    for choice in choices:
-        try:
-            problems.append(choice.problem(layer))
-        except InputError as error:
-            problems.append(error)
     energy = layer.energy()
     info = LayerInfo(
         name=layer.name,
@@ -87,15 +99,11 @@ def survey_layer(
     return entries
 
 
-def bound_sets(layer: Layer, choices: Sequence[Choice]) -> list[list[int]]:
-    """The smallest sets of output channels that no choice binds to others."""
-    partitions = []
-    for choice in choices:
-        try:
-            partitions.append(choice.problem(layer).sets(range(layer.out_features)))
-        except InputError:
-            continue
-    return common_sets(*partitions) if partitions else [[row] for row in range(layer.out_features)]
+def bound_sets(layer: Layer, problems: Sequence[Problem | InputError]) -> list[list[int]]:
+    """The smallest sets of output channels that no problem of a layer binds to others."""
+    rows = range(layer.out_features)
+    partitions = [problem.sets(rows) for problem in problems if not isinstance(problem, InputError)]
+    return common_sets(*partitions) if partitions else [[row] for row in rows]
 
 
 def _chunks(sets: Sequence[Sequence[int]], inputs: int) -> list[tuple[int, int]]:
