@@ -83,6 +83,9 @@ def _quantized(rng: Generator, channels: int) -> Case:
         problem = lb.quantization_problem(
             layer, bits, symmetric=symmetric, granularity=size, range=how, bias=bias  # type: ignore[arg-type]
         )  # fmt: skip
+    if rng.random() < 0.2:
+        traits.append("offsets")
+        problem = _with_offsets(problem, rng)
     choice = rng.random()
     if choice < 0.08:
         traits.append("target on the grid")
@@ -94,6 +97,23 @@ def _quantized(rng: Generator, channels: int) -> Case:
         traits.append("box active")
         problem = dataclasses.replace(problem, grid=dataclasses.replace(problem.grid, scale=0.05 * problem.grid.scale))
     return Case(kind, tuple(traits), problem, "", {})
+
+
+def _with_offsets(problem: lb.QuantizationProblem, rng: Generator) -> lb.QuantizationProblem:
+    """The grid with something added to the levels of some scale groups, and some groups with that alone."""
+    grid = problem.grid
+    size = float(np.max(np.abs(problem.layer.matrix))) or 1.0
+    offset = rng.choice([0.0, 0.1, 1.0, 30.0], grid.scale.shape) * size * rng.normal(size=grid.scale.shape)
+    scale = np.where(rng.random(grid.scale.shape) < rng.choice([0.0, 0.3, 0.9]), 0.0, grid.scale)
+    # Levels that float64 cannot tell apart are refused.
+    offset[(np.abs(offset) > 1e12 * np.abs(scale)) & (scale != 0.0)] = 0.0
+    group = rng.integers(0, grid.scale.shape[1], grid.in_features)
+    if rng.random() < 0.3:
+        group = grid.group
+    return lb.QuantizationProblem(
+        problem.layer,
+        lb.Grid(grid.codes, scale, grid.zero_point, grid.in_features, label=grid.label, group=group, offset=offset),
+    )
 
 
 def _moved_target(problem: lb.QuantizationProblem, rng: Generator, part: float) -> lb.QuantizationProblem:

@@ -145,6 +145,12 @@ class Solution:
         return self._scales[1]
 
     @property
+    def offset(self) -> Float | None:
+        """What the grid adds to its levels, in the shape of ``scale``; None where that is nothing."""
+        grid = getattr(self.problem, "grid", None)
+        return grid.offset[list(self.channels)] if isinstance(grid, Grid) and np.any(grid.offset) else None
+
+    @property
     def kept_units(self) -> list[list[int]] | None:
         """Which units of the pattern each of ``sets`` keeps, such as input channels; None where no mask is shared."""
         return self.problem.kept_units(self._matrix, self.channels)
@@ -184,8 +190,12 @@ class Solution:
         def levels(rows: list[int]) -> dict[str, Any]:
             if self.scale is None or self.zero_point is None:
                 return {}
-            indices = [position[c] for c in rows]
-            return {"scale": self.scale[indices].tolist(), "zero_point": self.zero_point[indices].tolist()}
+            indices, offset = [position[c] for c in rows], self.offset
+            return {
+                "scale": self.scale[indices].tolist(),
+                "zero_point": self.zero_point[indices].tolist(),
+                **({} if offset is None else {"offset": offset[indices].tolist()}),
+            }
 
         kept = self.kept_units
         entries = [
@@ -326,12 +336,15 @@ class Solution:
     def save_weights(self, path: str | os.PathLike[str]) -> None:
         """Write the weights to a safetensors file: ``NAME.weight``, float64, and ``NAME.channels``.
 
-        Where there are scales, ``NAME.scale`` and ``NAME.zero_point`` of shape (channels, scale groups), float64.
+        Where there are scales, ``NAME.scale`` and ``NAME.zero_point`` of shape (channels, scale groups), float64, and
+        ``NAME.offset`` where the grid has any.
         """
         name = self.problem.layer.name
         tensors = {f"{name}.weight": self.weights, f"{name}.channels": np.asarray(self.channels, dtype=np.int64)}
         if self.scale is not None and self.zero_point is not None:
             tensors |= {f"{name}.scale": self.scale, f"{name}.zero_point": self.zero_point}
+        if self.offset is not None:
+            tensors[f"{name}.offset"] = self.offset
         write_tensors(
             path,
             tensors,

@@ -67,7 +67,9 @@ def _bounds(
     return found
 
 
-def over_boxes(target: Any, gram: Any, values: Any, minorant: Minorant, parts: Any, scale: Any, zero: Any) -> Fraction:
+def over_boxes(
+    target: Any, gram: Any, values: Any, minorant: Minorant, parts: Any, scale: Any, zero: Any, count: Any
+) -> Fraction:
     """The least bound of all leaves.
 
     Parameters
@@ -82,23 +84,25 @@ def over_boxes(target: Any, gram: Any, values: Any, minorant: Minorant, parts: A
         The tensors ``axis``, ``at``, ``child``, ``z``, ``multipliers`` of the proof.
     scale, zero : ndarray of shape (n,)
         With which levels are near scale · (code − zero), codes 0, 1, 2, ….
+    count : ndarray of int, shape (n,)
+        How many codes each input has; further levels are the same again.
     """
     n, levels = values.shape
     z, forms, weights = parts["z"].astype(np.float64), minorant.forms.astype(np.float64), minorant.weights
     if z.shape[1:] != (n,) or parts["multipliers"].shape != (len(z), len(weights)):
         raise RefusedError("its points or multipliers have a wrong shape")
     evidence, _, ranges = tree(parts, 0, n, levels)
-    ends = np.tile([0.0, levels - 1.0], (len(evidence), n, 1)).reshape(len(evidence), n, 2)
+    ends = np.tile(np.stack([np.zeros(n), count - 1.0], axis=1), (len(evidence), 1, 1))
     for own, limits in zip(ends, ranges, strict=True):
         for i, (begin, end) in limits.items():
-            own[i] = begin, end - 1
+            own[i] = begin, min(end - 1, own[i, 1])
     left = np.all(ends[:, :, 0] <= ends[:, :, 1], axis=1)
     evidence, ends = evidence[left], ends[left]
     if not len(evidence) or not 0 <= evidence.min() <= evidence.max() < len(z):
         raise RefusedError("a leaf of its tree names evidence that is not there, or no leaf holds anything")
     away = [
-        float(max(abs(Fraction(v) / Fraction(s) - code + Fraction(o)) for code, v in enumerate(row))) * (1 + 2 * U)
-        for row, s, o in zip(values.tolist(), scale.tolist(), zero.tolist(), strict=True)
+        float(max(abs(Fraction(v) / Fraction(s) - code + Fraction(o)) for code, v in enumerate(row[:k]))) * (1 + 2 * U)
+        for row, s, o, k in zip(values.tolist(), scale.tolist(), zero.tolist(), count.tolist(), strict=True)
     ]
     deviation = z - target
     h, size = deviation @ gram, np.abs(deviation) @ np.abs(gram)

@@ -108,7 +108,7 @@ def _search(
 
 def over_codes(
     gram: Any, target: Any, values: Any, order: Any, z: Any, minorants: Any, claim: Fraction, scale: Any, zero: Any,
-    forms: Any = None,
+    count: Any, forms: Any = None,
 ) -> Fraction:  # fmt: skip
     """The claim, if no point of the grid has a smaller error, as `grids.over_grid`.
 
@@ -118,11 +118,13 @@ def over_codes(
         As there.
     scale, zero : ndarray of shape (n,)
         With which levels are near scale · (code − zero), codes 0, 1, 2, ….
+    count : ndarray of int, shape (n,)
+        How many codes each input has; further levels are the same again.
     forms : sequence of ndarray, optional
         Of shapes (n, cuts), (rows,), (rows, n), (rows, cuts): integer forms of the codes in that order; and, for the
         first so many inputs, d and g of diag(d) + U diag(g) Uᵀ, U = forms / scale, or what is hoped to be below H.
     """
-    n, levels = values.shape
+    n = len(values)
     if sorted(order.tolist()) != list(range(n)) or minorants.shape != (n + 1, n) or not np.all(np.isfinite(minorants)):
         raise RefusedError("its search has an order that is no permutation, or minorants of a wrong shape")
     tangent = Tangent(gram, target, z, Minorant(np.zeros(n), np.zeros(n), []), values)
@@ -131,13 +133,13 @@ def over_codes(
     p, s, o = power(scale), [Fraction(x) for x in scale.tolist()], [Fraction(x) for x in zero.tolist()]
     times, y = integers(scale, p), z / scale + zero
     off = []
-    for i, row in enumerate(values.tolist()):
+    for i, row in enumerate(row[:k] for row, k in zip(values.tolist(), count.tolist(), strict=True)):
         levels_off = max(abs(Fraction(v) / s[i] - c + o[i]) for c, v in enumerate(row))
         off.append(float(levels_off + abs(Fraction(float(z[i])) / s[i] + o[i] - Fraction(float(y[i])))))
     matrix = floats(whole * np.outer(times, times), b + 2 * p)[np.ix_(order, order)]
     pull, y = 2.0 * floats(tangent.h * times, tangent.a + tangent.b + p)[order], y[order]
     square, at_most = scale[order] ** 2, np.array(off)[order] * (1 + 2 * U)
-    search = Codes(matrix, minorants * square, pull, y, at_most, levels, cut)
+    search = Codes(matrix, minorants * square, pull, y, at_most, count[order], cut)
     if forms is not None:
         search.use(forms[0], forms[1], forms[2] * square, forms[3])
     for leaf in search.below(cut):
@@ -154,11 +156,11 @@ def over_codes(
 class Codes:
     """A search, made ready: all in its order, and in codes."""
 
-    def __init__(self, matrix: Any, minorants: Any, pull: Any, y: Any, off: Any, levels: int, cut: float) -> None:
+    def __init__(self, matrix: Any, minorants: Any, pull: Any, y: Any, off: Any, count: Any, cut: float) -> None:
         n = len(y)
-        step = np.arange(levels)[:, None] - y
+        step = np.arange(int(count.max()))[:, None] - y
         apart = 2.0 * float((np.abs(pull) + 2.0 * np.abs(minorants[n]) * np.abs(step).max(axis=0)) @ off)
-        step, _, count, start = tightened(step, pull * step, minorants[n], matrix, cut + apart)
+        step, _, count, start = tightened(step, pull * step, minorants[n], matrix, cut + apart, count)
         self.low, self.high = start.astype(np.float64), (start + count - 1).astype(np.float64)
         self.pull, self.y, self.off = pull, y, off
         self.factor, away, self.shifts, self.minorants = prepared(matrix.tobytes(), minorants.tobytes(), n)

@@ -12,7 +12,7 @@ from layerbounds_verify.boxes import over_boxes
 from layerbounds_verify.codes import over_codes
 from layerbounds_verify.exact import RefusedError
 from layerbounds_verify.grids import over_blocks, over_grid
-from layerbounds_verify.reader import levels
+from layerbounds_verify.reader import lattice, levels
 from layerbounds_verify.work import Work
 
 
@@ -31,7 +31,7 @@ def allow_levels(work: Work, weights: Any, table: Any) -> None:
 
 def lower(work: Work, claim: Fraction) -> Fraction:
     """What the proof gives for all levels."""
-    scale, zero = _lattice(work)
+    scale, zero, count = _lattice(work)
     target, values = work.target[0], work.values
     if work.kind == "enumeration":
         order, z, rows = (work.part(name) for name in ("order", "z", "minorants"))
@@ -40,7 +40,7 @@ def lower(work: Work, claim: Fraction) -> Fraction:
         forms: Any = None
         if work.has("forms"):
             forms = tuple(work.part(name) for name in ("forms", "depths", "units", "weights"))
-        return over_codes(work.gram, target, values, order, z, rows, claim, scale, zero, forms)
+        return over_codes(work.gram, target, values, order, z, rows, claim, scale, zero, count, forms)
     if work.kind not in ("dual", "leaves"):
         raise work.unknown()
     minorant = work.minorant(scale=scale)
@@ -48,21 +48,19 @@ def lower(work: Work, claim: Fraction) -> Fraction:
         if minorant.forms is None:
             raise RefusedError("its tree names a minorant without integer forms")
         parts = work.parts("axis", "at", "child", "z", "multipliers")
-        return over_boxes(target, work.gram, values, minorant, parts, scale, zero)
+        return over_boxes(target, work.gram, values, minorant, parts, scale, zero, count)
     tangent = work.tangent(minorant)
     if minorant.parts:
         return over_blocks(tangent, minorant, values, None)
     if minorant.forms is None:
         return over_levels(tangent, values)
-    return over_levels_with_forms(tangent, values, minorant, work.part("multipliers"), scale, zero)
+    return over_levels_with_forms(tangent, values, minorant, work.part("multipliers"), scale, zero, count)
 
 
-def _lattice(work: Work) -> tuple[Any, Any]:
-    """Scales and zero points that make the codes 0, 1, 2, …; None where these are not consecutive."""
-    codes, scale, zero, group = (
-        work.certificate.tensors[f"problem.grid.{name}"] for name in ("codes", "scale", "zero_point", "group")
-    )
-    if not np.array_equal(codes - codes[0], np.arange(len(codes))):
-        return None, None
-    s, z = scale[work.rows[0], group][work.live], zero[work.rows[0], group][work.live]
-    return np.abs(s), np.where(s > 0, z - codes[0], codes[-1] - z)
+def _lattice(work: Work) -> tuple[Any, Any, Any]:
+    """Scales and zero points that make the codes 0, 1, 2, …, and how many; None where these are not consecutive."""
+    found = lattice(work.certificate, work.rows[0])
+    if found is None:
+        return None, None, None
+    scale, zero, count = (part[work.live] for part in found)
+    return scale, zero, count

@@ -209,7 +209,7 @@ class _Cells:
         if np.array_equal(codes - codes[0], np.arange(len(codes))):
             # The first step is −y, but for its rounding.
             pull, off = floats(2 * slope, h)[order], UP * floats(abs(integers(step[0], p) - steps[:, 0]), p)
-            search = Codes(self.ordered, d, pull, -step[0], off, len(codes), bound)
+            search = Codes(self.ordered, d, pull, -step[0], off, np.full(len(pull), len(codes)), bound)
             leaves = search.below(bound)
         else:
             # Entries of the matrix are rounded.

@@ -88,8 +88,8 @@ class Certificate:
 def read_certificate(path: Path, layers: Path | None) -> Certificate:
     """Read a file, and the layer from another one where it has the SHA-256 of the layer's arrays alone."""
     tensors, metadata = read_tensors(path)
-    if metadata.get("layerbounds.solution") != "1":
-        raise RefusedError(f"{path} is no solution of schema 1, which this checker reads")
+    if metadata.get("layerbounds.solution") not in ("1", "2"):
+        raise RefusedError(f"{path} is no solution of schema 1 or 2, which this checker reads")
     text = metadata.get("solution", "")
     if digest(tensors, text) != metadata.get("sha256"):
         raise RefusedError(f"{path} is damaged: its SHA-256 is not the one that it names")
@@ -191,12 +191,34 @@ def structure(certificate: Certificate) -> Structure:
 
 
 def levels(certificate: Certificate, channel: int) -> Any:
-    """The levels of each weight of a channel, shape (n, levels): scale · (code − zero point) in float64."""
+    """The levels of each weight of a channel, shape (n, levels): scale · (code − zero point) + offset in float64."""
+    codes, scale, zero, offset = grid(certificate, channel)
+    return scale[:, None] * (codes - zero[:, None]) + offset[:, None] + 0.0
+
+
+def grid(certificate: Certificate, channel: int) -> tuple[Any, Any, Any, Any]:
+    """The codes, and the scale, zero point and offset of each input of a channel."""
     parts = [certificate.tensors[f"problem.grid.{name}"] for name in ("codes", "scale", "zero_point", "group")]
     codes, scale, zero, group = parts
-    if not np.all((group >= 0) & (group < scale.shape[1])):
+    offset = certificate.tensors.get("problem.grid.offset", np.zeros(scale.shape))
+    if not np.all((group >= 0) & (group < scale.shape[1])) or not scale.shape == zero.shape == offset.shape:
         raise RefusedError("an input belongs to a group of scales that is not there")
-    return scale[channel, group][:, None] * (codes - zero[channel, group][:, None]) + 0.0
+    return codes, scale[channel, group], zero[channel, group], offset[channel, group]
+
+
+def lattice(certificate: Certificate, channel: int) -> tuple[Any, Any, Any] | None:
+    """Scales and zero points with which codes 0, 1, 2, … are near the levels, and how many each input has.
+
+    None where the codes are not consecutive. An input whose scale is 0 has the code 0 alone, and the median of the
+    channel's other scales; where there are none, the largest size of an offset, or 1.
+    """
+    codes, scale, zero, offset = grid(certificate, channel)
+    if not np.array_equal(codes - codes[0], np.arange(len(codes))):
+        return None
+    size, count = np.abs(scale), np.where(scale == 0.0, 1, len(codes))
+    size[scale == 0.0] = np.median(size[scale != 0.0]) if np.any(scale) else np.max(np.abs(offset)) or 1.0
+    first = np.where(scale > 0, zero - codes[0], np.where(scale < 0, codes[-1] - zero, 0.0))
+    return size, first - offset / size, count
 
 
 def rows_together(certificate: Certificate) -> list[list[int]]:

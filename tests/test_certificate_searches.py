@@ -23,13 +23,17 @@ def _problem(rng: np.random.Generator) -> dict[str, Any]:
     gram = 0.5 * (gram + gram.T)
     scale = np.exp(rng.normal(size=n)) * 0.3
     zero = rng.integers(0, levels, n).astype(np.float64) if rng.random() < 0.5 else rng.normal(size=n)
-    return {
-        "gram": gram,
-        "target": scale * rng.normal(size=n) * 2.0,
-        "values": scale[:, None] * (np.arange(levels) - zero[:, None]),
-        "scale": scale,
-        "zero": zero,
-    }
+    target = scale * rng.normal(size=n) * 2.0
+    values, count = scale[:, None] * (np.arange(levels) - zero[:, None]), np.full(n, levels)
+    if rng.random() < 0.5:
+        # Some inputs have the first level alone.
+        count[rng.permutation(n)[:2]] = 1
+        values = np.where(count[:, None] == 1, values[:, :1], values)
+    return {"gram": gram, "target": target, "values": values, "scale": scale, "zero": zero, "count": count}
+
+
+def _lattice(problem: dict[str, Any]) -> tuple[Any, Any, Any]:
+    return problem["scale"], problem["zero"], problem["count"]
 
 
 def _errors(problem: dict[str, Any]) -> list[Fraction]:
@@ -37,7 +41,7 @@ def _errors(problem: dict[str, Any]) -> list[Fraction]:
     gram = [[Fraction(h) for h in row] for row in problem["gram"].tolist()]
     target = [Fraction(w) for w in problem["target"].tolist()]
     found = []
-    for point in product(*problem["values"].tolist()):
+    for point in product(*(sorted(set(row)) for row in problem["values"].tolist())):
         t = [Fraction(v) - w for v, w in zip(point, target, strict=True)]
         found.append(sum(a * h * b for a, row in zip(t, gram, strict=True) for h, b in zip(row, t, strict=True)))
     return sorted(found)
@@ -70,9 +74,9 @@ def test_searches_of_codes_find_the_least_error(seed: int) -> None:
     rest = order, z, minorants
     given = problem["gram"], problem["target"], problem["values"], *rest
     for own in (None, tests):
-        assert over_codes(*given, least, problem["scale"], problem["zero"], own) == least
+        assert over_codes(*given, least, *_lattice(problem), own) == least
         with pytest.raises(RefusedError, match="smaller error"):
-            over_codes(*given, least * (1 + Fraction(1, 10**12)), problem["scale"], problem["zero"], own)
+            over_codes(*given, least * (1 + Fraction(1, 10**12)), *_lattice(problem), own)
 
 
 @pytest.mark.parametrize("change", [0.5, np.nan, -1.0])
@@ -86,9 +90,9 @@ def test_forms_of_a_search_that_are_none_are_refused(change: float) -> None:
     depths = np.array([[n, 2]])
     wrong = (forms * change, depths, d[None], weights[None]), (forms, depths, d[None], change * (weights + 1e-3)[None])
     with pytest.raises(RefusedError, match=r"small integers|negative"):
-        over_codes(*given, problem["scale"], problem["zero"], wrong[0 if change == 0.5 else 1])
+        over_codes(*given, *_lattice(problem), wrong[0 if change == 0.5 else 1])
     with pytest.raises(RefusedError, match="wrong shape"):
-        over_codes(*given, problem["scale"], problem["zero"], (forms[1:], depths, d[None], weights[None]))
+        over_codes(*given, *_lattice(problem), (forms[1:], depths, d[None], weights[None]))
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -121,9 +125,7 @@ def test_boxes_of_codes_are_bounded_from_below(seed: int) -> None:
         "z": (problem["target"] * (1.0 + 0.3 * rng.normal(size=(len(leaves), n)))).astype(np.float32),
         "multipliers": rng.integers(-9000, 9000, (len(leaves), len(weights))).astype(np.int16),
     }
-    found = over_boxes(
-        problem["target"], problem["gram"], problem["values"], minorant, parts, problem["scale"], problem["zero"]
-    )
+    found = over_boxes(problem["target"], problem["gram"], problem["values"], minorant, parts, *_lattice(problem))
     assert found <= _errors(problem)[0]
 
 

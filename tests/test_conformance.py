@@ -21,7 +21,7 @@ def test_the_zoo_has_all_kinds_of_problems() -> None:
     grids, patterns = (Capability.UNIFORM, Capability.CODEBOOK), (Capability.PRUNING, Capability.MASK)
     shared = (Capability.SHARED, Capability.SHARED_MASK)
     assert kinds >= {*map(str, (*grids, *patterns, *shared, Capability.JOINT, Capability.FREE_SCALE)), "free codebooks"}
-    assert 40 <= len(zoo()) <= 200
+    assert 40 <= len(zoo()) <= 220
     assert len({case.name for case in zoo()}) == len(zoo())
     positive = [case for case in zoo() if case.optimum > 0]
     assert len(positive) > len(zoo()) / 2

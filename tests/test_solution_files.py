@@ -230,8 +230,8 @@ def test_damaged_foreign_and_newer_files_are_refused(tmp_path: Path) -> None:
         with pytest.raises(FileFormatError, match=message):
             lb.load_solution(path)
     path.write_bytes(whole)
-    _rewritten(path, lambda t, a, m: m.update({SCHEMA_KEY: "2"}))
-    with pytest.raises(FileFormatError, match="schema 2, this version reads 1"):
+    _rewritten(path, lambda t, a, m: m.update({SCHEMA_KEY: "3"}))
+    with pytest.raises(FileFormatError, match="schema 3, this version reads up to 2"):
         lb.load_solution(path)
     solution.save_weights(path)
     with pytest.raises(FileFormatError, match="holds no solution"):

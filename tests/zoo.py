@@ -145,12 +145,24 @@ def _levels(*codes: float) -> Callable[[lb.Layer], Problem]:
     return lambda layer: lb.quantization_problem(layer, grid=lb.codebook_grid(layer.weight, np.array(codes)))
 
 
-def _given(codes: object, scale: object, zero_point: object = 0.0) -> Callable[[lb.Layer], Problem]:
-    """Scales of one channel, each for an equal share of the inputs."""
-    return lambda layer: lb.quantization_problem(
-        layer,
-        grid=lb.Grid(codes, np.atleast_2d(scale), zero_point, layer.in_features),  # type: ignore[arg-type]
-    )
+def _grid(
+    codes: object, scale: object, zero_point: object = 0.0, offset: object = None
+) -> Callable[[lb.Layer], lb.Grid]:
+    """Scales and offsets of one channel, each for an equal share of the inputs."""
+
+    def make(layer: lb.Layer) -> lb.Grid:
+        steps = np.atleast_2d(scale)  # type: ignore[call-overload]
+        more = None if offset is None else np.atleast_2d(offset)  # type: ignore[call-overload]
+        return lb.Grid(codes, steps, zero_point, layer.in_features, offset=more)  # type: ignore[arg-type]
+
+    return make
+
+
+def _given(
+    codes: object, scale: object, zero_point: object = 0.0, offset: object = None
+) -> Callable[[lb.Layer], Problem]:
+    make = _grid(codes, scale, zero_point, offset)
+    return lambda layer: lb.quantization_problem(layer, grid=make(layer))
 
 
 def _bits(bits: int, **how: object) -> Callable[[lb.Layer], Problem]:
@@ -172,8 +184,8 @@ def _filters(refit: bool, metric: bool) -> Callable[[lb.Layer], Problem]:
     return make
 
 
-def _joint(bits: int | None = None, **how: object) -> Callable[[lb.Layer], Problem]:
-    return lambda layer: lb.joint_problem(layer, bits, **how)  # type: ignore[arg-type]
+def _joint(bits: int | None = None, grid: object = None, **how: object) -> Callable[[lb.Layer], Problem]:
+    return lambda layer: lb.joint_problem(layer, bits, grid=grid and grid(layer), **how)  # type: ignore[arg-type,operator]
 
 
 def _example(family: Family, name: str) -> Callable[[lb.Layer], Problem]:
@@ -201,6 +213,18 @@ def _problems() -> list[tuple[str, str, Callable[[lb.Layer], Problem]]]:
         ("dead inputs", "scales of both signs", _given(range(-2, 2), [-0.4, 0.5])),
         ("other inputs", "scales of both signs, zero points", _given(range(4), [-0.4, 0.4, -0.6], [[1, 2.5, 0.3]])),
         ("rank 3", "uneven levels, scales of both signs", _given([-2, -0.3, 0.1, 1.7], [-0.4, 0.6])),
+        ("plain", "minima", _given(range(4), [0.4, 0.3], offset=[-0.7, -0.21])),
+        ("plain", "scales of 0", _given(range(-2, 2), [0.4, 0.0, 0.4])),
+        ("other inputs", "scales of 0, minima", _given(range(4), [0.0, 0.4, 0.0], offset=[0.3, -0.7, 0.0])),
+        ("rank 3", "scales of 0, minima", _given(range(4), [0.3, 0.0], offset=[-0.7, 0.1])),
+        ("dead inputs", "uneven levels, scales of 0", _given([-2, -0.3, 1.7], [0.0, -0.4, 0.6], offset=[0.2, 0, 0.1])),
+        ("plain", "scales of 0 alone", _given(range(4), [0.0, 0.0], offset=[0.3, -0.2])),
+        (
+            "plain",
+            "minima, 2:4 ragged",
+            _joint(pattern="2:4", grid=_grid(range(4), [0.0, 0.4, 0.3], 0, [0.2, -0.7, 0])),
+        ),
+        ("rank 3", "scales of 0, keep two", _joint(k=2, grid=_grid(range(-2, 2), [0.4, 0.0, 0.4]))),
         ("three", "nf4", _codebook("nf4")),
         ("three", "fp4", _codebook("fp4")),
         ("three", "mxfp4", _codebook("mxfp4")),

@@ -18,11 +18,11 @@ from layerbounds.layers.gram import GramReport, ValidatedGram
 from layerbounds.layers.layer import Layer, as_layer
 from layerbounds.layers.tensor_files import open_tensors
 from layerbounds.problems.problem import Problem
-from layerbounds.problems.stored import PREFIX, restored_problem, stored_problem
+from layerbounds.problems.stored import PREFIX, restored_problem, schema_of, stored_problem
 from layerbounds.proofs import BoundKind, Status, TracePoint
 from layerbounds.version import __version__
 
-SCHEMA_KEY, SCHEMA_VERSION = "layerbounds.solution", 1
+SCHEMA_KEY, SCHEMA_VERSION = "layerbounds.solution", 2
 #: The metadata entries: everything but the tensors, and the SHA-256 of all that is in the file.
 ABOUT_KEY, DIGEST_KEY = "solution", "sha256"
 
@@ -99,7 +99,8 @@ def write_solution(
     }
     text = json.dumps(said)
     sealed = {name: np.ascontiguousarray(array) for name, array in stored.items()}
-    write_tensors(path, sealed, {SCHEMA_KEY: str(SCHEMA_VERSION), ABOUT_KEY: text, DIGEST_KEY: digest(sealed, text)})
+    version = str(schema_of(problem))
+    write_tensors(path, sealed, {SCHEMA_KEY: version, ABOUT_KEY: text, DIGEST_KEY: digest(sealed, text)})
 
 
 def _plain(value: Any) -> Any:
@@ -154,9 +155,9 @@ def read_sealed(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], 
         version = file.metadata.get(SCHEMA_KEY)
         if version is None:
             raise FileFormatError(f"{path} holds no solution; pass a file that Solution.save has written.")
-        if version != str(SCHEMA_VERSION):
+        if version not in map(str, range(1, SCHEMA_VERSION + 1)):
             raise FileFormatError(
-                f"{path} has solution schema {version}, this version reads {SCHEMA_VERSION}; upgrade layerbounds."
+                f"{path} has solution schema {version}, this version reads up to {SCHEMA_VERSION}; upgrade layerbounds."
             )
         tensors = {name: file.read(name) for name in file.names}
         text = file.metadata.get(ABOUT_KEY, "")

@@ -60,9 +60,7 @@ def _(
     rng: np.random.Generator,
     shared: dict[Hashable, Any],
 ) -> ChannelView:
-    levels = np.ascontiguousarray(allowed.values)
-    count = np.full(len(levels), levels.shape[1], dtype=np.int64)
-    return ChannelView(gram, target, levels, count, rng, shared)
+    return ChannelView(gram, target, np.ascontiguousarray(allowed.values), allowed.count, rng, shared)
 
 
 @channel_view.register

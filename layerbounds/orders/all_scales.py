@@ -114,8 +114,10 @@ def check_all_scales(problem: JointProblem) -> None:
         See `joint_over_scales`.
     """
     grid = problem.grid
-    if grid.scale.shape[1] != 1 or np.any(grid.zero_point):
-        raise InputError("all scales of a joint problem need one scale for each channel and no zero points.")
+    if grid.scale.shape[1] != 1 or np.any(grid.zero_point) or grid.affine:
+        raise InputError(
+            "all scales of a joint problem need one scale for each channel, not 0, and no zero points or offsets."
+        )
     if np.any(grid.scale < 0.0):
         raise InputError("all scales of a joint problem are the positive ones; pass positive scales to begin with.")
     if not grid.codes[0] <= 0.0 <= grid.codes[-1] or not np.any(grid.codes):

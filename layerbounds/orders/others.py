@@ -150,8 +150,8 @@ def other_levels(problem: QuantizationProblem, solution: Solution, limits: Mappi
             problem.grid.rows(several),
             tuple(changes),
         )
-        last = len(problem.grid.codes) - 1
-        exist = [k for k, c in enumerate(changes) if (c.code < last if c.above else c.code > 0)]
+        last = {row: levels.count - 1 for row, levels in zip(rows, choices, strict=True)}
+        exist = [k for k, c in enumerate(changes) if (c.code < last[c.row][c.input] if c.above else c.code > 0)]
         search.add(smaller, [(changes[k].row, k) for k in exist])
         result = search.merge(result, rows)
     return result

@@ -52,6 +52,7 @@ def order_gap(
     grid: Grid | None = None,
     scale: ArrayLike | None = None,
     zero_point: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
     g_idx: ArrayLike | None = None,
     symmetric: bool | None = None,
     granularity: Granularity | None = None,
@@ -76,7 +77,7 @@ def order_gap(
     Parameters
     ----------
     layer : Layer
-    bits, grid, scale, zero_point, g_idx, symmetric, granularity, range, codebook
+    bits, grid, scale, zero_point, offset, g_idx, symmetric, granularity, range, codebook
         The grid, as in `joint_problem`.
     density, k, pattern
         What may be kept, as in `pruning_problem`.
@@ -122,8 +123,8 @@ def order_gap(
         layer,
         bits,
         {
-            "grid": grid, "scale": scale, "zero_point": zero_point, "g_idx": g_idx, "symmetric": symmetric,
-            "granularity": granularity, "range": range, "codebook": codebook,
+            "grid": grid, "scale": scale, "zero_point": zero_point, "offset": offset, "g_idx": g_idx,
+            "symmetric": symmetric, "granularity": granularity, "range": range, "codebook": codebook,
         },
         {"density": density, "k": k, "pattern": pattern},
         orders,
@@ -184,7 +185,7 @@ class Plan:
     ) -> None:
         self.scale_rule = one_of(scale_rule, "scale_rule", tuple(SCALE_RULES))
         if scale_rule == "kept":
-            for name in ("grid", "scale", "zero_point", "g_idx"):
+            for name in ("grid", "scale", "zero_point", "offset", "g_idx"):
                 if grid[name] is not None:
                     raise InputError(f"scale_rule 'kept' fits the scales itself; leave out {name}.")
         self.problem = joint_problem(layer, bits, bias=bias, **grid, **pattern)
@@ -328,7 +329,7 @@ def _run(plan: Plan, order: Order, pair: Pair, dense: Grid, shop: Workshop) -> _
 def _fitted_to_kept(plan: Plan, state: State, dense: Grid, layer: Layer) -> Grid:
     """The grid with a scale for each channel that is fitted to what is kept of it."""
     assert state.mask is not None
-    scale, zero = dense.scale.copy(), dense.zero_point.copy()
+    scale, zero, offset = dense.scale.copy(), dense.zero_point.copy(), dense.offset.copy()
     # Weights that are on a grid already would only give it back.
     weights = layer.matrix if state.quantized else state.weights
     for row, mask in enumerate(state.mask):
@@ -336,10 +337,9 @@ def _fitted_to_kept(plan: Plan, state: State, dense: Grid, layer: Layer) -> Grid
         if len(kept):
             gram = layer.channel_gram(row)[np.ix_(kept, kept)]
             own = fitted_grid(Layer(weights[row, kept][None], gram, layer.name), granularity="channel", **plan.fit)
-            scale[row], zero[row] = own.scale[0], own.zero_point[0]
-    return Grid(
-        dense.codes, scale, zero, dense.in_features, uniform=dense.uniform, label=f"{dense.label}, of what is kept"
-    )
+            scale[row], zero[row], offset[row] = own.scale[0], own.zero_point[0], own.offset[0]
+    label = f"{dense.label}, of what is kept"
+    return Grid(dense.codes, scale, zero, dense.in_features, uniform=dense.uniform, label=label, offset=offset)
 
 
 def _with_other_refits(record: StageRecord, state: State, layer: Layer) -> StageRecord:
@@ -372,18 +372,24 @@ def _joint(plan: Plan, results: Mapping[str, _Result], shop: Workshop) -> _Joint
     rows: dict[tuple[int, bytes], list[str]] = {}
     for name, result in results.items():
         for row in range(layer.out_features):
-            key = row, result.grid.scale[row].tobytes() + result.grid.zero_point[row].tobytes()
+            parts = result.grid.scale, result.grid.zero_point, result.grid.offset
+            key = row, b"".join(part[row].tobytes() for part in parts)
             rows.setdefault(key, []).append(name)
     cases = list(rows)
     first = [results[rows[key][0]].grid for key in cases]
+    scale, zero, offset = (
+        np.stack([getattr(g, part)[row] for g, (row, _) in zip(first, cases, strict=True)])
+        for part in ("scale", "zero_point", "offset")
+    )
     grid = Grid(
         problem.grid.codes,
-        np.stack([g.scale[row] for g, (row, _) in zip(first, cases, strict=True)]),
-        np.stack([g.zero_point[row] for g, (row, _) in zip(first, cases, strict=True)]),
+        scale,
+        zero,
         problem.grid.in_features,
         uniform=problem.grid.uniform,
         label=problem.grid.label,
         group=problem.grid.group,
+        offset=offset,
     )
     starts = np.stack([_best([results[name] for name in rows[key]], key[0]) for key in cases])
     several = JointProblem(rows_of(layer, [row for row, _ in cases]), grid, problem.pattern, problem.kept)

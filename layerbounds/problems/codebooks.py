@@ -10,8 +10,21 @@ from layerbounds.exceptions import InputError, UnknownNameError
 
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
+#: Twelfths of 0, 1/16, 2, 3, 4, 6, 8 and 12, as float32 numbers.
+_BITSANDBYTES = (
+    0.0,
+    0.0052083334885537624,
+    0.1666666716337204,
+    0.25,
+    0.3333333432674408,
+    0.5,
+    0.6666666865348816,
+    1.0,
+)
+
 #: NF4: quantiles of the normal distribution, Dettmers et al., "QLoRA" (NeurIPS 2023), appendix E.
 #: FP4 E2M1 and MXFP4: OCP Microscaling Formats (MX) v1.0 specification, section 5.3.3.
+#: FP4 of bitsandbytes: another table, which `bitsandbytes.functional.get_4bit_type("fp4")` returns.
 _CODEBOOKS: dict[str, tuple[float, ...]] = {
     "binary": (-1.0, 1.0),
     "ternary": (-1.0, 0.0, 1.0),
@@ -34,6 +47,7 @@ _CODEBOOKS: dict[str, tuple[float, ...]] = {
         1.0,
     ),
     "fp4": tuple(sorted({s * v for v in _E2M1 for s in (-1.0, 1.0)})),
+    "bnb-fp4": tuple(sorted({s * v for v in _BITSANDBYTES for s in (-1.0, 1.0)})),
     "mxfp4": tuple(sorted({s * v for v in _E2M1 for s in (-1.0, 1.0)})),
 }
 CODEBOOKS: tuple[str, ...] = tuple(_CODEBOOKS)
@@ -44,7 +58,7 @@ def codebook(name: str) -> Float:
 
     Parameters
     ----------
-    name : {"binary", "ternary", "nf4", "fp4", "mxfp4"}
+    name : {"binary", "ternary", "nf4", "fp4", "bnb-fp4", "mxfp4"}
     """
     if isinstance(name, str) and name.lower() == "free":
         raise InputError(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from layerbounds.arguments import shown
+from layerbounds.arguments import flag, shown
 from layerbounds.arrays import Bool, Float, Int, type_name
 from layerbounds.exceptions import InputError
 from layerbounds.problems.float_types import FLOAT_TYPES, rounded
@@ -44,6 +44,10 @@ class Evaluation:
         Quantization: those of the grid, or the ones that explain the weights, or come closest.
     sets : list of list of int
         The output channels of each entry.
+    moved : ndarray of int64, shape (sets,)
+        With ``snap``: how many weights were moved to the level that they are the rounding of.
+    moved_by : ndarray of shape (sets,)
+        How far, at most.
     """
 
     error: Float
@@ -57,9 +61,20 @@ class Evaluation:
     scale: Float | None = None
     zero_point: Float | None = None
     sets: Sequence[Sequence[int]] = ()
+    moved: Int = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    moved_by: Float = field(default_factory=lambda: np.zeros(0))
 
     def describe(self) -> str:
         """One line that says whether the weights are allowed and, if not, by how much they are off."""
+        if self.moved.any():
+            many = int(self.moved.sum())
+            return (
+                f"{self._off()}, {many} of them moved to {'a level' if many == 1 else 'levels'} by at most "
+                f"{self.moved_by.max():.2g}"
+            )
+        return self._off()
+
+    def _off(self) -> str:
         if self.feasible.all():
             return "all weights are allowed"
         if self.off_grid.any():
@@ -79,7 +94,12 @@ def squared_error(gram: Float, deviation: Float) -> float:
 
 
 def evaluate(
-    problem: Problem, weights: ArrayLike, channels: Sequence[int] | None = None, *, dtype: object = None
+    problem: Problem,
+    weights: ArrayLike,
+    channels: Sequence[int] | None = None,
+    *,
+    dtype: object = None,
+    snap: bool = False,
 ) -> Evaluation:
     """Score anybody's weights on the layer's own, undamped Gram matrix (`Problem.gram`).
 
@@ -91,7 +111,10 @@ def evaluate(
     channels : sequence of int, optional
         The output channels to score; default: all.
     dtype : {"float64", "float32", "bfloat16", "float16"}, optional
-        Free scales: the type to which s·(q − z) was rounded once; default: that of the array or tensor.
+        The type to which levels were rounded once, for free scales and ``snap``; default: that of the array or tensor.
+    snap : bool
+        Whether weights that are the rounding of a level, to half a unit in the last place of their type, count as that
+        level (docs/grids.md). All entries are then about the weights so moved; others are off the grid as without it.
 
     Raises
     ------
@@ -100,11 +123,19 @@ def evaluate(
     """
     layer = as_problem(problem).layer
     rows = check_channels(problem, channels)
-    problem = problem.rounded_to(float_type(weights, dtype))
+    kind = float_type(weights, dtype)
     matrix = layer.channel_weights(weights, rows, "weights")
     if dtype is not None:
-        _check_type(matrix, float_type(weights, dtype))
+        _check_type(matrix, kind)
     sets = problem.sets(rows)
+    given = matrix
+    if flag(snap, "snap"):
+        # What is moved is exact: nothing is left to be explained by rounding.
+        matrix = problem.unrounded(matrix, rows, kind)
+    moved = np.abs(matrix - given)
+    problem = problem.rounded_to("float64" if np.any(moved) else kind)
+    position = {channel: i for i, channel in enumerate(rows)}
+    by_set = [moved[[position[c] for c in s]] for s in sets]
     error = _errors(problem, matrix, rows)
     energy = problem.energy()
     energies = np.array([energy[s].sum() for s in sets])
@@ -122,6 +153,8 @@ def evaluate(
         scale=judged.scale,
         zero_point=judged.zero_point,
         sets=sets,
+        moved=np.array([np.count_nonzero(part) for part in by_set], dtype=np.int64),
+        moved_by=np.array([part.max(initial=0.0) for part in by_set]),
     )
 
 

@@ -66,7 +66,7 @@ def codebook_grid(
     Parameters
     ----------
     weight : array_like of shape (out, in) or (out, in, kh, kw)
-    codebook_name : {"binary", "ternary", "nf4", "fp4", "mxfp4"} or array_like of shape (levels,)
+    codebook_name : {"binary", "ternary", "nf4", "fp4", "bnb-fp4", "mxfp4"} or array_like of shape (levels,)
         A name, or the codes themselves.
     granularity : {"tensor", "channel"} or int, optional
         Default: "channel"; 32 for MXFP4, whose scales are powers of two.

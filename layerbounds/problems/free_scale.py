@@ -155,6 +155,16 @@ class FreeScaleProblem(Problem):
         """The same for weights that were rounded to another type."""
         return replace(self, dtype=dtype)
 
+    def unrounded(self, matrix: Float, channels: Sequence[int], dtype: str) -> Float:
+        """The exact products of scales and codes, where weights are allowed."""
+        judged = self.rounded_to(dtype).judged(matrix, channels)
+        position = {channel: i for i, channel in enumerate(channels)}
+        result = matrix.copy()
+        for s, violation in zip(self.sets(channels), judged.violation, strict=True):
+            rows = [position[c] for c in s]
+            result[rows] = matrix[rows] if violation > 0.0 else judged.snapped[rows]
+        return result
+
     def judged(self, matrix: Float, channels: Sequence[int]) -> Judgement:
         """As for all problems, with the scales and zero points that explain the weights, or come closest."""
         sets = self.sets(channels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from layerbounds.arguments import flag, shown, whole_number
-from layerbounds.arrays import Float, Int, as_float64, as_numpy
+from layerbounds.arrays import Bool, Float, Int, as_float64, as_numpy
 from layerbounds.exceptions import InputError
 from layerbounds.problems.levels import Levels, nearest_levels
 
@@ -29,7 +30,7 @@ MOST_GAPS = 2.0**50
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Level sets ``scale · (codes − zero_point)`` of all weights of a layer.
+    """Level sets ``scale · (codes − zero_point) + offset`` of all weights of a layer.
 
     Arrays of any real type and lists are taken and copied to float64.
 
@@ -38,7 +39,8 @@ class Grid:
     codes : ndarray of shape (levels,)
         Sorted and distinct; consecutive numbers for uniform grids.
     scale : ndarray of shape (out, scale_groups)
-        Step sizes, not zero; a negative one mirrors the codes. Given as (out,): one scale group.
+        Step sizes; a negative one mirrors the codes, and one of zero leaves the offset as the only level. Given as
+        (out,): one scale group.
     zero_point : ndarray of shape (out, scale_groups)
         In units of the codes, not necessarily integers. Zero for symmetric grids and codebooks; given as one number, it
         is that of all.
@@ -53,11 +55,13 @@ class Grid:
         How tables and files call the grid.
     group : ndarray of int64, shape (n,)
         The scale group of each flattened input, such as the ``g_idx`` of GPTQ; by default consecutive blocks.
+    offset : ndarray of shape (out, scale_groups)
+        Added to ``scale · (codes − zero_point)``: the minimum that formats such as GGUF's Q4_1 store. By default 0.
 
     Raises
     ------
     InputError
-        On NaN, infinity, a scale of zero, shapes that do not agree, or levels that float64 cannot tell apart.
+        On NaN, infinity, shapes that do not agree, or levels that float64 cannot tell apart.
     """
 
     codes: Float
@@ -68,6 +72,7 @@ class Grid:
     uniform: bool = None  # type: ignore[assignment]
     label: str = "given grid"
     group: Int = field(default=None)  # type: ignore[arg-type]
+    offset: Float = field(default=None)  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
         codes = as_float64(self.codes, "codes")
@@ -80,7 +85,10 @@ class Grid:
         zero = np.full(scale.shape, float(zero)) if zero.ndim == 0 else _by_channel(zero, "zero_point")
         if zero.shape != scale.shape:
             raise InputError(f"zero_point has shape {zero.shape} but scale has {scale.shape}; they must agree.")
-        _check_levels(codes, scale, zero)
+        offset = np.zeros(scale.shape) if self.offset is None else _by_channel(self.offset, "offset") + 0.0
+        if offset.shape != scale.shape:
+            raise InputError(f"offset has shape {offset.shape} but scale has {scale.shape}; they must agree.")
+        _check_levels(codes, scale, zero, offset)
         n = whole_number(self.in_features, "in_features", 1)
         group, size = _groups(self.group, self.group_size, n, scale.shape[1])
         step = codes.size > 1 and np.array_equal(codes - codes[0], np.arange(codes.size))
@@ -88,6 +96,7 @@ class Grid:
         if uniform and not step:
             raise InputError("the codes of a uniform grid are consecutive numbers; pass uniform=False for these.")
         values = {"codes": codes, "scale": scale, "zero_point": zero, "in_features": n, "group": group}
+        values["offset"] = offset
         for name, value in {**values, "group_size": size, "uniform": uniform, "label": str(self.label)}.items():
             object.__setattr__(self, name, value)
 
@@ -95,6 +104,19 @@ class Grid:
     def out_features(self) -> int:
         """Number of output channels."""
         return int(self.scale.shape[0])
+
+    @property
+    def affine(self) -> bool:
+        """Whether anything but scales other than zero, and zero points, says what the levels are."""
+        return bool(np.any(self.scale == 0.0) or np.any(self.offset))
+
+    @functools.cached_property
+    def has_zero(self) -> Bool:
+        """Whether zero is a level, exactly, shape (out, scale_groups)."""
+        found = np.zeros(self.scale.shape, dtype=bool)
+        for code in self.codes:
+            found |= self.scale * (code - self.zero_point) + self.offset == 0.0
+        return found
 
     def allowed(self, channel: int) -> Levels:
         """The levels of each weight of a channel, as an allowed set."""
@@ -104,10 +126,15 @@ class Grid:
     def levels(self, channel: int) -> Float:
         """Sorted values that each weight of a channel may take, shape (n, levels)."""
         scale, zero = self.scale[channel, self.group], self.zero_point[channel, self.group]
-        levels = scale[:, None] * (self.codes[None, :] - zero[:, None]) + 0.0
+        levels = scale[:, None] * (self.codes[None, :] - zero[:, None]) + self.offset[channel, self.group][:, None]
         mirrored = scale < 0
         levels[mirrored] = levels[mirrored, ::-1]
         return np.asarray(levels)
+
+    def weights(self, channel: int, positions: Int) -> Float:
+        """The levels that a channel's weights have whose codes are at these positions of ``codes``, shape (n,)."""
+        scale, zero = self.scale[channel, self.group], self.zero_point[channel, self.group]
+        return np.asarray(scale * (self.codes[positions] - zero) + self.offset[channel, self.group])
 
     def rows(self, channels: Sequence[int]) -> Grid:
         """The grid of some output channels, any of them several times."""
@@ -120,31 +147,38 @@ class Grid:
             uniform=self.uniform,
             label=self.label,
             group=self.group,
+            offset=self.offset[chosen],
         )
 
     def lattice(self, channel: int) -> tuple[Float, Float, Float]:
-        """The levels of a channel as ``scale · (codes − zero_point)`` with positive scales.
+        """The levels of a channel as ``scale · (codes − zero_point)`` with positive scales and no offset.
 
         A negative scale mirrors the codes. Those of a uniform grid stay the same and its zero point moves, so that all
-        inputs keep one list of codes; the codes of other grids change their sign.
+        inputs keep one list of codes; the codes of other grids change their sign. An input with a single level has the
+        first code alone, repeated, and the scale that is the median of the channel's others; where there are none, the
+        largest size of an offset, or 1.
 
         Returns
         -------
         codes : ndarray of shape (n, levels)
             Sorted.
         scale, zero_point : ndarray of shape (n,)
-            ``scale[:, None] * (codes - zero_point[:, None])`` is `levels` up to the rounding of a zero point that is no
-            integer.
+            ``scale[:, None] * (codes - zero_point[:, None])`` is `levels` up to the rounding of the zero point, which
+            an offset moves by −offset/scale.
         """
-        scale, zero = self.scale[channel, self.group], self.zero_point[channel, self.group]
+        scale, zero, offset = (array[channel, self.group] for array in (self.scale, self.zero_point, self.offset))
         codes = np.repeat(self.codes[None, :], len(scale), axis=0)
-        mirrored = scale < 0
+        mirrored, fixed = scale < 0, scale == 0.0
         if self.uniform:
             zero = np.where(mirrored, self.codes[0] + self.codes[-1] - zero, zero)
         else:
             codes[mirrored] = 0.0 - self.codes[::-1]
             zero = np.where(mirrored, 0.0 - zero, zero)
-        return codes, np.abs(scale), zero
+        size = np.abs(scale)
+        if fixed.any():
+            size[fixed] = (np.max(np.abs(offset)) or 1.0) if fixed.all() else np.median(size[~fixed])
+            codes[fixed], zero[fixed] = self.codes[0], self.codes[0]
+        return codes, size, zero - offset / size
 
     def nearest(self, matrix: Float, channels: Sequence[int] | None = None) -> Float:
         """Round weights, shape (channels, n), to the nearest level each (ties go to the lower level)."""
@@ -166,11 +200,14 @@ def _by_channel(value: ArrayLike, what: str) -> Float:
     return array
 
 
-def _check_levels(codes: Float, scale: Float, zero: Float) -> None:
+def _check_levels(codes: Float, scale: Float, zero: Float, offset: Float) -> None:
     """Refuse what float64 cannot compute with."""
-    size = np.abs(scale)
-    if np.any(size == 0):
-        raise InputError("scale holds zeros; every step size must differ from 0.")
+    if np.any(np.abs(offset) > LARGEST_SCALE):
+        raise InputError(f"offset holds numbers beyond {LARGEST_SCALE:g}; rescale the layer and its grid.")
+    several = scale != 0.0
+    if not several.any():
+        return
+    size = np.abs(scale[several])
     gap = float(np.diff(codes).min()) if codes.size > 1 else 1.0
     reach = float(np.abs(codes).max() + np.abs(zero).max())
     if size.min() * min(gap, 1.0) < SMALLEST_SCALE or size.max() * max(reach, 1.0) > LARGEST_SCALE:
@@ -181,6 +218,11 @@ def _check_levels(codes: Float, scale: Float, zero: Float) -> None:
     if reach > MOST_GAPS * gap:
         raise InputError(
             "codes lie so close together, or zero_point so far from them, that float64 cannot tell the levels apart."
+        )
+    if codes.size > 1 and np.any(np.abs(offset[several]) > MOST_GAPS * gap * size):
+        raise InputError(
+            "offset is so large beside scale that float64 cannot tell the levels apart; where there is to be one level "
+            "only, pass a scale of 0."
         )
 
 
@@ -246,30 +288,36 @@ def granularity_size(granularity: Granularity, n: int) -> int:
 
 def given_grid(
     scale: ArrayLike,
-    bits: int,
+    bits: int | None,
     in_features: int,
     granularity: Granularity | None = None,
     *,
+    codes: ArrayLike | None = None,
     zero_point: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
     symmetric: bool | None = None,
     g_idx: ArrayLike | None = None,
     out_features: int | None = None,
 ) -> Grid:
-    """Uniform grid with given scales, and zero points or none.
+    """Grid with given scales, and zero points, offsets, both or none: uniform, or of given codes.
 
     Parameters
     ----------
     scale : array_like of shape (out,) or (out, scale_groups)
-        Not zero; negative ones mirror the codes. One number with granularity "tensor".
-    bits : int
-        2 to 8.
+        Negative ones mirror the codes, and groups of scale 0 have the offset as their only level. One number with
+        granularity "tensor".
+    bits : int or None
+        2 to 8; None with ``codes``.
     in_features : int
     granularity : {"tensor", "channel"} or int, optional
         The number of inputs that share a scale. It may be left out where the groups are of equal size.
-    zero_point : array_like of the shape of scale, optional
-        The codes are then 0, …, 2^bits − 1 instead of −2^(bits−1), …, 2^(bits−1) − 1.
+    codes : array_like of shape (levels,), optional
+        Instead of ``bits``.
+    zero_point, offset : array_like of the shape of scale, optional
+        Levels are scale · (codes − zero_point) + offset. Where one of them is given, the codes of ``bits`` are
+        0, …, 2^bits − 1 instead of −2^(bits−1), …, 2^(bits−1) − 1.
     symmetric : bool, optional
-        Default: whether ``zero_point`` is left out.
+        Default: whether ``zero_point`` and ``offset`` are left out.
     g_idx : array_like of int, shape (n,), optional
         Scale group of each input, instead of consecutive blocks.
     out_features : int, optional
@@ -280,17 +328,27 @@ def given_grid(
     InputError
         If the arguments contradict each other.
     """
-    width = whole_number(bits, "bits with a given scale", 2, MAX_BITS)
     if symmetric is not None:
         flag(symmetric, "symmetric")
-    if symmetric is False and zero_point is None:
-        raise InputError("symmetric=False with given scales needs their zero points; pass zero_point.")
-    if symmetric and zero_point is not None:
-        raise InputError("a symmetric grid has no zero point; leave out zero_point or symmetric=True.")
+    plain = zero_point is None and offset is None
+    if symmetric is False and plain:
+        raise InputError("symmetric=False with given scales needs their zero points; pass zero_point or offset.")
+    if symmetric and not plain:
+        raise InputError("a symmetric grid has no zero point; leave out zero_point and offset, or symmetric=True.")
+    if codes is None:
+        width = whole_number(bits, "bits with a given scale", 2, MAX_BITS)
+        low = -(2 ** (width - 1)) if plain else 0
+        codes, kind = np.arange(low, low + 2**width), f"{width}-bit {'symmetric' if plain else 'asymmetric'}"
+    else:
+        kind = f"{np.unique(as_float64(codes, 'codebook')).size}-level codebook"
     array = as_float64(scale, "scale")
-    zeros = None if zero_point is None else as_float64(zero_point, "zero_point")
-    if zeros is not None and zeros.ndim and zeros.shape != array.shape:
-        raise InputError(f"zero_point has shape {zeros.shape} but scale has {array.shape}; they must agree.")
+    zeros, more = (
+        None if part is None else as_float64(part, name)
+        for part, name in ((zero_point, "zero_point"), (offset, "offset"))
+    )
+    for part, name in ((zeros, "zero_point"), (more, "offset")):
+        if part is not None and part.ndim and part.shape != array.shape:
+            raise InputError(f"{name} has shape {part.shape} but scale has {array.shape}; they must agree.")
     n = whole_number(in_features, "in_features", 1)
     size: int | None = None
     if granularity is not None:
@@ -301,7 +359,7 @@ def given_grid(
             if array.size != 1:
                 raise InputError(f"granularity 'tensor' means one scale, but scale has shape {array.shape}.")
             array = np.full((out_features or 1, 1), array.item())
-            zeros = None if zeros is None else np.full(array.shape, zeros.item())
+            zeros, more = (None if part is None else np.full(array.shape, part.item()) for part in (zeros, more))
         elif array.ndim == 2 and array.shape[1] != -(-n // size):
             what = repr(granularity) if isinstance(granularity, str) else f"{size} inputs per group"
             raise InputError(
@@ -317,14 +375,16 @@ def given_grid(
             "each output channel."
         )
     group = None if g_idx is None else numbers_of_groups(g_idx, "g_idx", n, _by_channel(array, "scale").shape[1])
-    low = 0 if zeros is not None else -(2 ** (width - 1))
-    kind = "symmetric, given scale" if zeros is None else "asymmetric, given scale and zero point"
+    if more is not None and more.ndim == 0:
+        more = np.full(array.shape, float(more))
+    given = ["scale", *(name for part, name in ((zeros, "zero point"), (more, "offset")) if part is not None)]
     return Grid(
-        codes=np.arange(low, low + 2**width),
+        codes=codes,  # type: ignore[arg-type]
         scale=array,
         zero_point=np.zeros(()) if zeros is None else zeros,
         in_features=n,
         group_size=size,
-        label=f"{width}-bit {kind}",
+        label=f"{kind}, given {', '.join(given[:-1])}{' and ' if given[1:] else ''}{given[-1]}",
         group=group,  # type: ignore[arg-type]
+        offset=more,  # type: ignore[arg-type]
     )

@@ -23,6 +23,7 @@ from layerbounds.problems.patterns import Pattern, Structure
 from layerbounds.problems.problem import Problem
 from layerbounds.problems.pruning import DENSE_BITS, PruningProblem, pruning_problem
 from layerbounds.problems.quantization import QuantizationProblem, levels_off, quantization_problem
+from layerbounds.problems.snapping import moved_to_levels
 from layerbounds.problems.storage import Mask, mask_bits
 
 
@@ -60,8 +61,7 @@ class JointProblem(Problem):
     @functools.cached_property
     def zero(self) -> str:
         """Whether zero is a ``"level"`` of all weights, an ``"extra"`` value of all, or ``"mixed"``."""
-        scale = self.grid.scale[:, :, None]
-        has = np.any(scale * (self.grid.codes - self.grid.zero_point[:, :, None]) == 0.0, axis=2)
+        has = self.grid.has_zero
         return "level" if has.all() else "mixed" if has.any() else "extra"
 
     @property
@@ -131,6 +131,11 @@ class JointProblem(Problem):
         """How many weights of each channel are neither zero nor a level, and how far off, in gaps between levels."""
         return levels_off(matrix, [self.allowed(channel).values for channel in channels])
 
+    def unrounded(self, matrix: Float, channels: Sequence[int], dtype: str) -> Float:
+        """Weights at zero and the levels of the grid, where these are near enough."""
+        rows = [moved_to_levels(row, self.allowed(c).values, dtype) for row, c in zip(matrix, channels, strict=True)]
+        return np.stack(rows)
+
     def scales(self, matrix: Float, channels: Sequence[int]) -> tuple[Float, Float]:
         """Those of the grid."""
         rows = list(channels)
@@ -172,6 +177,7 @@ def joint_problem(
     grid: Grid | None = None,
     scale: ArrayLike | None = None,
     zero_point: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
     g_idx: ArrayLike | None = None,
     symmetric: bool | None = None,
     granularity: Granularity | None = None,
@@ -189,7 +195,7 @@ def joint_problem(
     Parameters
     ----------
     layer : Layer
-    bits, grid, scale, zero_point, g_idx, symmetric, granularity, range, codebook
+    bits, grid, scale, zero_point, offset, g_idx, symmetric, granularity, range, codebook
         The grid, as in `quantization_problem`. It is fitted to the dense weights; scales must be given or fitted.
     density, k, pattern, axis
         The pattern, as in `pruning_problem`; those that couple the output channels are refused.
@@ -229,8 +235,8 @@ def joint_problem(
             "nothing says what kept weights may be; pass bits, a grid or codebook, or call pruning_problem."
         )
     given: dict[str, Any] = {
-        "bits": bits, "grid": grid, "scale": scale, "zero_point": zero_point, "g_idx": g_idx, "symmetric": symmetric,
-        "granularity": granularity, "range": range, "codebook": codebook,
+        "bits": bits, "grid": grid, "scale": scale, "zero_point": zero_point, "offset": offset, "g_idx": g_idx,
+        "symmetric": symmetric, "granularity": granularity, "range": range, "codebook": codebook,
     }  # fmt: skip
     if weights is not None:
         surplus = [name for name, value in given.items() if value is not None]

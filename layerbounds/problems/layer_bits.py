@@ -34,7 +34,8 @@ def convention(mask: Mask) -> str:
     masks = "" if mask == "none" else f"masks ({mask}), "
     return (
         f"bits are those of codes, {masks}scales ({SCALE_BITS} each, {POWER_BITS} of MXFP4), zero points (as wide as "
-        f"codes, {SCALE_BITS} where they are none), levels of codebooks that have no name ({SCALE_BITS} each), and "
+        f"codes, {SCALE_BITS} where they are none), offsets ({SCALE_BITS} each), levels of codebooks that have no name "
+        f"({SCALE_BITS} each), and "
         f"{DENSE_BITS} for each weight that is kept but not quantized; {left_out} are not counted"
     )
 
@@ -43,8 +44,8 @@ def layer_bits(problem: Problem, mask: Mask = "bitmap") -> int:
     """Bits of the whole layer.
 
     Codes take whole bits in each output channel. Scales that are all equal are stored once, as those of a grid per
-    tensor; zero points that are all 0 are not stored; a map from inputs to scale groups is, where these are not
-    consecutive.
+    tensor; zero points and offsets that are all 0 are not stored; a map from inputs to scale groups is, where these are
+    not consecutive.
 
     Parameters
     ----------
@@ -124,14 +125,16 @@ def _codes(levels: int, count: int) -> int:
 
 
 def _grid_bits(grid: Grid) -> int:
-    """Scales, zero points, the table of levels and the map to scale groups."""
+    """Scales, zero points, offsets, the table of levels and the map to scale groups."""
     scale, zero, codes = grid.scale, grid.zero_point, grid.codes
-    count = 1 if np.all(scale == scale[0, 0]) and np.all(zero == zero[0, 0]) else scale.size
+    alike = all(bool(np.all(part == part[0, 0])) for part in (scale, zero, grid.offset))
+    count = 1 if alike else scale.size
     powers = np.array_equal(codes, codebook("mxfp4")) and np.all(np.frexp(np.abs(scale))[0] == 0.5)
     each = POWER_BITS if powers else SCALE_BITS
     if np.any(zero):
         whole = grid.uniform and bool(np.all((zero == np.round(zero)) & (zero >= codes[0]) & (zero <= codes[-1])))
         each += _codes(len(codes), 1) if whole else SCALE_BITS
+    each += SCALE_BITS if np.any(grid.offset) else 0
     return count * each + (0 if grid.uniform else _table(codes)) + _map(grid.group)
 
 

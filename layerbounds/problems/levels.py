@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 import numpy as np
 
-from layerbounds.arrays import Bool, Float
+from layerbounds.arrays import Bool, Float, Int
 from layerbounds.exceptions import NotAllowedError
 from layerbounds.problems.allowed import AllowedSet
 
@@ -33,7 +34,9 @@ class Levels(AllowedSet):
     codes : ndarray of shape (n, levels); scale, zero_point : ndarray of shape (n,)
         ``values = scale[:, None] * (codes - zero_point[:, None])`` up to rounding; scales are positive.
     uniform : bool
-        Whether the codes are consecutive numbers, the same for all inputs.
+        Whether the codes are consecutive numbers, the same for all inputs but those with a single level.
+
+    An input with a single level has it, and its code, as often as others have levels: see `count`.
     """
 
     values: Float
@@ -41,6 +44,19 @@ class Levels(AllowedSet):
     scale: Float
     zero_point: Float
     uniform: bool
+
+    @cached_property
+    def count(self) -> Int:
+        """How many levels each input has, shape (n,): all, or one, which is then repeated."""
+        levels = self.codes.shape[1]
+        return np.where(self.codes[:, 0] == self.codes[:, -1], 1, levels).astype(np.int64)
+
+    @property
+    def rounding(self) -> Float:
+        """By how much levels differ from ``scale · (codes − zero_point)``, at most, in scales, shape (n,)."""
+        wide = self.values.astype(np.longdouble) / self.scale[:, None]
+        exact = self.codes.astype(np.longdouble) - self.zero_point[:, None]
+        return np.asarray(np.abs(wide - exact).max(axis=1, initial=0.0), dtype=np.float64)
 
     @property
     def requirement(self) -> str:
@@ -68,5 +84,5 @@ class Levels(AllowedSet):
 
     def pieces(self) -> Iterator[tuple[Float, Float, bool]]:
         """Every point of the grid."""
-        for point in product(*self.values.tolist()):
+        for point in product(*(row[:count] for row, count in zip(self.values.tolist(), self.count, strict=True))):
             yield np.array(point), np.zeros((len(point), 0)), False

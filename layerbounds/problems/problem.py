@@ -163,6 +163,10 @@ class Problem(ABC):
         """The problem for evaluated weights that were rounded to a floating-point type; most do not ask."""
         return self
 
+    def unrounded(self, matrix: Float, channels: Sequence[int], dtype: str) -> Float:
+        """Weights, shape (rows, n), at the levels from which one rounding to a type gives them, where it does."""
+        return matrix
+
     def judged(self, matrix: Float, channels: Sequence[int]) -> Judgement:
         """Whether weights, shape (rows, n), are allowed, and which allowed ones they stand for."""
         violation = self.violation(matrix, channels)

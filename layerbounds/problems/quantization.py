@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from layerbounds.arrays import Float, Int
 from layerbounds.exceptions import InputError
 from layerbounds.layers.bias import Bias, apply_bias
 from layerbounds.layers.layer import Layer, as_layer
-from layerbounds.problems.fitting import codebook_grid, uniform_grid
+from layerbounds.problems.fitting import codebook_codes, codebook_grid, uniform_grid
 from layerbounds.problems.free_codebook import FREE, FreeCodebookProblem, free_codebook_problem
 from layerbounds.problems.free_scale import free_scale_problem
 from layerbounds.problems.gram_range import fitted_grid
@@ -24,6 +24,7 @@ from layerbounds.problems.grids import Granularity, Grid, Range, given_grid
 from layerbounds.problems.levels import Levels, nearest_levels
 from layerbounds.problems.parts import Parts
 from layerbounds.problems.problem import Problem
+from layerbounds.problems.snapping import moved_to_levels
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +72,7 @@ class QuantizationProblem(Problem):
     @functools.cached_property
     def parts(self) -> Parts:
         """The levels, for every weight."""
-        scale = self.grid.scale[:, :, None]
-        levels = scale * (self.grid.codes - self.grid.zero_point[:, :, None])
-        return Parts(self.rule(), None, bool(np.all(np.any(levels == 0.0, axis=2))))
+        return Parts(self.rule(), None, bool(self.grid.has_zero.all()))
 
     def allowed(self, channel: int) -> Levels:
         """The levels of a channel's weights."""
@@ -82,6 +81,11 @@ class QuantizationProblem(Problem):
     def off_grid(self, matrix: Float, channels: Sequence[int]) -> tuple[Int, Float]:
         """How many weights of each channel are no level, and how far the worst is from one, in gaps between levels."""
         return levels_off(matrix, [self.grid.levels(channel) for channel in channels])
+
+    def unrounded(self, matrix: Float, channels: Sequence[int], dtype: str) -> Float:
+        """Weights at the levels of the grid, where these are near enough."""
+        rows = [moved_to_levels(row, self.grid.levels(c), dtype) for row, c in zip(matrix, channels, strict=True)]
+        return np.stack(rows)
 
     def scales(self, matrix: Float, channels: Sequence[int]) -> tuple[Float, Float]:
         """Those of the grid."""
@@ -103,8 +107,9 @@ class QuantizationProblem(Problem):
         return QuantizationProblem(layer, codebook_grid(layer.weight, "nf4"))
 
     def rule(self) -> bytes:
-        """Codes, scales and zero points."""
-        arrays = (self.grid.codes, self.grid.scale, self.grid.zero_point)
+        """Codes, scales, zero points, and offsets where there are any."""
+        arrays = [self.grid.codes, self.grid.scale, self.grid.zero_point]
+        arrays += [self.grid.offset] if np.any(self.grid.offset) else []
         shape = f"quantization/{self.layer.gram.shape}/{self.grid.group_size}"
         group = self.grid.group.tobytes() if self.grid.group_size is None else b""
         return b"".join(np.ascontiguousarray(array).tobytes() for array in arrays) + group + shape.encode()
@@ -141,6 +146,7 @@ def quantization_problem(
     grid: Grid | None = None,
     scale: ArrayLike | None = None,
     zero_point: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
     signed_scale: bool = False,
     g_idx: ArrayLike | None = None,
     symmetric: bool | None = None,
@@ -160,12 +166,15 @@ def quantization_problem(
     grid : Grid, optional
         Instead of all other arguments but ``bias``.
     scale : array_like of shape (out,) or (out, scale_groups), or "free", optional
-        With ``bits``: the step sizes, not zero; negative ones mirror the codes. Nothing is fitted, so that ``range`` is
-        left out. One number with ``granularity="tensor"``. ``"free"``: all positive scales are allowed, and those that
+        With ``bits`` or ``codebook``: the step sizes; negative ones mirror the codes, and groups of scale 0 have the
+        offset as their only level. Nothing is fitted, so that ``range`` is left out. One number with
+        ``granularity="tensor"``. ``"free"``: all positive scales are allowed, and those that
         are best for the output error are found together with the codes.
     zero_point : array_like of the shape of ``scale``, or {"free", "real"}, optional
         With given scales: levels are scale · ({0, …, 2^bits − 1} − zero_point) instead of symmetric ones. With free
         ones: ``"free"`` allows the zero points 0, …, 2^bits − 1, ``"real"`` all.
+    offset : array_like of the shape of ``scale``, optional
+        With given scales: added to the levels, as the minima of GGUF's Q4_1 are; codes are then 0, …, 2^bits − 1, too.
     signed_scale : bool
         Whether free scales may be negative, too, for formats that store their sign.
     g_idx : array_like of int, shape (n,), optional
@@ -182,7 +191,7 @@ def quantization_problem(
     bias : {"keep", "refit"}
         Whether the layer's bias stays as it is or is re-fitted together with the weights.
     codebook : str or array_like, optional
-        Instead of ``bits``: a codebook of `codebook_grid`, with ``granularity``, and ``range`` or ``scale="free"``. Or
+        Instead of ``bits``: a codebook of `codebook_grid`, with ``granularity``, and ``range`` or ``scale``. Or
         ``"free"`` with ``bits``: each output channel may take any 2^bits values.
 
     Returns
@@ -206,6 +215,8 @@ def quantization_problem(
             raise InputError("pass either bits or a codebook with scale='free', and not both.")
         if range is not None:
             raise InputError("free scales are not fitted; leave out range, or scale='free'.")
+        if offset is not None:
+            raise InputError("offset belongs to given scales; pass zero_point='real' for levels with any offset.")
         return free_scale_problem(
             layer,
             bits,
@@ -221,12 +232,15 @@ def quantization_problem(
     if isinstance(zero_point, str):
         raise InputError(f"zero_point is {shown(zero_point)}; pass numbers, or scale='free' with it.")
     if codebook is not None:
-        given = {"grid": grid, "scale": scale, "zero_point": zero_point, "g_idx": g_idx, "symmetric": symmetric}
+        given = {
+            "grid": grid, "scale": scale, "zero_point": zero_point, "offset": offset, "g_idx": g_idx,
+            "symmetric": symmetric,
+        }  # fmt: skip
         return _with_codebook(layer, codebook, bits, {**given, "granularity": granularity, "range": range})
     if (bits is None) == (grid is None):
         raise InputError("pass either bits or grid, and not both.")
     if grid is not None:
-        own = {"scale": scale, "zero_point": zero_point, "g_idx": g_idx}
+        own = {"scale": scale, "zero_point": zero_point, "offset": offset, "g_idx": g_idx}
         fit = {"symmetric": symmetric, "granularity": granularity, "range": range}
         surplus = [name for name, value in {**own, **fit}.items() if value is not None]
         if surplus:
@@ -234,9 +248,7 @@ def quantization_problem(
         return QuantizationProblem(layer, grid)
     assert bits is not None
     if scale is None:
-        for name, value in (("zero_point", zero_point), ("g_idx", g_idx)):
-            if value is not None:
-                raise InputError(f"{name} belongs to given scales; pass scale, too, or leave it out.")
+        _check_scales_given({"zero_point": zero_point, "offset": offset, "g_idx": g_idx})
         fitted = fitted_grid(
             layer,
             bits,
@@ -253,11 +265,18 @@ def quantization_problem(
         layer.in_features,
         granularity,
         zero_point=zero_point,
+        offset=offset,
         symmetric=symmetric,
         g_idx=g_idx,
         out_features=layer.out_features,
     )
     return QuantizationProblem(layer, grid)
+
+
+def _check_scales_given(others: dict[str, Any]) -> None:
+    for name, value in others.items():
+        if value is not None:
+            raise InputError(f"{name} belongs to given scales; pass scale, too, or leave it out.")
 
 
 def _with_codebook(
@@ -266,10 +285,27 @@ def _with_codebook(
     """A named or given codebook, or a free one."""
     if isinstance(codebook, str) and codebook.lower() == FREE:
         return free_codebook_problem(layer, bits, **others)
-    granularity, fit = others.pop("granularity"), others.pop("range")
-    surplus = [name for name, value in {"bits": bits, **others}.items() if value is not None]
+    granularity, fit, scale = (others.pop(name) for name in ("granularity", "range", "scale"))
+    own = {name: others[name] for name in ("grid", "symmetric")}
+    surplus = [name for name, value in {"bits": bits, **own}.items() if value is not None]
     if surplus:
         raise InputError(f"a codebook says itself what its levels are; leave out {surplus[0]}, or codebook.")
+    placed = {name: others[name] for name in ("zero_point", "offset", "g_idx")}
+    if scale is not None:
+        if fit is not None:
+            raise InputError("given scales are not fitted; leave out range, or scale.")
+        grid = given_grid(
+            scale,
+            None,
+            layer.in_features,
+            granularity,
+            codes=codebook_codes(codebook).values,
+            out_features=layer.out_features,
+            **placed,
+        )
+        name = codebook.lower() if isinstance(codebook, str) else f"{len(grid.codes)}-level codebook"
+        return QuantizationProblem(layer, replace(grid, label=f"{name},{grid.label.partition(',')[2]}"))
+    _check_scales_given(placed)
     return QuantizationProblem(
         layer, fitted_grid(layer, codebook=codebook, granularity=granularity, range="mse" if fit is None else fit)
     )

@@ -48,6 +48,8 @@ def _plain(value: Any) -> Parts:
 
 def _grid(grid: Grid) -> Parts:
     arrays = {".codes": grid.codes, ".scale": grid.scale, ".zero_point": grid.zero_point, ".group": grid.group}
+    if np.any(grid.offset):
+        arrays[".offset"] = grid.offset
     return arrays, {"group_size": grid.group_size, "uniform": grid.uniform, "label": grid.label}
 
 
@@ -55,7 +57,7 @@ def _restored_grid(arrays: Mapping[str, NDArray[Any]], value: Any) -> Grid:
     group = arrays[".group"]
     return Grid(
         arrays[".codes"], arrays[".scale"], arrays[".zero_point"], len(group), value["group_size"], value["uniform"],
-        value["label"], group,
+        value["label"], group, arrays.get(".offset"),  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -116,6 +118,12 @@ def stored_problem(problem: Problem) -> tuple[dict[str, NDArray[Any]], dict[str,
         arrays, values[name] = codec.store(getattr(problem, name))
         tensors |= {f"{PREFIX}{name}{part}": array for part, array in arrays.items()}
     return tensors, values
+
+
+def schema_of(problem: Problem) -> int:
+    """The first schema of solution files that can hold a problem: 2 where a grid has offsets, or scales of 0."""
+    grid = getattr(problem, "grid", None)
+    return 2 if isinstance(grid, Grid) and grid.affine else 1
 
 
 def restored_problem(layer: Layer, tensors: Mapping[str, NDArray[Any]], values: Mapping[str, Any]) -> Problem:

@@ -180,10 +180,14 @@ def _(allowed: Support, task: Task[Support], start: Float, unit: float, form: st
 
 
 def _allowed(task: Task[Levels], start: Float, unit: float) -> Bool:
-    """Which levels points as good as the start can take, shape (n, levels)."""
+    """Which levels points as good as the start can take, each once, shape (n, levels)."""
     far = reach(task.gram, unit)[:, None]
     ok = np.abs(task.allowed.values - task.target[:, None]) <= far
-    return np.asarray(ok | (np.abs(task.allowed.values - start[:, None]) <= 1e-9 * task.allowed.scale[:, None]))
+    ok |= np.abs(task.allowed.values - start[:, None]) <= 1e-9 * task.allowed.scale[:, None]
+    # The only level of an input is one whatever its distance.
+    single = task.allowed.count == 1
+    ok[single] = np.arange(ok.shape[1]) == 0
+    return np.asarray(ok)
 
 
 def _uniform(task: Task[Levels], start: Float, unit: float) -> Formulation:

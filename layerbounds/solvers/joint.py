@@ -51,9 +51,10 @@ def _reached(task: Task[LevelsOnSupport], start: Float, unit: float, values: Flo
     """Which of the values points as good as the start can take, shape (n, values)."""
     far = reach(task.gram, unit)[:, None]
     largest = np.abs(values).max(axis=1, keepdims=True)
-    return np.asarray(
-        (np.abs(values - task.target[:, None]) <= far) | (np.abs(values - start[:, None]) <= 1e-9 * largest)
-    )
+    ok = (np.abs(values - task.target[:, None]) <= far) | (np.abs(values - start[:, None]) <= 1e-9 * largest)
+    # Each value once: the only level of an input is repeated.
+    ok[:, 1:] &= values[:, 1:] != values[:, :-1]
+    return np.asarray(ok)
 
 
 def _integers(task: Task[LevelsOnSupport], start: Float, unit: float, form: str) -> Formulation:

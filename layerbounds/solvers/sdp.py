@@ -196,7 +196,7 @@ def _dual_point(task: Task[Levels], part: Relaxed, unit: float) -> DualPoint:
     """The solver's multipliers and x, or their nonnegative part with the best point for it, whichever gives more."""
     gram, centre, levels = _scaled(task, np.arange(len(task.target)), unit)
     table = np.ascontiguousarray(levels.T)
-    count = np.full(len(centre), levels.shape[1], dtype=np.int64)
+    count = task.allowed.count
     signed, positive = proven_minorant(gram, part.d), proven_minorant(gram, np.maximum(part.d, 0.0))
     z, d, best = part.x, np.zeros_like(centre), -np.inf
     if signed is not None:

@@ -237,6 +237,10 @@ def _problems() -> dict[str, Callable[[], lb.Solution]]:
     asymmetric = lb.quantization_problem(plain, 2, symmetric=False, granularity=3)
     nf4 = lb.quantization_problem(plain, codebook="nf4")
     mirrored = lb.quantization_problem(plain, 2, scale=[-0.4, 0.3], zero_point=[1.0, 0.25])
+    # One scale but for weights with a single level, and minima.
+    steps, least = [[0.4, 0.0, 0.4, 0.4], [0.0, 0.5, 0.0, 0.5]], [[-0.9, -0.2, -0.35, -0.2], [0.1, -0.8, 0.0, -0.3]]
+    minima = lb.quantization_problem(plain, 2, scale=steps, offset=least)
+    joint_minima = lb.joint_problem(plain, 2, scale=steps, offset=least, k=5)
     refit, mask = (lb.pruning_problem(plain, k=4, refit=how) for how in (True, False))
     two_of_four, of_blocks = lb.pruning_problem(plain, pattern="2:4"), lb.pruning_problem(plain, k=4, pattern="block:2")
     both, joint_nm = lb.joint_problem(plain, 2, k=4), lb.joint_problem(plain, 2, pattern="2:4")
@@ -259,6 +263,13 @@ def _problems() -> dict[str, Callable[[], lb.Solution]]:
         "3 bits, search": lambda: by_search(three),
         "3 bits, boxes": lambda: by_boxes(three),
         "mirrored scales, boxes": lambda: by_boxes(mirrored),
+        "minima, diagonal": lambda: by_dual(minima, diagonal),
+        "minima, blocks": lambda: by_dual(minima, blocks),
+        "minima, forms": lambda: by_dual(minima, forms),
+        "minima, search": lambda: by_search(minima),
+        "minima, boxes": lambda: by_boxes(minima),
+        "joint minima, search": lambda: by_search(joint_minima),
+        "joint minima, diagonal": lambda: by_dual(joint_minima, diagonal),
         "nf4, search": lambda: by_search(nf4),
         "groups, search": lambda: by_search(asymmetric),
         "singular, diagonal": lambda: by_dual(lb.quantization_problem(singular, 3), diagonal),

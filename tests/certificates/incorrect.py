@@ -240,6 +240,13 @@ def _attacks() -> dict[str, Attack]:
         found[f"{base}: nothing but a claim"] = Attack(base, _about("proofs", 0, "kind", value="trivial"), "is claimed")
         found[f"{base}: a proof too few"] = Attack(base, lambda t, a: a["proofs"].pop(), "no proof for each")
         found[f"{base}: no proofs"] = Attack(base, lambda t, a: a.pop("proofs"), "without proofs")
+    for base in ("minima, forms", "minima, search", "joint minima, diagonal"):
+        moved, gone = _added("problem.grid.offset", (0, 0), 1e-12), _removed("problem.grid.offset")
+        found[f"{base}: another offset"] = Attack(base, moved, "no level of its grid")
+        found[f"{base}: no offsets"] = Attack(base, gone, "no level of its grid")
+        fewer = _resized("problem.grid.offset", slice(0, 1))
+        found[f"{base}: offsets of one channel"] = Attack(base, fewer, "group of scales that is not there")
+        found[f"{base}: NaN as an offset"] = Attack(base, _nan("problem.grid.offset"), "no level of its grid")
     for base in ("3 bits, diagonal", "3 bits, search"):
         found[f"{base}: another level"] = Attack(base, _another_level, "have an error of")
     for base in ("3 bits, diagonal", "refit, diagonal", "mask, diagonal", "joint, diagonal", "3 bits, forms"):
@@ -697,4 +704,4 @@ DAMAGED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "a bit flipped": (lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:], "damaged"),
     "foreign": (lambda data: b"# a text\n" * 99, "no whole safetensors file"),
 }
-SCHEMAS = {"newer": {SCHEMA_KEY: "2"}, "none": {SCHEMA_KEY: ""}}
+SCHEMAS = {"newer": {SCHEMA_KEY: "3"}, "none": {SCHEMA_KEY: ""}}

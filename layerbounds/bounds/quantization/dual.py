@@ -27,12 +27,12 @@ _UNIT_LONG = float(np.finfo(_LONG).eps)
 
 @dataclass(frozen=True, eq=False)
 class Lattice:
-    """Where the levels of a uniform grid lie: ``levels = scale[:, None] * (codes - zero_point[:, None])``.
+    """Where the levels of a uniform grid lie: near ``scale[:, None] * (codes - zero_point[:, None])``.
 
     Attributes
     ----------
-    codes : ndarray of shape (levels,)
-        0, 1, ….
+    codes : ndarray of shape (n, levels)
+        0, 1, …; where an input has one level, 0 alone.
     scale, zero_point : ndarray of shape (n,)
     """
 
@@ -122,13 +122,13 @@ def _form_terms(levels: Float, lattice: Lattice, split: FormTerms, columns: Wide
     rho, weight = split.multipliers.astype(_LONG), split.weights.astype(_LONG)
     inverse = 1 / lattice.scale.astype(_LONG)
     zero = lattice.zero_point.astype(_LONG)
-    exact = lattice.codes.astype(_LONG)[None, :] - zero[:, None]
+    exact = lattice.codes.astype(_LONG) - zero[:, None]
     reach = np.abs(exact).max(axis=1) + np.abs(zero)
     off = np.abs(levels.astype(_LONG) * inverse[:, None] - exact).max(axis=1) + 8 * _UNIT_LONG * reach
     y = columns.T @ z.astype(_LONG) + forms.T @ zero
     size = np.abs(columns).T @ np.abs(z).astype(_LONG) + np.abs(forms).T @ reach
     near = np.abs(forms).T @ off + 4 * (len(z) + 8) * _UNIT_LONG * size
-    first, last = lattice.codes[0], lattice.codes[-1]
+    first, last = lattice.codes[:, :1], lattice.codes[:, -1:]
     lowest = np.minimum(forms * first, forms * last).sum(axis=0)
     highest = np.maximum(forms * first, forms * last).sum(axis=0)
     # A convex parabola: its least integer is next to its vertex, or at an end of the range.

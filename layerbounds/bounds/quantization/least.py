@@ -18,7 +18,7 @@ def diagonal(gram: Float, target: Float, allowed: Levels, dual: DualPoint) -> fl
         raise CertificationError("the backend returned an invalid dual point: its integer forms need integer codes.")
     # Forms of the codes are integers where the codes are: counted from the first, those of a uniform grid are.
     first = allowed.codes[0, 0]
-    lattice = Lattice(allowed.codes[0] - first, allowed.scale, allowed.zero_point - first)
+    lattice = Lattice(allowed.codes - first, allowed.scale, allowed.zero_point - first)
     z, d = np.asarray(dual.z, dtype=np.float64), np.asarray(dual.d, dtype=np.float64)
     return tangent_bound(gram, target, allowed.values, z, d, lattice, dual.split)
 

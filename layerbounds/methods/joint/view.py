@@ -53,7 +53,7 @@ class JointView:
     def quantization(self, inputs: Int, target: Float) -> ChannelView:
         """Some of the inputs, with their levels alone; ``target``, shape (len(inputs),), is theirs."""
         levels = np.ascontiguousarray(self.allowed.levels.values[inputs])
-        count = np.full(len(levels), levels.shape[1], dtype=np.int64)
+        count = self.allowed.levels.count[inputs]
         whole = len(inputs) == len(self.target)
         gram = self.gram if whole else np.ascontiguousarray(self.gram[np.ix_(inputs, inputs)])
         return ChannelView(gram, target, levels, count, self.rng, self.shared if whole else {})

@@ -41,6 +41,8 @@ def rounding_allowance(
     extent = np.maximum(np.abs(unit.low), np.abs(unit.high)) + root * np.sqrt(np.diag(unit.covariance))
     # The target and the levels in grid units are rounded, too.
     extent += np.abs(unit.zero_point) + abs(unit.code_offset)
+    # So is what an offset moves the zero point by.
+    extent = np.maximum(extent, unit.rounding / UNIT)
     # Centres: every step rounds each coordinate, and inexact shifts and inverses move it in the norm of H.
     rounding = 8.0 * UNIT * (n + moves) * float(norms @ (extent + np.abs(unit.origin)))
     inexact = float(shift_error(unit) @ reach) + root * moves * prep.covariance_error

@@ -12,7 +12,7 @@ from layerbounds.bounds.quantization.block_relaxation import ROUNDS, BlockRelaxa
 from layerbounds.bounds.quantization.relaxation import refine
 from layerbounds.bounds.quantization.split_relaxation import SplitRelaxation, refine_split
 from layerbounds.certify.interval import certify
-from layerbounds.problems.levels import Levels, nearest_levels
+from layerbounds.problems.levels import Levels
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import (
     OPTIMAL_ABSOLUTE,
@@ -37,7 +37,7 @@ from layerbounds.search.quantization.given_start import given_relaxation
 from layerbounds.search.quantization.grid_units import UnitProblem, make_units
 from layerbounds.search.quantization.incumbents import first_incumbents
 from layerbounds.search.quantization.neighbourhoods import Neighbourhoods
-from layerbounds.search.quantization.preparation import Preparation
+from layerbounds.search.quantization.preparation import Preparation, order_exponent, prepare
 from layerbounds.search.quantization.split_forms import LARGEST, find_split, prepare_split
 from layerbounds.search.quantization.tree import Root, Tree
 from layerbounds.search.rising import Rising
@@ -63,6 +63,9 @@ SMALL, SMALL_CALLS = 100, 80
 REFITS, MANY_REFITS = 5, 60
 #: Seconds per cubed number of variables that the root's first factorization and inverse take.
 RELAX_CUBIC = 1.5e-10
+#: Share of the inputs that have to have a single level for an order of the channel's own; and the seconds of the time
+#: limit, per cubed number of variables, that its preparation has to be a small part of.
+FEWEST_SINGLE, PREPARE_CUBIC = 0.05, 4e-6
 #: Fewest refits of a block-diagonal minorant that are worth having.
 FEWEST_ROUNDS = 3
 #: Up to so many variables the tree gets further than any root; shares of the time limit that the root may take.
@@ -180,6 +183,13 @@ class ChannelSearch:
         """Centred objective of a choice of levels, in grid units."""
         deviation = self.unit.levels[choice, np.arange(self.unit.size)] - self.unit.origin
         return float(deviation @ (self.unit.gram @ deviation))
+
+    def weights(self, choice: Int) -> Float:
+        """The levels that a choice stands for, in the layer's order."""
+        order = self.unit.prep.order
+        result = np.empty(self.unit.size)
+        result[order] = self.task.allowed.values[order, choice]
+        return result
 
     def improve(self, calls: float, share: float = 1.0) -> None:
         """Large-neighbourhood search: so many calls, in at most a share of the time limit."""
@@ -347,7 +357,7 @@ class ChannelSearch:
         Ill-conditioned Gram matrices need it: there the allowance alone leaves a visible gap. Gives up where too many
         points tie (duplicated inputs).
         """
-        tree, task = self.tree, self.task
+        tree = self.tree
         cut = self.upper + slack
         tree.restart(cut)
         leaves: list[Float] = []
@@ -357,8 +367,7 @@ class ChannelSearch:
             done = tree.run(int(min(self.chunk, end - self.nodes)), collect=True)
             leaf = tree.take()
             if leaf is not None:
-                weights = self.unit.weights_of(self.unit.levels[leaf, np.arange(self.unit.size)])
-                leaves.append(nearest_levels(task.allowed.values, weights))
+                leaves.append(self.weights(leaf))
                 if len(leaves) > MANY_LEAVES:
                     return None
             if done:
@@ -367,8 +376,8 @@ class ChannelSearch:
 
     def result(self) -> RawSolve:
         """What was found and what it proves, in the units of the Gram matrix."""
-        unit, task, m = self.unit, self.task, self.unit.multiplier
-        weights = unit.weights_of(unit.levels[self.choice, np.arange(unit.size)])
+        task, m = self.task, self.unit.multiplier
+        weights = self.weights(self.choice)
         proof = SearchProof(self.proven * m, self.allowance(self.proven) * m) if self.proven > 0 else None
         if self.exhausted or self.proven >= self.upper:
             slack = 4.0 * self.allowance(self.upper) + 2.0 * max(self.upper - self.proven, 0.0)
@@ -458,14 +467,27 @@ def block_rounds(n: int, seconds: float) -> int:
     return 0 if fit < 1.0 else int(np.clip(fit, FEWEST_ROUNDS, ROUNDS))
 
 
+def own_preparation(task: Task[Levels], prep: Preparation, control: Control) -> Preparation:
+    """The layer's, or one in which inputs that have no choice are fixed first: the others' bounds are then as without.
+
+    The tree alone has that from it, so that it is only for channels that trees decide, and where it does not take much
+    of the time limit.
+    """
+    n, single = prep.size, np.flatnonzero(task.allowed.count == 1)
+    worth = FEWEST_SINGLE * n <= len(single) < n and n <= TREE_DECIDES
+    if not worth or control.time_limit < PREPARE_CUBIC * n**3:
+        return prep
+    return prepare(task.gram, order_exponent(n), first=tuple(single.tolist()))
+
+
 def search_channel(task: Task[Levels], prep: Preparation, control: Control) -> RawSolve:
     """Solve one channel of at least one live input."""
-    search = ChannelSearch(task, prep, control)
+    search = ChannelSearch(task, own_preparation(task, prep, control), control)
     few = len(task.target) <= MOST_INPUTS and control.node_limit is None
     if few:
-        start = search.unit.weights_of(search.unit.levels[search.choice, np.arange(search.unit.size)])
+        start = search.weights(search.choice)
         begun = RawSolve(start, Status.UNRESOLVED, trace=tuple(search.trace))
-        closed = close_exactly(task, control, begun, nearest_levels(task.allowed.values, start), uneven=True)
+        closed = close_exactly(task, control, begun, start, uneven=True)
         if closed is not None:
             return closed
     raw = search.run()

@@ -69,8 +69,8 @@ class ExactLevels:
         self.unit = scale + 2 * power
         #: Deviations from the target, by input and level.
         self.steps = [
-            [v - entries[i * (count + 1) + count] for v in entries[i * (count + 1) : i * (count + 1) + count]]
-            for i in range(len(order))
+            [v - entries[i * (count + 1) + count] for v in entries[i * (count + 1) : i * (count + 1) + own]]
+            for i, own in enumerate(task.allowed.count[order].tolist())
         ]
 
     def _reduce(self, rows: list[list[int]]) -> None:

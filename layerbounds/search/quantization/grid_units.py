@@ -29,9 +29,12 @@ class UnitProblem:
         Target x₀.
     levels : ndarray of shape (levels, n)
     count : ndarray of int64, shape (n,)
+        How many levels a variable has; the table repeats the last one.
     low, high : ndarray of shape (n,)
     uniform : bool
         Levels are 0, 1, …, high.
+    rounding : ndarray of shape (n,)
+        How far levels are from ``scale · (x − zero_point)``, in units of x.
     cuts : CutPreparation or None
         For uniform grids with one scale.
     shared_forms : bool
@@ -55,6 +58,7 @@ class UnitProblem:
     code_offset: float
     scale: Float
     zero_point: Float
+    rounding: Float
     cuts: CutPreparation | None
     shared_forms: bool
 
@@ -81,9 +85,11 @@ class UnitProblem:
 def has_shared_forms(uniform: bool, levels: int, scale: Float) -> bool:
     """Whether split cuts of the Gram matrix serve a channel as they are: one scale, more than two levels.
 
-    Two levels are the ends of the box: their multipliers do more than any form.
+    Scales of zero, where there is but one code, do not count. Two levels are the ends of the box: their multipliers do
+    more than any form.
     """
-    return uniform and levels > 2 and bool(np.all(np.abs(scale) == np.abs(scale[0])))
+    size = np.abs(scale[scale != 0.0])
+    return uniform and levels > 2 and bool(len(size) and np.all(size == size[0]))
 
 
 def make_units(task: Task[Levels], prep: Preparation) -> UnitProblem:
@@ -91,7 +97,6 @@ def make_units(task: Task[Levels], prep: Preparation) -> UnitProblem:
     order = prep.order
     scale, zero = task.allowed.scale[order], task.allowed.zero_point[order]
     offset = float(task.allowed.codes[0, 0]) if task.allowed.uniform else 0.0
-    n = len(order)
     levels = np.ascontiguousarray((task.allowed.codes[order] - offset).T)
     shared_forms = has_shared_forms(task.allowed.uniform, len(levels), scale)
     if np.all(scale == scale[0]):
@@ -124,13 +129,14 @@ def make_units(task: Task[Levels], prep: Preparation) -> UnitProblem:
         covariances=matrices[5],
         origin=task.target[order] / scale + zero - offset,
         levels=levels,
-        count=np.full(n, len(levels), dtype=np.int64),
+        count=task.allowed.count[order],
         low=levels[0].copy(),
         high=levels[-1].copy(),
         uniform=task.allowed.uniform,
         code_offset=offset,
         scale=scale,
         zero_point=zero,
+        rounding=task.allowed.rounding[order],
         cuts=cuts,
         shared_forms=shared_forms,
     )

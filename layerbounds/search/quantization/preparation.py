@@ -86,7 +86,13 @@ def order_exponent(n: int) -> float:
     return LARGE_ORDER if n > LARGE else SMALL_ORDER
 
 
-def prepare(gram: Float, exponent: float, threads: int = 1, before: Callable[[], None] | None = None) -> Preparation:
+def prepare(
+    gram: Float,
+    exponent: float,
+    threads: int = 1,
+    before: Callable[[], None] | None = None,
+    first: tuple[int, ...] = (),
+) -> Preparation:
     """Prepare a Gram matrix of live inputs, or return the cached preparation of an equal one.
 
     Parameters
@@ -98,20 +104,22 @@ def prepare(gram: Float, exponent: float, threads: int = 1, before: Callable[[],
         BLAS threads: they change the last digits.
     before : callable, optional
         Called where there is work to do.
+    first : tuple of int
+        Inputs that are fixed before all others.
     """
-    key = (joblib.hash(gram), exponent, threads)
+    key = (joblib.hash(gram), exponent, threads, first)
 
     def compute() -> Preparation:
         if before is not None:
             before()
-        return _prepare(gram, exponent)
+        return _prepare(gram, exponent, first)
 
     return _cache.get(key, compute, threads)
 
 
-def _prepare(gram: Float, exponent: float) -> Preparation:
+def _prepare(gram: Float, exponent: float, early: tuple[int, ...] = ()) -> Preparation:
     n = gram.shape[0]
-    shift, order, ordered, lower = factorize_ordered(gram, exponent)
+    shift, order, ordered, lower = factorize_ordered(gram, exponent, early)
     checkpoint()
     inverse = scipy.linalg.solve_triangular(lower, np.eye(n), lower=True, check_finite=False).T
     shifts = np.tril((inverse / np.diag(inverse)).T, -1)
@@ -135,13 +143,16 @@ def _prepare(gram: Float, exponent: float) -> Preparation:
     )
 
 
-def factorize_ordered(gram: Float, exponent: float) -> tuple[Float, Int, Float, Float]:
-    """Shift, order, ordered matrix and its lower Cholesky factor."""
+def factorize_ordered(gram: Float, exponent: float, early: tuple[int, ...] = ()) -> tuple[Float, Int, Float, Float]:
+    """Shift, order, ordered matrix and its lower Cholesky factor; what is fixed early stands at the end."""
+    ends = np.array(early, dtype=np.int64)
+    others = np.setdiff1d(np.arange(len(gram)), ends)
     for shift in regularizations(gram):
         shifted = gram + np.diag(shift)
         if cholesky(shifted) is None:
             continue
-        order = elimination_order(shifted, exponent, checkpoint)
+        order = others[elimination_order(np.ascontiguousarray(shifted[np.ix_(others, others)]), exponent, checkpoint)]
+        order = np.concatenate([order, ends])
         ordered = np.ascontiguousarray(shifted[np.ix_(order, order)])
         lower = cholesky(ordered)
         if lower is not None and np.all(np.diag(lower) ** 2 > 1024 * len(gram) * UNIT * np.diag(ordered)):

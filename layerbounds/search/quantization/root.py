@@ -41,7 +41,7 @@ def quantization_dual(task: Task[Levels], seconds: float) -> DualPoint | BlockDu
     n = len(scale)
     levels = np.ascontiguousarray((task.allowed.codes - first).T)
     origin = task.target / scale + task.allowed.zero_point - first
-    count = np.full(n, len(levels), dtype=np.int64)
+    count = task.allowed.count
     # Certification charges what a singular matrix is shifted by, and proves the weights anew.
     factorized = ((m, cholesky(m)) for m in (gram + np.diag(s) for s in regularizations(gram)))
     shifted, factor = next((pair for pair in factorized if pair[1] is not None), (gram, None))

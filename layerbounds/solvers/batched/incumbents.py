@@ -42,16 +42,18 @@ def round_allowed(
     """
     rows, n = targets.shape
     weights = np.empty((rows, n))
-    scale, zero = np.empty((rows, n)), np.empty((rows, n))
+    scale, zero, fixed = np.empty((rows, n)), np.empty((rows, n)), np.zeros((rows, n), dtype=bool)
     alike: dict[bytes, list[int]] = {}
     for r in range(rows):
         levels = allowed[r]
         scale[r], zero[r] = levels.scale, levels.zero_point
-        if n and np.all(levels.codes == levels.codes[:1]):
-            alike.setdefault(levels.codes[0].tobytes(), []).append(r)
+        fixed[r] = single = levels.count < levels.codes.shape[1]
+        free = levels.codes[~single]
+        if len(free) and np.all(free == free[:1]):
+            alike.setdefault(free[0].tobytes(), []).append(r)
         else:
             weights[r] = levels.nearest(targets[r] if points is None else np.asarray(points[r], dtype=np.float64))
-    if np.all(scale == scale[:, :1]) and np.all(zero == zero[:, :1]):
+    if not fixed.any() and np.all(scale == scale[:, :1]) and np.all(zero == zero[:, :1]):
         scale, zero = scale[:, :1], zero[:, :1]
     for key, members in alike.items():
         choice = round_rows(
@@ -60,6 +62,7 @@ def round_allowed(
             np.frombuffer(key),
             scale[members],
             zero[members],
+            fixed=fixed[members] if fixed.any() else None,
             points=None if points is None else points[members],
             warm_starts=None if warm_starts is None else warm_starts[members],
             threads=threads,

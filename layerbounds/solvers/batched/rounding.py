@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from layerbounds.arrays import Float, Int
+from layerbounds.arrays import Bool, Float, Int
 from layerbounds.kernels.batched.evolution import evolve
 from layerbounds.kernels.batched.levels import deviations, round_nearest
 from layerbounds.solvers.batched.successive import Choice, Shifts, round_in_order, shifts_in_order
@@ -35,6 +35,8 @@ DESCEND_ALL = 2048
 #: Share of the mean diagonal that is added for each order's factorization: where a few inputs have most of the energy,
 #: the usual 0.01 drowns all others.
 DAMPS = (1e-3, 1e-3, 1e-3, 1e-4)
+#: Steps of weights that have a single level, in units of the others.
+VANISHING = 1e-60
 #: How far random orders stray from that of the diagonal, in standard deviations of its logarithm.
 STRAY = 0.5
 
@@ -92,6 +94,7 @@ def round_rows(
     zero_point: Float,
     *,
     group: Int | None = None,
+    fixed: Bool | None = None,
     points: Float | None = None,
     warm_starts: Float | None = None,
     threads: int = 1,
@@ -115,6 +118,8 @@ def round_rows(
         Scales are positive.
     group : ndarray of int, shape (n,), optional
         Scale group of each input; needed unless there are 1 or n.
+    fixed : ndarray of bool, shape of ``scale``, optional
+        Where the first code is the only one.
     points : ndarray of shape (rows, n), optional
         Solutions of a relaxation; their nearest levels are candidates.
     warm_starts : ndarray of shape (rows, n), optional
@@ -134,7 +139,7 @@ def round_rows(
         Indices of codes.
     """
     rows, n = targets.shape
-    data = _in_units(gram, targets, codes, scale, zero_point, group)
+    data = _in_units(gram, targets, codes, scale, zero_point, group, fixed)
     if n == 0 or rows == 0 or len(codes) == 1:
         return np.zeros(targets.shape, dtype=np.int16)
     units = data.unit
@@ -171,7 +176,15 @@ class _Scaled:
     unit: Float
 
 
-def _in_units(gram: Float, targets: Float, codes: Float, scale: Float, zero_point: Float, group: Int | None) -> _Scaled:
+def _in_units(
+    gram: Float,
+    targets: Float,
+    codes: Float,
+    scale: Float,
+    zero_point: Float,
+    group: Int | None,
+    fixed: Bool | None,
+) -> _Scaled:
     """A mean of 1 on the diagonal, and steps of at most 1 in each row."""
     rows, n = targets.shape
     groups = np.shape(scale)[1]
@@ -181,6 +194,10 @@ def _in_units(gram: Float, targets: Float, codes: Float, scale: Float, zero_poin
     codes = np.ascontiguousarray(codes, dtype=np.float64)
     gap = float(np.max(np.diff(codes), initial=0.0)) or 1.0
     unit = np.max(scale, axis=1, keepdims=True, initial=0.0) * gap
+    if fixed is not None:
+        # With steps that vanish in single precision all codes are one level, and none is moved.
+        zero = np.where(fixed, (zero - codes[0]) * (scale / unit / VANISHING) + codes[0], zero)
+        scale = np.where(fixed, unit * VANISHING, scale)
     single = np.empty((n, n), dtype=np.float32)
     mean = float(np.mean(np.diag(gram))) if n else 1.0
     # In parts, without a second matrix in double precision.
