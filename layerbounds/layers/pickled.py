@@ -33,6 +33,8 @@ _KINDS = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+if hasattr(torch, "float8_e8m0fnu"):  # PyTorch 2.7
+    _KINDS[torch.float8_e8m0fnu] = "F8_E8M0"
 
 
 class PickledTensors(TensorFile):

@@ -96,6 +96,10 @@ class TensorFile(ABC):
             If it is of a type that cannot be read exactly.
         """
 
+    def metadata_of(self, name: str) -> dict[str, str]:
+        """The metadata of the file that a tensor is in, which may be one of several."""
+        return self.metadata
+
     def map(self, name: str) -> NDArray[Any] | None:
         """The values of a tensor where they are in the file, not in memory; None where that cannot be.
 
@@ -198,7 +202,7 @@ def check_weight(file: TensorFile, name: str, *, integers: bool = False) -> None
             f"{file.path}: tensor {name!r} ({kind}) has to be scaled by {scales[0]!r}, so that it holds codes and not "
             "weights; dequantize it and store the weights as float32."
         )
-    if kind not in _NARROW_FLOATS and not (integers and kind in NUMPY_TYPES):
+    if (kind not in NARROW_FLOATS or kind == "F8_E8M0") and not (integers and kind in NUMPY_TYPES):
         raise FileFormatError(
             f"{file.path}: tensor {name!r} is of type {kind}, which is how quantized checkpoints store codes, and not "
             "a type of weights; dequantize it and store the weights as float32."
@@ -294,8 +298,8 @@ class _Safetensors(TensorFile):
             raise self._damaged(error) from error
         if entry.kind == "BF16":
             stored = (stored.astype(np.uint32) << 16).view(np.float32)
-        elif entry.kind in _NARROW_FLOATS:
-            stored = _NARROW_FLOATS[entry.kind][stored]
+        elif entry.kind in NARROW_FLOATS:
+            stored = NARROW_FLOATS[entry.kind][stored]
         return stored.astype(stored.dtype.newbyteorder("="), copy=False).reshape(entry.shape)
 
     def map(self, name: str) -> NDArray[Any] | None:
@@ -353,6 +357,9 @@ class _Shards(TensorFile):
     def read(self, name: str) -> NDArray[Any]:
         return self._shard(name).read(name)
 
+    def metadata_of(self, name: str) -> dict[str, str]:
+        return self._shard(name).metadata
+
     def map(self, name: str) -> NDArray[Any] | None:
         return self._shard(name).map(name)
 
@@ -382,7 +389,7 @@ def _bytes_of(kind: str) -> int:
     """Bytes of one value; 0 where the type is unknown."""
     if kind in NUMPY_TYPES:
         return np.dtype(NUMPY_TYPES[kind]).itemsize
-    return 2 if kind == "BF16" else 1 if kind in _NARROW_FLOATS else 0
+    return 2 if kind == "BF16" else 1 if kind in NARROW_FLOATS else 0
 
 
 def _float8(mantissa_bits: int, bias: int, nan: Sequence[int], infinity: int | None = None) -> NDArray[np.float32]:
@@ -399,9 +406,12 @@ def _float8(mantissa_bits: int, bias: int, nan: Sequence[int], infinity: int | N
     return table
 
 
-_NARROW_FLOATS = {
+#: The 256 values of each 8-bit float, by its code.
+NARROW_FLOATS = {
     "F8_E4M3": _float8(3, 7, (0x7F, 0xFF)),
     "F8_E5M2": _float8(2, 15, (0x7D, 0x7E, 0x7F, 0xFD, 0xFE, 0xFF), infinity=0x7C),
     "F8_E4M3FNUZ": _float8(3, 8, (0x80,)),
     "F8_E5M2FNUZ": _float8(2, 16, (0x80,)),
+    # Powers of two alone: scales, and never weights.
+    "F8_E8M0": np.append(np.ldexp(np.float32(1), np.arange(255) - 127), np.float32(np.nan)).astype(np.float32),
 }

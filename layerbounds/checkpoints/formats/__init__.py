@@ -1,0 +1,1 @@
+"""Formats of quantized checkpoints, a file each."""
