@@ -1,0 +1,1 @@
+"""Quantized weights as tensors that other tools read, a file for each format."""
