@@ -191,7 +191,7 @@ class CaptureRun:
                 f"the batches gave {self.report.batches} batches in the first pass and {run.batches} in pass "
                 f"{number + 1}; pass a list or a DataLoader that can be read several times."
             )
-        tally = run.tally
+        tally, norms = run.tally, run.norms
         # It holds the sums, which go one by one.
         del run
         # In the order of execution, so that a file lists its layers as the model runs them.
@@ -200,7 +200,7 @@ class CaptureRun:
             if moments[target.name].inputs.count == 0:
                 self.report.unreached += (target.name,)
                 continue
-            yield self._layer(target, moments.pop(target.name), tally[target.name])
+            yield self._layer(target, moments.pop(target.name), tally[target.name], norms.of(target.name))
 
     def _moments(self, target: Target, folder: str) -> Moments:
         geometry = target.geometry
@@ -210,7 +210,7 @@ class CaptureRun:
             return Moments(inputs)
         return Moments(inputs, ErrorSums(geometry, self._dtype, partial(geometry.weight, target.module)))
 
-    def _layer(self, target: Target, moments: Moments, tally: Tally) -> Layer:
+    def _layer(self, target: Target, moments: Moments, tally: Tally, norm: str | None) -> Layer:
         weight = target.geometry.weight(target.module).cpu()
         about: dict[str, Any] = {
             **target.geometry.describe(),
@@ -225,6 +225,8 @@ class CaptureRun:
             about["masked_positions"] = tally.masked
         if target.name in self.report.folded:
             about["folded_batchnorm"] = self.report.folded[target.name]
+        if norm is not None:
+            about["normalised_by"] = norm
         if target.aliases:
             about["tied_to"] = list(target.aliases)
         about.update(self._provenance)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from layerbounds.capturing.batches import Forward, Mask, StopRun, batch_mask, evaluating, move, run_batch
 from layerbounds.capturing.geometry import ConvGeometry, Geometry, describe_module
+from layerbounds.capturing.norms import NormsBefore
 from layerbounds.capturing.row_pairs import Choices, repeats, same_tokens
 from layerbounds.capturing.shared_sums import SharedSums
 from layerbounds.capturing.state import copy_generators, draw_seed, preserved, seeded
@@ -78,6 +79,8 @@ class Pass:
         Names in the order of their first calls.
     batches : int
         Batches seen.
+    norms : NormsBefore
+        The normalisations before the layers.
     """
 
     model: nn.Module
@@ -93,6 +96,9 @@ class Pass:
     tally: dict[str, Tally] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     batches: int = 0
+
+    def __post_init__(self) -> None:
+        self.norms = NormsBefore(self.model)
 
     @torch.no_grad()
     def run(self, batches: Iterable[Any], progress: Progress | None = None) -> None:
@@ -141,6 +147,7 @@ class Pass:
                 if self.check and module not in verified and verify(target, module, x, y):
                     verified.add(module)
                 keep = self._axes.keep(target, module, x)
+                self.norms.note(target.name, x)
                 if self.compressed is None:
                     self._add(target, x, keep, None, index)
                 else:
@@ -153,7 +160,12 @@ class Pass:
         if self.compressed is not None:
             copy_generators(self.model, self.compressed)
         noting = nullcontext() if self.compressed is None else choices
-        with suppress(StopRun), self._watching(), hooks(self.targets, dense), seeded(self._seed + index), noting:
+        with ExitStack() as stack:
+            stack.enter_context(suppress(StopRun))
+            for watching in (self._watching(), self.norms.watching(), hooks(self.targets, dense)):
+                stack.enter_context(watching)
+            stack.enter_context(seeded(self._seed + index))
+            stack.enter_context(noting)
             run_batch(self.model, batch, self.forward, index)
         if self.compressed is None:
             self.sums.finish()
