@@ -9,11 +9,15 @@ from typing import Any
 
 from layerbounds.arguments import as_mapping
 from layerbounds.arrays import Float
-from layerbounds.exceptions import InputError, UnknownNameError
+from layerbounds.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from layerbounds.exceptions import FileFormatError, InputError, UnknownNameError, UnsupportedProblemError
 from layerbounds.layers.layer import Layer
 from layerbounds.layers.weight_files import read_layer_weights
 from layerbounds.network.sources import Source
 from layerbounds.problems.evaluation import float_type
+from layerbounds.scoring.original import open_original
+from layerbounds.scoring.pairing import pair
+from layerbounds.scoring.transformed import Surroundings, as_stored
 
 
 class Given:
@@ -22,8 +26,9 @@ class Given:
     Parameters
     ----------
     weights : mapping of label to path, or to (mapping of layer name to array_like), optional
-        Files as `layerbounds.layers.weight_files.read_layer_weights` reads them: layers that they do not hold are left
-        out. Arrays are of shape (out, ...), all output channels.
+        Files as `layerbounds.layers.weight_files.read_layer_weights` reads them, and quantized checkpoints: layers that
+        they do not hold are left out, and so are those that a checkpoint stores in a form that is not the layer's
+        (`layerbounds.scoring.transformed`). Arrays are of shape (out, ...), all output channels.
     source : Source
 
     Attributes
@@ -43,10 +48,16 @@ class Given:
         self._source = source
         self._arrays: dict[str, dict[int, tuple[Float, str]]] = {}
         self._files: dict[str, tuple[str, set[int]]] = {}
+        self._checkpoints: dict[str, Checkpoint] = {}
+        #: The layer that was decoded last, as it is asked for row by row.
+        self._decoded: tuple[str, int, Float] | None = None
         self.notes: list[str] = []
         self.digests: dict[str, str] = {}
         for label, value in as_mapping(weights, "weights").items():
             if isinstance(value, (str, os.PathLike)):
+                checkpoint = _quantized(os.fspath(value))
+                if checkpoint is not None:
+                    self._checkpoints[label] = checkpoint
                 self._files[label] = os.fspath(value), self._held(label, os.fspath(value))
             else:
                 self._arrays[label] = self._checked(label, value)
@@ -58,7 +69,16 @@ class Given:
         reason: InputError | None = None
         for number in range(len(self._source.names)):
             try:
+                values = self._from_checkpoint(label, number)
+                if values is not None:
+                    held.add(number)
+                    digest.update(values.tobytes())
+                    continue
                 found = read_layer_weights(path, self._source.layer(number))
+            except UnsupportedProblemError as error:
+                self.notes.append(f"{path}: left out: {error}")
+                reason = reason or error
+                continue
             except UnknownNameError as error:
                 reason = reason or error
                 continue
@@ -70,6 +90,34 @@ class Given:
             raise InputError(f"{path} holds weights of no layer of the run: {reason}")
         self.digests[label] = digest.hexdigest()
         return held
+
+    def _from_checkpoint(self, label: str, number: int) -> Float | None:
+        """The weights of a layer that a checkpoint quantizes, shape (out, n); None where it does not.
+
+        Raises
+        ------
+        UnsupportedProblemError
+            If they are stored in a form that cannot be turned into that of the layer.
+        """
+        checkpoint = self._checkpoints.get(label)
+        if checkpoint is None:
+            return None
+        if self._decoded is not None and self._decoded[:2] == (label, number):
+            return self._decoded[2]
+        layer = self._source.layer(number)
+        name = pair(layer.name, {layer.name: layer}, list(checkpoint), {})
+        if name is None:
+            return None
+        weight = checkpoint[name]
+        with open_original(None, layer) as original:
+            undone = as_stored(layer, weight, Surroundings(checkpoint, original)).undone
+        values = weight.weight.reshape(layer.matrix.shape)
+        if undone is not None:
+            values = values * undone.factors
+            note = f"{checkpoint.path}: layer {layer.name!r}: {undone.note()}"
+            self.notes += [note] if note not in self.notes else []
+        self._decoded = label, number, values
+        return values
 
     def _checked(self, label: str, value: Any) -> dict[int, tuple[Float, str]]:
         of_layers: dict[int, tuple[Float, str]] = {}
@@ -97,9 +145,20 @@ class Given:
         if label in self._arrays:
             matrix, kind = self._arrays[label][number]
             return matrix[list(rows)], kind
+        decoded = self._from_checkpoint(label, number)
+        if decoded is not None:
+            return decoded[list(rows)], "float64"
         layer: Layer = self._source.layer(number)
         found = read_layer_weights(self._files[label][0], layer, list(rows))
         return found.values, found.dtype
+
+
+def _quantized(path: str) -> Checkpoint | None:
+    """A quantized checkpoint; None where a path leads to something else, which is then read as plain weights."""
+    try:
+        return load_checkpoint(path)
+    except FileFormatError:
+        return None
 
 
 #: What `layerbounds.run` takes as ``weights``.

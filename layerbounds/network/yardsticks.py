@@ -82,7 +82,8 @@ def log2_count(allowed: AllowedSet) -> float:
 
 @lattice_steps.register
 def _(allowed: Levels) -> Float | None:
-    return allowed.scale if allowed.uniform else None
+    several = allowed.count > 1
+    return allowed.scale if allowed.uniform and several.all() else None
 
 
 @value_count.register
@@ -98,7 +99,7 @@ def _(allowed: LevelsOnSupport) -> int | None:
 
 @log2_count.register
 def _(allowed: Levels) -> float:
-    return len(allowed.values) * math.log2(allowed.values.shape[1])
+    return float(np.sum(np.log2(allowed.count)))
 
 
 @log2_count.register
