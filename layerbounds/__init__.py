@@ -3,6 +3,8 @@
 from layerbounds import theory
 from layerbounds.allocation import Allocation
 from layerbounds.capturing.entry import capture, capture_to_file
+from layerbounds.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from layerbounds.checkpoints.weight import QuantizedWeight
 from layerbounds.comparison.compare import compare
 from layerbounds.comparison.records import MethodComparison
 from layerbounds.compression.compress import compress
@@ -32,6 +34,8 @@ from layerbounds.problems.pruning import PruningProblem, pruning_problem
 from layerbounds.problems.quantization import QuantizationProblem, quantization_problem
 from layerbounds.proofs import BoundKind, Status
 from layerbounds.report.network import write_report
+from layerbounds.scoring.records import LayerScore, Scores
+from layerbounds.scoring.score import score
 from layerbounds.solution import Solution, load_solution
 from layerbounds.solve import solve
 from layerbounds.solvers.registry import backends
@@ -41,6 +45,7 @@ from layerbounds_verify import Report, verify
 __all__ = [
     "Allocation",
     "BoundKind",
+    "Checkpoint",
     "Comparison",
     "Evaluation",
     "FilterProblem",
@@ -49,14 +54,17 @@ __all__ = [
     "Grid",
     "JointProblem",
     "Layer",
+    "LayerScore",
     "LayerboundsError",
     "MethodComparison",
     "NetworkRun",
     "OrderGap",
     "PruningProblem",
     "QuantizationProblem",
+    "QuantizedWeight",
     "Rank",
     "Report",
+    "Scores",
     "Solution",
     "Standings",
     "Status",
@@ -75,6 +83,7 @@ __all__ = [
     "gram_grid",
     "heuristics",
     "joint_problem",
+    "load_checkpoint",
     "load_layers",
     "load_run",
     "load_solution",
@@ -85,6 +94,7 @@ __all__ = [
     "run",
     "run_heuristic",
     "save_layers",
+    "score",
     "score_allocation",
     "solve",
     "theory",

@@ -78,7 +78,8 @@ def compare_command(
     ] = False,
     mask: MaskOption = "none",
     codebook: Annotated[
-        str | None, typer.Option("--codebook", metavar="LIST", help="Codebooks: binary, ternary, nf4, fp4, mxfp4.")
+        str | None,
+        typer.Option("--codebook", metavar="LIST", help="Codebooks: binary, ternary, nf4, fp4, bnb-fp4, mxfp4."),
     ] = None,
     input_file: InputOption = None,
     channels: Annotated[

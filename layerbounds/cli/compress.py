@@ -11,6 +11,8 @@ from typing import Annotated, Any, cast
 import typer
 from rich.table import Table
 
+from layerbounds.capturing.entry import require_torch
+from layerbounds.cli.bits import parse_choices
 from layerbounds.cli.console import batch_progress, result_console, said_warnings
 from layerbounds.cli.durations import duration_option
 from layerbounds.cli.models import (
@@ -44,7 +46,10 @@ from layerbounds.cli.options import (
 )
 from layerbounds.cli.outputs import check_outputs, deliver
 from layerbounds.compression.compress import compress
+from layerbounds.compression.destinations.places import check_free
+from layerbounds.compression.destinations.registry import DESTINATIONS, find_destination
 from layerbounds.compression.outcome import CompressedModel, LayerOutcome
+from layerbounds.exceptions import InputError
 from layerbounds.layers.bias import Bias
 from layerbounds.report.files import STDOUT, write_json
 
@@ -53,8 +58,29 @@ def compress_command(
     context: typer.Context,
     model: ModelOption,
     data: DataOption,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="State dict to write (safetensors).")],
-    bits: Annotated[int | None, typer.Option("--bits", metavar="N", help="Bits per weight, 1 to 8.")] = None,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", metavar="FILE", help="State dict to write (safetensors); with --format a folder, or a GGUF file."
+        ),
+    ],
+    bits: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--bits",
+            metavar="WHAT",
+            help="Bits per weight, 1 to 8; PATTERN=N for some layers, 16 to leave them as they are (repeatable, the "
+            "first that matches counts); TOOL:FILE for the choices in a file of another tool.",
+        ),
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", metavar="NAME", help=f"Write what other software loads: {', '.join(DESTINATIONS)}."),
+    ] = None,
+    template: Annotated[
+        Path | None,
+        typer.Option("--template", metavar="FILE", help="With --format gguf: a GGUF file of the model."),
+    ] = None,
     density: Annotated[
         float | None,
         typer.Option("--density", metavar="FRACTION", help="Prune: kept fraction of the inputs; with --bits, both."),
@@ -106,10 +132,15 @@ def compress_command(
     json_out: JsonOption = None,
 ) -> None:
     """Quantize or prune a model, or both at once, layer by layer, each behind the layers already compressed."""
-    check_outputs(
-        {"--out": out, "--json": json_out},
-        model_files(model, weights, data, preprocess),
-    )
+    chosen = parse_choices(bits)
+    files = model_files(model, weights, data, preprocess) | {"--template": template, **_files(chosen)}
+    if form is None or form.lower() == "gguf":
+        check_outputs({"--out": out, "--json": json_out}, files)
+        find_destination(form, template)
+    else:
+        check_outputs({"--json": json_out}, files, folders={"--out": out})
+        find_destination(form, template)
+        _check_directory(out, model, weights)
     inputs = read_inputs(
         model,
         weights,
@@ -133,7 +164,7 @@ def compress_command(
             inputs.model,
             inputs.batches,
             method,
-            bits=bits,
+            bits=chosen,
             density=density,
             pattern=pattern,
             share=parse_share(share),
@@ -150,12 +181,20 @@ def compress_command(
             jobs=jobs,
             seed=seed,
             fold_batchnorm=fold,
+            format=form,
+            template=template,
             device=device,
             progress=advance,
         )
     rows = [outcome.to_dict() for outcome in result.layers.values()]
+    for row in rows:
+        if (weight := result.quantized.get(row["layer"])) is not None:
+            row["bits_per_weight"] = weight.bits_per_weight
     if result.unreached:
         print("warning: never reached, and not compressed:", ", ".join(result.unreached), file=sys.stderr)
+    for reason in dict.fromkeys(result.left.values()):
+        names = [name for name, own in result.left.items() if own == reason]
+        print(f"note: left as they are ({reason}): {', '.join(names)}", file=sys.stderr)
     record: dict[str, Any] = {
         "out": str(out),
         "method": result.method,
@@ -163,6 +202,7 @@ def compress_command(
         "layers": rows,
         "unreached": list(result.unreached),
         "refused": result.refused,
+        "left": result.left,
         "folded_batchnorm": result.folded,
         **inputs.provenance,
         "options": asked(context),
@@ -178,19 +218,35 @@ def compress_command(
 
 
 def _save(result: CompressedModel, out: Path) -> None:
-    from layerbounds.capturing.loading import save_state
-
     with said_warnings():
-        save_state(out, result.state_dict, list(result.layers))
+        result.save(out)
+
+
+def _files(chosen: Any) -> dict[str, Path]:
+    """The file that --bits names, if it does."""
+    return {"--bits": Path(chosen.partition(":")[2])} if isinstance(chosen, str) else {}
+
+
+def _check_directory(out: Path, model: str, weights: Path | None) -> None:
+    """Refuse before the model is loaded what cannot be written in the end."""
+    require_torch()
+    from layerbounds.capturing.huggingface import is_model_directory
+
+    if not is_model_directory(Path(model)):
+        raise InputError("this format writes a directory like that of the model; pass one as --model.")
+    if weights is not None:
+        raise InputError("this format copies what is not compressed from the model directory; leave out --weights.")
+    check_free(out)
 
 
 def _table(rows: list[dict[str, Any]], title: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="", box=None, pad_edge=False)
     table.add_column("layer")
-    for name in ("weight", "error %", "lower %", "upper %", "time s"):
+    for name in ("weight", "error %", "loaded %", "lower %", "upper %", "time s"):
         table.add_column(name, justify="right")
     for row in rows:
-        shares = (row["relative_error"], row["relative_lower_bound"], row["relative_upper_bound"])
+        names = ("error", "loaded_error", "lower_bound", "upper_bound")
+        shares = (row[f"relative_{name}"] for name in names)
         table.add_row(
             row["layer"],
             "x".join(map(str, row["weight_shape"])),

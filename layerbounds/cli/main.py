@@ -22,6 +22,7 @@ from layerbounds.cli.listings import backends_command, heuristics_command, range
 from layerbounds.cli.order import order_command
 from layerbounds.cli.report import report_command
 from layerbounds.cli.run import run_command
+from layerbounds.cli.score import score_command
 from layerbounds.cli.solve import solve_command
 from layerbounds.cli.tensors import tensors_command
 from layerbounds.cli.theory import theory_command
@@ -37,6 +38,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "capture": capture_command,
     "compress": compress_command,
     "compare": compare_command,
+    "score": score_command,
     "versus": versus_command,
     "report": report_command,
     "order": order_command,

@@ -51,7 +51,8 @@ def order_command(
         typer.Option("--pattern", metavar="LIST", help="unstructured (default), N:M such as 2:4, block:S."),
     ] = None,
     codebook: Annotated[
-        str | None, typer.Option("--codebook", metavar="LIST", help="Codebooks: binary, ternary, nf4, fp4, mxfp4.")
+        str | None,
+        typer.Option("--codebook", metavar="LIST", help="Codebooks: binary, ternary, nf4, fp4, bnb-fp4, mxfp4."),
     ] = None,
     input_file: InputOption = None,
     channels: Annotated[
@@ -113,7 +114,7 @@ def order_command(
     chosen = find_layer(read_layers(input_file), layer)
     selection = parse_channels(channels, chosen.out_features)
     rest = {"symmetric": symmetric, "granularity": parse_granularity(granularity), "range": fit}
-    blank = {"grid": None, "scale": None, "zero_point": None, "g_idx": None}
+    blank = {"grid": None, "scale": None, "zero_point": None, "offset": None, "g_idx": None}
     grids: list[dict[str, Any]] = [{"bits": b, "codebook": None} for b in ([] if bits is None else parse_bits(bits))]
     grids += [{"bits": None, "codebook": name} for name in parse_names(codebook)]
     if not grids:

@@ -65,7 +65,8 @@ def run_command(
         typer.Option("--pattern", metavar="LIST", help="Prune: unstructured, N:M such as 2:4, block:S, channel, …"),
     ] = None,
     codebook: Annotated[
-        str | None, typer.Option("--codebook", metavar="LIST", help="Codebooks: binary, ternary, nf4, fp4, mxfp4.")
+        str | None,
+        typer.Option("--codebook", metavar="LIST", help="Codebooks: binary, ternary, nf4, fp4, bnb-fp4, mxfp4."),
     ] = None,
     problems: Annotated[
         str | None,

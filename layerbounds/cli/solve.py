@@ -91,7 +91,7 @@ def solve_command(
         typer.Option(
             "--codebook",
             metavar="NAME",
-            help="Instead of --bits: binary, ternary, nf4, fp4 or mxfp4 as levels; or, with --bits, free: any levels.",
+            help="Instead of --bits: binary, ternary, nf4, fp4, bnb-fp4 or mxfp4; with --bits, free: any levels.",
         ),
     ] = None,
     density: Annotated[

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from layerbounds.arguments import check_functions
 from layerbounds.capturing.entry import require_torch
+from layerbounds.compression.choices import Choices
+from layerbounds.compression.destinations.registry import destination
 from layerbounds.compression.outcome import CompressedModel, LayerOutcome
-from layerbounds.compression.recipe import Recipe
+from layerbounds.exceptions import InputError
 from layerbounds.layers.bias import Bias
 from layerbounds.problems.grids import Granularity, Range
 
@@ -22,7 +25,7 @@ def compress(
     batches: Iterable[Any],
     method: str | None = None,
     *,
-    bits: int | None = None,
+    bits: int | Mapping[str, int | Mapping[str, Any] | None] | str | None = None,
     density: float | None = None,
     pattern: str | None = None,
     share: int | Literal["all"] | None = None,
@@ -40,6 +43,8 @@ def compress(
     jobs: int | None = None,
     seed: int = 0,
     fold_batchnorm: bool = False,
+    format: str | None = None,
+    template: str | os.PathLike[str] | None = None,
     device: str | torch.device | None = None,
     mask: Callable[[Any], Any] | Literal["auto"] | None = "auto",
     forward: Callable[[nn.Module, Any], Any] | None = None,
@@ -61,8 +66,12 @@ def compress(
     method : str, optional
         A name from `heuristics`, or ``"solve"`` for the native branch and bound. Default: ``"gptq"`` to quantize,
         ``"obs"`` to prune, and ``"obc"`` for both at once.
-    bits : int, optional
-        Quantization; ``granularity``, ``symmetric`` and ``range`` as in `quantization_problem`.
+    bits : int, mapping or str, optional
+        Quantization; ``granularity``, ``symmetric`` and ``range`` as in `quantization_problem`. A mapping from names
+        and patterns of layers, as in ``layers``, to bits, to 16 or None for layers that stay as they are, or to
+        mappings of these arguments (``{"bits": 3, "granularity": 128}``, ``density`` and ``pattern`` among them): the
+        first that matches a layer counts, and layers that none matches stay as they are. Or ``"TOOL:FILE"`` for what a
+        file of another tool chooses (docs/allocation.md).
     density, pattern : optional
         Pruning instead, with ``share``, ``axis`` and ``refit`` as in `pruning_problem`; with ``bits``, both at once as
         in `joint_problem`.
@@ -83,6 +92,12 @@ def compress(
         come from the same search.
     jobs, seed
         As in `solve`.
+    format : {"dense", "compressed-tensors", "gptq", "gguf"}, optional
+        What ``result.save`` writes; default: the state dict. Scales are rounded to the type that the format stores
+        before the weights are chosen, and what it cannot hold is refused or left as it is (docs/checkpoints.md).
+    template : path-like, optional
+        With a format: the directory from which the model was loaded, which is the default where `transformers` has
+        loaded it; with ``"gguf"`` a GGUF file of the model. Everything but the compressed weights is taken from it.
     fold_batchnorm, device, mask, forward
         As in `capture`; with folding the result has no batch normalisation where it was folded.
     progress : callable, optional
@@ -98,8 +113,9 @@ def compress(
     Raises
     ------
     InputError
-        If arguments contradict each other; and as `capture` does before the first layer is finished. Layers that fail
-        later, or whose reason concerns them alone, are listed in ``refused``.
+        If arguments contradict each other, or the format cannot hold what is asked for; and as `capture` does before
+        the first layer is finished. Layers that fail later, or whose reason concerns them alone, are listed in
+        ``refused``.
 
     Warns
     -----
@@ -126,9 +142,9 @@ def compress(
     automatic = isinstance(mask, str) and mask == "auto"
     check_functions(forward=forward, progress=progress, mask=None if automatic else mask)
     check_flags(refit=refit, sequential=sequential, intervals=intervals, fold_batchnorm=fold_batchnorm)
-    recipe = Recipe(
+    choices = Choices(
+        bits,
         method=method,
-        bits=bits,
         density=density,
         pattern=pattern,
         share=share,
@@ -144,15 +160,19 @@ def compress(
         seed=seed,
         options=options,
     )
+    place = destination(format, template, model)
+    if place is not None and fold_batchnorm:
+        raise InputError("folding changes the architecture that the template has; leave out fold_batchnorm, or format.")
     again(batches, 2)
     work = LayersInTurn(
         model,
         compressed_model,
         layers,
         Calibration(batches, mask, forward, read_device(device)),
-        recipe,
+        choices,
         sequential=sequential,
         fold=fold_batchnorm,
+        destination=place,
     )
     work.run(progress)
     return work.result

@@ -20,12 +20,15 @@ from layerbounds.capturing.fold import fold_batchnorm
 from layerbounds.capturing.state import draw_seed, seeded
 from layerbounds.capturing.targets import CaptureWarning, Target, find_targets, unwrap
 from layerbounds.capturing.watching import hooks
+from layerbounds.compression.choices import Choices
+from layerbounds.compression.destinations.base import Destination
 from layerbounds.compression.outcome import CompressedModel, LayerOutcome
-from layerbounds.compression.recipe import Recipe
-from layerbounds.exceptions import InputError, LayerboundsError, LayerError
+from layerbounds.exceptions import InputError, LayerboundsError, LayerError, UnsupportedProblemError
 from layerbounds.layers.bias import bias_change
 from layerbounds.layers.layer import Layer
 from layerbounds.problems.evaluation import evaluate
+from layerbounds.problems.joint import JointProblem
+from layerbounds.problems.quantization import QuantizationProblem
 
 #: Called after each layer with (layers done, layers in all, outcome).
 Progress = Callable[[int, int, LayerOutcome], None]
@@ -51,9 +54,11 @@ class LayersInTurn:
         What the compression starts from; default: ``model``.
     layers : str or iterable of str, optional
     calibration : Calibration
-    recipe : Recipe
+    choices : Choices
     sequential, fold : bool
         As ``sequential`` and ``fold_batchnorm`` of `compress`.
+    destination : Destination, optional
+        What the model is written as.
 
     Attributes
     ----------
@@ -67,19 +72,25 @@ class LayersInTurn:
         start: nn.Module | None,
         layers: str | Iterable[str] | None,
         calibration: Calibration,
-        recipe: Recipe,
+        choices: Choices,
         *,
         sequential: bool,
         fold: bool,
+        destination: Destination | None = None,
     ) -> None:
-        self._calibration, self._recipe = calibration, recipe
+        self._calibration, self._destination = calibration, destination
         batches, forward, device = calibration.batches, calibration.forward, calibration.device
         self._dense = unwrap(model)
         chosen, refused = find_targets(self._dense, layers)
+        self._recipes, left = choices.recipes([target.name for target in chosen])
+        if destination is not None:
+            chosen, left = self._fit(chosen, left, destination)
+        chosen = [target for target in chosen if target.name in self._recipes]
         _check_own_weights(chosen)
         names = [target.name for target in chosen]
         copy = copied(self._dense if start is None else unwrap(start))
-        self.result = CompressedModel(copy, recipe.chosen, refused=refused)
+        methods = ", ".join(dict.fromkeys(recipe.chosen for recipe in self._recipes.values()))
+        self.result = CompressedModel(copy, methods, refused=refused, left=left, destination=destination)
         if fold:
             first = first_batch(batches)
             self._dense = copied(self._dense)
@@ -91,6 +102,21 @@ class LayersInTurn:
         self._calls = _calls(self._dense, chosen, batches, forward, device)
         self.result.unreached = tuple(name for name in names if name not in self._calls)
         self._twins = {target.name: target for target in find_targets(copy, names)[0]}
+
+    def _fit(
+        self, targets: list[Target], left: dict[str, str], destination: Destination
+    ) -> tuple[list[Target], dict[str, str]]:
+        """Leave out what the files cannot hold, and round the scales of what they can."""
+        asked = [target for target in targets if target.name in self._recipes]
+        unfit = destination.check(self._dense, asked, self._recipes)
+        if len(unfit) == len(asked):
+            name, reason = next(iter(unfit.items()))
+            raise UnsupportedProblemError(
+                f"format {destination.name!r} cannot hold any of the layers; {name!r}, for example: {reason}."
+            )
+        fitting = [target for target in asked if target.name not in unfit]
+        self._recipes = {target.name: destination.recipe(target, self._recipes[target.name]) for target in fitting}
+        return fitting, {**left, **unfit}
 
     def run(self, progress: Progress | None) -> None:
         """Compress all layers, or those that are finished before Ctrl-C."""
@@ -139,9 +165,16 @@ class LayersInTurn:
         captured = list(capture_run.layers())
         if not captured:
             return None, False
-        problem = self._recipe.problem(captured[0])
-        found = self._recipe.apply(problem)
-        _store(self._twins[name], problem.layer, found.weights)
+        recipe, twin = self._recipes[name], self._twins[name]
+        problem = recipe.problem(captured[0])
+        found = recipe.apply(problem)
+        _store(twin, problem.layer, found.weights)
+        loaded = twin.geometry.weight(twin.module).double().cpu().numpy().reshape(found.weights.shape)
+        if self._destination is not None and isinstance(problem, (QuantizationProblem, JointProblem)):
+            matrix = found.weights.reshape(problem.layer.matrix.shape)
+            weight = self._destination.weight(twin, problem.grid, matrix)
+            if weight is not None:
+                self.result.quantized[name] = weight
         sets, energy = problem.sets(range(problem.layer.out_features)), problem.energy()
         outcome = LayerOutcome(
             name,
@@ -149,6 +182,7 @@ class LayersInTurn:
             tuple(problem.layer.weight.shape),
             sets,
             evaluate(problem, found.weights).error,
+            evaluate(problem, loaded).error,
             found.lower_bound,
             found.upper_bound,
             np.array([energy[rows].sum() for rows in sets]),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from layerbounds.arguments import as_path
 from layerbounds.arrays import Float
+from layerbounds.checkpoints.weight import QuantizedWeight
+from layerbounds.compression.destinations.base import Destination
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,6 +30,8 @@ class LayerOutcome:
     error : ndarray of shape (sets,)
         f of the weights used, mean squared output error per position, for the inputs that the layer sees behind the
         already compressed ones.
+    loaded_error : ndarray of shape (sets,)
+        The same of the weights as the compressed model holds them, rounded once more to the type of its tensors.
     lower_bound, upper_bound : ndarray of shape (sets,), or None
         Certified interval around the smallest possible f; None where none was asked for.
     energy : ndarray of shape (sets,)
@@ -39,6 +45,7 @@ class LayerOutcome:
     weight_shape: tuple[int, ...]
     sets: list[list[int]]
     error: Float
+    loaded_error: Float
     lower_bound: Float | None
     upper_bound: Float | None
     energy: Float
@@ -57,10 +64,12 @@ class LayerOutcome:
             "weight_shape": list(self.weight_shape),
             "rows": self.sets,
             "error": self.error,
+            "loaded_error": self.loaded_error,
             "lower_bound": self.lower_bound,
             "upper_bound": self.upper_bound,
             "energy": self.energy,
             "relative_error": self.relative(self.error),
+            "relative_loaded_error": self.relative(self.loaded_error),
             "relative_lower_bound": self.relative(self.lower_bound),
             "relative_upper_bound": self.relative(self.upper_bound),
             "seconds": self.seconds,
@@ -76,13 +85,17 @@ class CompressedModel:
     model : torch.nn.Module
         With the compressed weights, in the precision of the original.
     method : str
-        The one that was named, or the usual one.
+        The one that was named, or the usual one; several where layers are compressed differently.
     layers : dict of str to LayerOutcome
         In the order of execution.
     unreached : tuple of str
         Layers that no batch reached, or that saw no position that counts: they are not compressed.
     refused : dict of str to str
         Layers that cannot be compressed, and why: they keep their dense weights.
+    left : dict of str to str
+        Layers that were left as they are, and why: nothing was asked of them, or the format cannot hold them.
+    quantized : dict of str to QuantizedWeight
+        With a format that stores codes: the codes of each quantized layer, and its grid.
     folded : dict of str to str
         Batch normalisation folded into each layer.
     interrupted : bool
@@ -94,8 +107,34 @@ class CompressedModel:
     layers: dict[str, LayerOutcome] = field(default_factory=dict)
     unreached: tuple[str, ...] = ()
     refused: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+    quantized: dict[str, QuantizedWeight] = field(default_factory=dict)
     folded: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
+    destination: Destination | None = field(default=None, repr=False)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model in the format that `compress` was asked for, or its state dict as safetensors.
+
+        What is written is read back, and compared with `quantized` bit for bit.
+
+        Parameters
+        ----------
+        path : path-like
+            A folder that does not exist yet or is empty; for ``"gguf"`` and without a format a file.
+
+        Raises
+        ------
+        InputError
+            If it cannot be written.
+        """
+        from layerbounds.capturing.loading import save_state
+
+        out = as_path(path, "path")
+        if self.destination is None:
+            save_state(out, self.state_dict, list(self.layers))
+        else:
+            self.destination.write(out, self.model, self.quantized)
 
     @property
     def state_dict(self) -> dict[str, Tensor]:

@@ -1,0 +1,1 @@
+"""What a compressed model can be written as, so that other software loads it."""
