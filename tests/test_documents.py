@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+from made_checkpoints import Toy, stored, stored_gguf
 
 import layerbounds as lb
 from layerbounds.cli.main import app, main
@@ -72,9 +73,30 @@ def problem_names() -> dict[str, Any]:
     return {"lb": lb, "layer": layer, "problem": lb.quantization_problem(layer, bits=3)}
 
 
+def make_checkpoints() -> dict[str, Any]:
+    """A dense model, its capture, and quantized forms of it, in the current folder."""
+    toy, here = Toy(), Path()
+    toy.save(here / "Llama")
+    lb.save_layers("capture.safetensors", toy.layers())
+    stored(here / "Llama-GPTQ", toy)
+    stored(here / "Llama-W4A16", toy, form="compressed-tensors")
+    return {"lb": lb, "toy": toy}
+
+
 def run_names() -> dict[str, Any]:
     lb.run(small_layers(), out="run", bits=[2, 3, 4], granularity="tensor", methods=[], time_limit=0.0, jobs=1)
     return {"lb": lb}
+
+
+def gguf_names() -> dict[str, Any]:
+    from gguf_files import gguf, random_blocks, write_file
+
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(8, 64)).astype(np.float32)
+    up = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q4_0)
+    tensors = {"blk.0.ffn_up.weight": (up, "Q4_0"), "blk.0.ffn_down.weight": (random_blocks(rng, "Q6_K", 4, 1), "Q6_K")}
+    write_file(Path("model.gguf"), tensors)
+    return {"lb": lb, "np": np}
 
 
 #: What the Python blocks of a file find already defined.
@@ -84,11 +106,14 @@ NAMES: dict[str, Callable[[], dict[str, Any]]] = {
     "capture.md": model_names,
     "certificates.md": problem_names,
     "compare.md": problem_names,
+    "compress.md": lambda: llama_names(),
     "heuristics.md": problem_names,
+    "gguf.md": gguf_names,
     "grids.md": problem_names,
     "joint.md": problem_names,
     "patterns.md": problem_names,
     "report.md": run_names,
+    "score.md": make_checkpoints,
 }
 
 
@@ -148,6 +173,10 @@ def test_shell_blocks_run(
 ) -> None:
     if "resnet20" in text:
         make_network(workplace)
+    if "--model llama" in text:
+        make_llama(workplace)
+    if "Llama-GPTQ" in text:
+        stored_gguf(workplace / "Llama-Q4_0.gguf", make_checkpoints()["toy"])
     for command in commands(text):
         if command.startswith(SETUP):
             continue
@@ -157,6 +186,11 @@ def test_shell_blocks_run(
         # Scales of small layers take more bits than their weights.
         quick = {"--time-limit": "0.05", "--jobs": "1", "--methods": "rtn,magnitude", "--channels-sample": "1"}
         quick["--budget"] = "9"
+        if words[1] == "compress":
+            quick["--time-limit"] = "0"
+        if words[1] == "score":
+            # Seconds for each layer.
+            quick |= {"--total-time": "0.05", "--channels": "0:2"}
         if "--refine" in words:
             quick["--refine"] = "0.1"
         if "--channels-sample" in words:
@@ -165,8 +199,12 @@ def test_shell_blocks_run(
             del quick["--channels-sample"]
         if "--joint" in words:
             quick["--methods"] = "obc,sparsegpt_joint"
-        extra = [word for option, value in quick.items() if option in options for word in (option, value)]
-        assert main([*words[1:], *extra]) == 0, capsys.readouterr().err
+        for option, value in quick.items():
+            if option in words:
+                words[words.index(option) + 1] = value
+            elif option in options:
+                words += [option, value]
+        assert main(words[1:]) == 0, capsys.readouterr().err
         for option in ("--out", "--plot", "--table", "--json"):
             if option in words:
                 assert Path(words[words.index(option) + 1]).exists()
@@ -192,6 +230,41 @@ def make_network(folder: Path) -> None:
         save_file(state, folder / name)
     for name in ("images.npz", "cifar10_subset.npz"):
         np.savez(folder / name, calib_images=images)
+
+
+def make_llama(folder: Path) -> Any:
+    """A tiny Llama as a directory and as a GGUF file, and token ids."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    gguf = pytest.importorskip("gguf")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=32, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1
+    )
+    model = transformers.LlamaForCausalLM(config)
+    model.save_pretrained(folder / "llama")
+    writer = gguf.GGUFWriter(folder / "llama.gguf", "llama")
+    writer.add_block_count(1)
+    writer.add_head_count(1)
+    writer.add_head_count_kv(1)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 1)
+    for name, value in model.state_dict().items():
+        matrix = value.numpy()
+        if "q_proj" in name or "k_proj" in name:
+            matrix = matrix.reshape(2, 16, 32).swapaxes(0, 1).reshape(32, 32)
+        writer.add_tensor(names.get_name(name, (".weight",)), matrix.copy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    np.save(folder / "tokens.npy", np.random.default_rng(0).integers(0, 32, size=(8, 16)))
+    return transformers.AutoModelForCausalLM.from_pretrained(folder / "llama", dtype="auto")
+
+
+def llama_names() -> dict[str, Any]:
+    model = make_llama(Path())
+    torch = importlib.import_module("torch")
+    return {"lb": lb, "model": model, "batches": [{"input_ids": torch.from_numpy(np.load("tokens.npy"))}]}
 
 
 def described(command: str) -> str:

@@ -10,9 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoint_files import folder_of
+from made_checkpoints import checkpoint
+from made_checkpoints import quantized as made_weight
 
 import layerbounds as lb
 from layerbounds.methods.registry import describe_heuristics
+
+#: Two inputs of eight outputs, quantized.
+AWQ = {
+    "a.qweight": np.zeros((2, 1), np.int32),
+    "a.qzeros": np.zeros((1, 1), np.int32),
+    "a.scales": np.ones((1, 8), np.float16),
+}
 
 #: Factories, because some values are used up.
 ODD: dict[str, Callable[[], Any]] = {
@@ -90,6 +100,7 @@ def calls(tmp_path: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]
     certificate = tmp_path / "certificate.safetensors"
     solution.save_certificate(certificate)
     finished = lb.run([layer], out=tmp_path / "done", bits=2, methods=[], time_limit=0.0, jobs=1, parallel="threads")
+    made = checkpoint({"odd": made_weight("odd", quantized.grid, quantized.grid.nearest(layer.matrix))})
     choices = tmp_path / "choices.json"
     choices.write_text(lb.allocate(finished, 20.0).export("gptqmodel"), encoding="utf-8")
     table = {
@@ -182,6 +193,7 @@ def calls(tmp_path: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]
             {"layer": layer, "bits": 2, "k": 1, "orders": ["QP"], "look": False, "time_limit": 0.1, "jobs": 1},
         ),
         "load_layers": (lb.load_layers, {"path": file}),
+        "load_checkpoint": (lb.load_checkpoint, {"path": folder_of(tmp_path / "quantized", AWQ)}),
         "save_layers": (lb.save_layers, {"path": tmp_path / "out.safetensors", "layers": [layer]}),
         "Solution.save": (solution.save, {"path": tmp_path / "solution.safetensors"}),
         "Solution.save_certificate": (solution.save_certificate, {"path": tmp_path / "out.safetensors"}),
@@ -203,6 +215,10 @@ def calls(tmp_path: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]
         "load_run": (lb.load_run, {"out": tmp_path / "run"}),
         "write_report": (lb.write_report, {"run": finished, "out": tmp_path / "report"}),
         "allocate": (lb.allocate, {"run": finished, "budget": 20.0}),
+        "score": (
+            lb.score,
+            {"checkpoint": made, "layers": [layer], "channels": [0], "total_time": 0.1, "jobs": 1},
+        ),
         "score_allocation": (lb.score_allocation, {"run": finished, "path": choices, "tool": "gptqmodel"}),
         "demo_layers": (lb.demo_layers, {}),
         "backends": (lb.backends, {}),
@@ -244,8 +260,9 @@ SHORT = 6
 CALLBACKS = ("progress", "plan", "forward", "mask", "listener")
 #: What functions return: their constructors take what they are given.
 RESULTS = {
-    "Allocation", "BoundKind", "Comparison", "Evaluation", "LayerboundsError", "MethodComparison", "NetworkRun",
-    "OrderGap", "Rank", "Report", "Standings", "Status", "Verdict",
+    "Allocation", "BoundKind", "Checkpoint", "Comparison", "Evaluation", "LayerScore", "LayerboundsError",
+    "MethodComparison", "NetworkRun", "OrderGap", "QuantizedWeight", "Rank", "Report", "Scores", "Standings", "Status",
+    "Verdict",
 }  # fmt: skip
 
 

@@ -28,6 +28,7 @@ NEEDED: dict[str, list[str]] = {
     "capture": ["--model", "{model}", "--data", "{data}", "--out", "default"],
     "compress": ["--model", "{model}", "--data", "{data}", "--out", "default", "--bits", "2"],
     "compare": ["--layer", "a", "--bits", "2"],
+    "score": ["--checkpoint", "{input}"],
     "versus": ["--layer", "a", "--bits", "2"],
     "order": ["--layer", "a", "--bits", "2", "--density", "0.5"],
     "run": ["--out", "default", "--bits", "2"],
@@ -41,7 +42,10 @@ NEEDED: dict[str, list[str]] = {
     "heuristics": [],
     "ranges": [],
 }
-INPUTS = ("--input", "--weights", "--checkpoint", "--data", "--model", "--compressed-weights", "--preprocess")
+INPUTS = (
+    "--input", "--weights", "--checkpoint", "--data", "--model", "--compressed-weights", "--preprocess", "--template",
+    "--map", "--original",
+)  # fmt: skip
 FILE_OUTPUTS = {"FILE", "OUT", "DIR"}
 
 
@@ -61,6 +65,11 @@ def inputs_of(command: str) -> list[str]:
 
 PAIRS = [(c, *pair) for c in COMMANDS for pair in itertools.combinations(outputs_of(c), 2)]
 ONTO = [(c, out, source) for c in COMMANDS for out in outputs_of(c) for source in inputs_of(c)]
+
+
+def without(words: list[str], given: tuple[object, ...]) -> list[str]:
+    """Options and their values, less those that are given otherwise."""
+    return [word for pair in zip(words[::2], words[1::2], strict=True) if pair[0] not in given for word in pair]
 
 
 @pytest.fixture
@@ -86,6 +95,7 @@ def call(
     for target in (
         "solve.read_layers",
         "compare.read_layers",
+        "score.read_layers",
         "versus.read_layers",
         "order.read_layers",
         "layers.read_layers",
@@ -96,7 +106,8 @@ def call(
         monkeypatch.setattr(f"layerbounds.cli.{target}", never)
 
     def run(command: str, *arguments: object) -> tuple[int, str]:
-        needed = [word.format(**names) for word in NEEDED[command]]
+        words = [word.format(**names) for word in NEEDED[command]]
+        needed = words if len(words) % 2 else without(words, arguments)
         code = main([command, *needed, *map(str, arguments)])
         return code, capsys.readouterr().err
 
@@ -105,7 +116,7 @@ def call(
 
 def test_the_commands_are_known() -> None:
     assert set(NEEDED) == set(COMMANDS)
-    several = {"solve", "capture", "compress", "compare", "versus", "order", "run", "theory", "tensors"}
+    several = {"solve", "capture", "compress", "compare", "score", "versus", "order", "run", "theory", "tensors"}
     assert {c for c, *_ in PAIRS} == several
     assert len(PAIRS) >= 18 and len(ONTO) >= 25
 
