@@ -10,13 +10,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from layerbounds.layers.files import write_tensors
+from layerbounds.checkpoints.writers.stored import Stored, save_tensors, stored
 
 
-def folder_of(path: Path, tensors: Mapping[str, NDArray[Any]], quantization: Mapping[str, Any] | None = None) -> Path:
+def folder_of(
+    path: Path,
+    tensors: Mapping[str, NDArray[Any] | Stored],
+    quantization: Mapping[str, Any] | None = None,
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
     """A folder with a safetensors file, and a ``config.json`` where something is said about quantization."""
     path.mkdir(parents=True, exist_ok=True)
-    write_tensors(path / "model.safetensors", {key: np.asarray(value) for key, value in tensors.items()}, {})
+    made = {key: value if isinstance(value, Stored) else stored(np.asarray(value)) for key, value in tensors.items()}
+    save_tensors(path / "model.safetensors", made, metadata)
     if quantization is not None:
         text = json.dumps({"model_type": "llama", "quantization_config": dict(quantization)})
         (path / "config.json").write_text(text, encoding="utf-8")

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoint_files import folder_of
 from numpy.typing import NDArray
-from written_checkpoints import written
 
 from layerbounds.checkpoints.checkpoint import load_checkpoint
 from layerbounds.checkpoints.weight import QuantizedWeight
@@ -42,7 +42,7 @@ def tensors(kind: str = "nf4", *, described: dict[str, Any] | None = None, **cha
 
 def layer(path: Path, content: dict[str, Any]) -> QuantizedWeight:
     checkpoint = load_checkpoint(
-        written(path, {f"a.b.{end}": value for end, value in content.items()}, {"quant_method": "bitsandbytes"})
+        folder_of(path, {f"a.b.{end}": value for end, value in content.items()}, {"quant_method": "bitsandbytes"})
     )
     assert list(checkpoint) == ["a.b"] and not len(checkpoint.dense) and checkpoint.label == "bitsandbytes"
     return checkpoint["a.b"]
@@ -189,7 +189,7 @@ def test_weights_are_those_that_the_package_dequantizes(
         content[f"{name}.weight"] = packed
         content |= {f"{name}.weight.{end}": value for end, value in made.as_dict(packed=True).items()}
     made_tensors = {name: stored(value.numpy()) for name, value in content.items()}
-    found = load_checkpoint(written(tmp_path, made_tensors))
+    found = load_checkpoint(folder_of(tmp_path, made_tensors))
     assert set(found) == set(want)
     for name, weight in found.items():
         assert weight.dtype == dtype

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoint_files import folder_of
 from numpy.typing import NDArray
-from written_checkpoints import written
 
 from layerbounds.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from layerbounds.checkpoints.packing import unpack_stream
@@ -31,7 +31,7 @@ def config(form: str = "pack-quantized", *, targets: list[str] | None = None, **
 
 
 def layer(path: Path, tensors: dict[str, Any], quantization: dict[str, Any] | None = None) -> QuantizedWeight:
-    checkpoint = load_checkpoint(written(path, {f"a.b.{end}": value for end, value in tensors.items()}, quantization))
+    checkpoint = load_checkpoint(folder_of(path, {f"a.b.{end}": value for end, value in tensors.items()}, quantization))
     assert list(checkpoint) == ["a.b"]
     return checkpoint["a.b"]
 
@@ -254,7 +254,7 @@ def test_groups_of_a_configuration_in_their_order_of_precedence(tmp_path: Path) 
 
     groups = {"g0": group(2, "Linear"), "g1": group(3, "re:.*down", "re:.*up"), "g2": group(4, "x.up")}
     quantization = {"quant_method": "compressed-tensors", "format": "mixed-precision", "config_groups": groups}
-    checkpoint = load_checkpoint(written(tmp_path, tensors, quantization))
+    checkpoint = load_checkpoint(folder_of(tmp_path, tensors, quantization))
     sizes = {name: len(weight.grid.codes) for name, weight in checkpoint.items()}
     assert sizes == {"x.down": 8, "x.up": 16, "x.other": 4}
     assert list(checkpoint.dense) == ["norm.weight"] and checkpoint.label == "compressed-tensors"
@@ -333,7 +333,7 @@ def packed(**changes: Any) -> dict[str, Any]:
 def test_damaged_files_in_one_sentence(tmp_path: Path, tensors: dict[str, Any], message: str) -> None:
     size = {"group_size": 4} if "weight_shape" in tensors or "weight_scale" in tensors else {}
     checkpoint = load_checkpoint(
-        written(tmp_path, {f"a.b.{end}": value for end, value in tensors.items()}, config(num_bits=4, **size))
+        folder_of(tmp_path, {f"a.b.{end}": value for end, value in tensors.items()}, config(num_bits=4, **size))
     )
     with pytest.raises(FileFormatError, match=message) as caught:
         checkpoint["a.b"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from written_checkpoints import written
+from checkpoint_files import folder_of
 
 from layerbounds.checkpoints.checkpoint import load_checkpoint
 from layerbounds.checkpoints.weight import QuantizedWeight
@@ -21,7 +21,7 @@ MODELOPT = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
 
 def layer(path: Path, tensors: dict[str, Any], quantization: dict[str, Any] | None = None) -> QuantizedWeight:
     checkpoint = load_checkpoint(
-        written(
+        folder_of(
             path,
             {f"a.b.{end}": value for end, value in tensors.items()},
             MODELOPT if quantization is None else quantization,
@@ -56,7 +56,7 @@ def test_the_scale_of_the_tensor_multiplies(tmp_path: Path) -> None:
 
 def test_the_configuration_in_a_file_of_its_own(tmp_path: Path) -> None:
     tensors = {"a.b.weight": eight([[0x38, 0x40]]), "a.b.weight_scale": np.array(0.5, dtype=np.float32)}
-    written(tmp_path, tensors)
+    folder_of(tmp_path, tensors)
     (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}))
     (tmp_path / "config.json").write_text(json.dumps({"torch_dtype": "float16"}))
     checkpoint = load_checkpoint(tmp_path)

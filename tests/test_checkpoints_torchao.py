@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from written_checkpoints import written
+from checkpoint_files import folder_of
 
 from layerbounds.checkpoints.checkpoint import load_checkpoint
 from layerbounds.checkpoints.weight import QuantizedWeight
@@ -25,7 +25,7 @@ def dtype(name: str) -> dict[str, str]:
 def layer(path: Path, kind: str, tensors: dict[str, Any], **values: Any) -> QuantizedWeight:
     metadata = {"a.b.weight": json.dumps({"_type": kind, "_data": values}), "tensor_names": '["a.b.weight"]'}
     content = {f"a.b._weight_{end}": value for end, value in tensors.items()}
-    checkpoint = load_checkpoint(written(path, content, {"quant_method": "torchao"}, metadata=metadata))
+    checkpoint = load_checkpoint(folder_of(path, content, {"quant_method": "torchao"}, metadata=metadata))
     assert list(checkpoint) == ["a.b"] and not len(checkpoint.dense) and checkpoint.label == "torchao"
     return checkpoint["a.b"]
 
@@ -154,7 +154,7 @@ def test_damaged_files_in_one_sentence(
     "metadata", [{}, {"a.weight": "{"}, {"a.weight": "[]"}, {"a.weight": '{"_type": "Int8Tensor"}'}]
 )
 def test_a_tensor_that_is_not_described(tmp_path: Path, metadata: dict[str, str]) -> None:
-    checkpoint = load_checkpoint(written(tmp_path, {"a._weight_qdata": np.zeros((2, 2), np.int8)}, metadata=metadata))
+    checkpoint = load_checkpoint(folder_of(tmp_path, {"a._weight_qdata": np.zeros((2, 2), np.int8)}, metadata=metadata))
     with pytest.raises(FileFormatError, match=r"metadata does not describe the tensor 'a\.weight'"):
         checkpoint["a"]
 

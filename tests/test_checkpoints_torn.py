@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from written_checkpoints import written
+from checkpoint_files import folder_of
 
 from layerbounds.checkpoints.checkpoint import load_checkpoint
 from layerbounds.checkpoints.writers.stored import Stored, stored
@@ -168,7 +168,7 @@ def test_damage_is_refused_in_a_sentence(tmp_path: Path, form: int) -> None:
             metadata["a.weight"] = json.dumps(values)
         named = {f"a.{name}": value for name, value in tensors.items()}
         try:
-            checkpoint = load_checkpoint(written(tmp_path, named, said, metadata=metadata))
+            checkpoint = load_checkpoint(folder_of(tmp_path, named, said, metadata=metadata))
             weight = checkpoint["a"]
         except FileFormatError as error:
             said_so = str(error)

@@ -25,7 +25,7 @@ class Checkpoint(Mapping[str, QuantizedWeight]):
     """Quantized weights by the names of their layers, and the tensors beside them.
 
     A mapping that decodes a layer when it is asked for, so that files of any size can be read. Names are those of the
-    checkpoint; `open` and the like match unique ends of dotted names.
+    checkpoint; ``checkpoint["…"]`` takes unique ends of them, too.
 
     Attributes
     ----------
@@ -63,9 +63,10 @@ class Checkpoint(Mapping[str, QuantizedWeight]):
 class _Dense(Mapping[str, Float]):
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
+        self._names = frozenset(reader.dense_names)
 
     def __getitem__(self, name: str) -> Float:
-        if name not in self._reader.dense_names:
+        if name not in self._names:
             raise KeyError(name)
         return self._reader.dense(name)
 

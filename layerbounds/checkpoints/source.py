@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerbounds.exceptions import FileFormatError, first_line
-from layerbounds.layers.tensor_files import Entry, TensorFile
+from layerbounds.layers.tensor_files import Entry, TensorFile, bytes_of
 
 #: Files beside the weights that say how they are quantized, and the entry that does.
 _CONFIGURATIONS = (
@@ -51,10 +51,10 @@ class Source:
         self.names = frozenset(file.names)
         self.metadata = file.metadata
         folder = file.path.parent
-        self.config = _json(folder / "config.json")
+        self.config = json_object(folder / "config.json")
         self.quantization: dict[str, Any] = {}
         for name, entry in _CONFIGURATIONS:
-            content = _json(folder / name)
+            content = self.config if name == "config.json" else json_object(folder / name)
             found = content if entry is None else content.get(entry)
             if isinstance(found, dict) and found:
                 self.quantization = found
@@ -140,14 +140,21 @@ class Source:
 
 
 _INTEGERS = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8")
-_WIDTHS = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 
 
 def _size(entry: Entry) -> int:
-    return _WIDTHS.get(entry.kind, 1) * int(np.prod(entry.shape, dtype=np.int64))
+    # Types that are not known here have a byte.
+    return (bytes_of(entry.kind) or 1) * int(np.prod(entry.shape, dtype=np.int64))
 
 
-def _json(path: Path) -> Mapping[str, Any]:
+def json_object(path: Path) -> Mapping[str, Any]:
+    """The object in a JSON file; empty where there is no file, or something else in it.
+
+    Raises
+    ------
+    FileFormatError
+        If it cannot be read.
+    """
     if not path.is_file():
         return {}
     try:

@@ -44,6 +44,8 @@ NUMPY_TYPES = {
 }
 #: Types in which weights are stored, and codes are not.
 WIDE_FLOATS = ("F64", "F32", "F16", "BF16")
+#: Types of floats that software computes with, as safetensors and as arrays call them.
+FLOAT_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -272,7 +274,7 @@ class _Safetensors(TensorFile):
             begin, end = value["data_offsets"]
             if not all(type(i) is int and i >= 0 for i in (*shape, begin, end)):
                 raise ValueError(f"the shape or place of tensor {name!r} is not one")
-            bits = _bytes_of(str(kind))
+            bits = bytes_of(str(kind))
             if end < begin or (bits and end - begin != bits * math.prod(shape)):
                 raise ValueError(f"the size of tensor {name!r} does not fit its shape")
             if 8 + length + end > size:
@@ -284,10 +286,10 @@ class _Safetensors(TensorFile):
 
     def read(self, name: str) -> NDArray[Any]:
         entry, begin, size = self._entries[name]
-        if not _bytes_of(entry.kind):
+        if not bytes_of(entry.kind):
             raise unreadable(self.path, name, entry.kind)
         stored = np.empty(
-            size // _bytes_of(entry.kind), dtype=NUMPY_TYPES.get(entry.kind) or f"<u{_bytes_of(entry.kind)}"
+            size // bytes_of(entry.kind), dtype=NUMPY_TYPES.get(entry.kind) or f"<u{bytes_of(entry.kind)}"
         )
         try:
             self._stream.seek(begin)
@@ -385,7 +387,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _bytes_of(kind: str) -> int:
+def bytes_of(kind: str) -> int:
     """Bytes of one value; 0 where the type is unknown."""
     if kind in NUMPY_TYPES:
         return np.dtype(NUMPY_TYPES[kind]).itemsize

@@ -13,7 +13,7 @@ from layerbounds.arrays import Float, as_float64
 from layerbounds.exceptions import FileFormatError, InputError
 from layerbounds.layers.layer import Layer
 from layerbounds.layers.layer_file import SCHEMA_KEY
-from layerbounds.layers.tensor_files import TensorFile, check_weight, open_tensors
+from layerbounds.layers.tensor_files import FLOAT_NAMES, TensorFile, check_weight, open_tensors
 from layerbounds.names import match_name
 
 #: ``provenance["kind"]`` of the layer that `transformers` calls Conv1D: a checkpoint stores its weight as (in, out).
@@ -22,10 +22,6 @@ TRANSFORMERS_CONV1D = "transformers Conv1D"
 TRANSPARENT = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 #: How much nearer to the dense weights another order of the axes has to be before it is taken for the right one.
 _MUCH_NEARER = 0.5
-
-
-#: What weights may be stored as, as arrays call it.
-_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +87,7 @@ def read_layer_weights(
             _check_folding(layer, file)
         where = f"{name}.weight in {os.fspath(path)}"
         weight = as_float64(file.read(f"{name}.weight"), where)
-        dtype = _TYPES.get(file.entry(f"{name}.weight").kind, "float64")
+        dtype = FLOAT_NAMES.get(file.entry(f"{name}.weight").kind, "float64")
         held = list(range(layer.out_features))
         if f"{name}.channels" in file.names:
             held = _channels(file, f"{name}.channels", layer)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from layerbounds.arrays import Float, as_float64
-from layerbounds.exceptions import FileFormatError, InputError, first_line
+from layerbounds.checkpoints.source import json_object
+from layerbounds.exceptions import InputError
 from layerbounds.layers.layer import Layer
 from layerbounds.layers.tensor_files import WIDE_FLOATS, TensorFile, open_tensors
 from layerbounds.layers.weight_files import read_layer_weights
@@ -37,7 +36,7 @@ class Original:
     def __init__(self, file: TensorFile) -> None:
         self._file = file
         self.path = file.path
-        self.config = _config(file.path.parent / "config.json")
+        self.config = json_object(file.path.parent / "config.json")
         self.names = frozenset(n for n in file.names if file.entry(n).kind in WIDE_FLOATS)
 
     def find(self, name: str) -> str | None:
@@ -122,13 +121,3 @@ def same_up_to_rounding(stored: Float, original: Float) -> bool:
     if stored.shape != original.shape:
         return False
     return any(np.array_equal(stored, rounded(original, dtype)) for dtype in FLOAT_TYPES)
-
-
-def _config(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FileFormatError(f"{path} cannot be read as JSON ({first_line(error)}); write it again.") from error
-    return value if isinstance(value, dict) else {}

@@ -19,6 +19,7 @@ from layerbounds.layers.files import named_layers
 from layerbounds.layers.layer import Layer
 from layerbounds.layers.layer_file import LayerFile
 from layerbounds.names import match_names
+from layerbounds.problems.float_types import rounded
 from layerbounds.problems.problem import Problem, check_rows
 from layerbounds.problems.quantization import QuantizationProblem
 from layerbounds.proofs import BoundKind, Status
@@ -224,10 +225,11 @@ def _scored(
     seen = apply_bias(found.layer, bias)
     # Errors of outputs that the checkpoint has divided by factors are counted as the captured layer has them.
     squares = np.ones(len(rows)) if found.outputs is None else found.outputs[rows] ** 2
-    matrix = weight.weight.reshape(seen.matrix.shape)[rows]
+    decoded = weight.weight.reshape(seen.matrix.shape)
+    matrix = decoded[rows]
     low, high = enclosed_errors(seen, matrix, rows)
     error, energy = float(squares @ (0.5 * (low + high))), float(squares @ seen.energy()[rows])
-    loaded = weight.loaded.reshape(seen.matrix.shape)[rows]
+    loaded = rounded(matrix, weight.dtype)
     rounded_error = float(squares @ (0.5 * np.sum(enclosed_errors(seen, loaded, rows), axis=0)))
     said = [*weight.notes, *found.notes]
     if abs(rounded_error - error) > _ROUNDING * error:
@@ -247,11 +249,7 @@ def _scored(
         "estimated": found.estimated,
     }
     if relative is not None and relative > 1.0:
-        what = (
-            "another layer's, rotated or permuted"
-            if unlike(seen, weight.weight.reshape(seen.matrix.shape))
-            else ("of another model or scale")
-        )
+        what = "another layer's, rotated or permuted" if unlike(seen, decoded) else "of another model or scale"
         said.append(f"the error is larger than without any weights: they may be {what}")
         return LayerScore(**about, status=MISMATCH, notes=tuple(said)), False
     ends = total(np.nextafter(low * squares, 0.0), 0.0), total(np.nextafter(high * squares, np.inf), np.inf)

@@ -11,7 +11,7 @@ from layerbounds.arrays import Float
 from layerbounds.layers.tensor_files import NARROW_FLOATS
 
 #: The 16 values of OCP's E2M1, by its code: a sign, two bits of exponent, one of mantissa.
-_E2M1 = np.array([sign * size for sign in (1.0, -1.0) for size in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)])
+E2M1 = np.array([sign * size for sign in (1.0, -1.0) for size in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)])
 
 
 def _six_bits(mantissa_bits: int, bias: int) -> Float:
@@ -29,7 +29,7 @@ _SIX_BITS = {"E2M3": _six_bits(3, 1), "E3M2": _six_bits(2, 3)}
 
 def e2m1(codes: NDArray[Any]) -> tuple[Float, NDArray[np.uint8]]:
     """The sorted values of E2M1 (15: zero has two codes), and where those of codes of 4 bits are among them."""
-    return _sorted(_E2M1, codes)
+    return _sorted(E2M1, codes)
 
 
 def six_bits(codes: NDArray[Any], kind: str = "E2M3") -> tuple[Float, NDArray[np.uint8]]:

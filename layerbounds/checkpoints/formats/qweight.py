@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from layerbounds.checkpoints.source import Source
 from layerbounds.exceptions import FileFormatError
-from layerbounds.layers.tensor_files import WIDE_FLOATS, Entry
+from layerbounds.layers.tensor_files import FLOAT_NAMES, WIDE_FLOATS, Entry
 
 Layout = Literal["gptq", "gemm", "gemv", "gemv_fast"]
 Family = Literal["gptq", "awq"]
@@ -16,8 +16,6 @@ Family = Literal["gptq", "awq"]
 QWEIGHT = ".qweight"
 #: Bits of the words that codes are packed into.
 WORD_BITS = {"I8": 8, "U8": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64}
-#: Types of scales, and what weights become by them.
-DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 #: AWQ packs eight codes of four bits into a word.
 AWQ_BITS, AWQ_FIELDS = 4, 8
 GPTQ_BITS = range(2, 9)
@@ -140,9 +138,9 @@ def float_type(source: Source, name: str) -> str:
         If they are not stored as floats of 16 or 32 bits.
     """
     kind = source.entry(name).kind
-    if kind not in DTYPES:
-        raise source.fault(f"tensor {name!r} is of type {kind}, which is none of scales ({', '.join(DTYPES)})")
-    return DTYPES[kind]
+    if kind not in FLOAT_NAMES:
+        raise source.fault(f"tensor {name!r} is of type {kind}, which is none of scales ({', '.join(FLOAT_NAMES)})")
+    return FLOAT_NAMES[kind]
 
 
 def check_untransformed(source: Source, name: str) -> None:

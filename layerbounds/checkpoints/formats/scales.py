@@ -7,9 +7,10 @@ from numpy.typing import NDArray
 
 from layerbounds.arrays import Float
 from layerbounds.checkpoints.source import Source
+from layerbounds.layers.tensor_files import FLOAT_NAMES
 
-#: Types of floats by their names in safetensors.
-DTYPES = {"F32": "float32", "F64": "float32", "F16": "float16", "BF16": "bfloat16"}
+#: What weights become by scales of a type.
+DTYPES = {**FLOAT_NAMES, "F64": "float32"}
 
 
 def by_channel(
@@ -96,7 +97,7 @@ def block_of(source: Source, name: str, scale: Float, shape: tuple[int, int]) ->
 def computing_type(source: Source) -> str:
     """The type of floats that the configuration of the model names, bfloat16 where it names none."""
     found = source.config.get("dtype") or source.config.get("torch_dtype")
-    return str(found) if found in ("float32", "float16", "bfloat16") else "bfloat16"
+    return str(found) if found in FLOAT_NAMES.values() else "bfloat16"
 
 
 def exponents(source: Source, name: str) -> Float:

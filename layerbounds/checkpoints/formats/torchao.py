@@ -23,6 +23,7 @@ from layerbounds.checkpoints.packing import unpack_nibbles
 from layerbounds.checkpoints.source import Source
 from layerbounds.checkpoints.weight import QuantizedWeight
 from layerbounds.exceptions import FileFormatError, InputError
+from layerbounds.layers.tensor_files import FLOAT_NAMES
 from layerbounds.problems.float_types import FLOAT_TYPES
 from layerbounds.problems.grids import Grid
 
@@ -200,10 +201,9 @@ def _int4(tensor: _Tensor) -> _Decoded:
 
 
 def _of_scale(tensor: _Tensor) -> str:
-    kinds = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    if tensor.kind("scale") not in kinds:
+    if tensor.kind("scale") not in FLOAT_NAMES:
         raise tensor.source.fault(f"tensor {tensor.prefix + 'scale'!r} is of type {tensor.kind('scale')}")
-    return kinds[tensor.kind("scale")]
+    return FLOAT_NAMES[tensor.kind("scale")]
 
 
 def _intx(tensor: _Tensor) -> _Decoded:

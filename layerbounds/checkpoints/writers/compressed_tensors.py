@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 
 from layerbounds.arguments import shown
 from layerbounds.arrays import Float
+from layerbounds.checkpoints.formats.narrow_floats import E2M1
 from layerbounds.checkpoints.packing import pack_nibbles, pack_stream
 from layerbounds.checkpoints.weight import QuantizedWeight
 from layerbounds.checkpoints.writers.stored import Stored, stored
 from layerbounds.exceptions import InputError, UnknownNameError, UnsupportedProblemError
-from layerbounds.layers.tensor_files import NARROW_FLOATS
+from layerbounds.layers.tensor_files import FLOAT_NAMES, NARROW_FLOATS
 from layerbounds.problems.grids import Grid
 
 #: In the order in which they are tried where none is asked for.
 FORMS = ("pack-quantized", "int-quantized", "mxfp4-pack-quantized", "nvfp4-pack-quantized", "float-quantized")
-_KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-_E2M1 = np.array([sign * size for sign in (1.0, -1.0) for size in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)])
+_KINDS = {name: kind for kind, name in FLOAT_NAMES.items()}
 
 
 def tensors(
@@ -151,7 +151,7 @@ def _planned(grid: Grid, form: str | None, dtype: str, bits: int | None, parts: 
     if form == "float-quantized":
         codes = _places(grid.codes, NARROW_FLOATS["F8_E4M3"].astype(np.float64), form, "8-bit floats (E4M3)")
         return _Plan(form, 8, codes, _plain_scale(grid, form, dtype), size)
-    codes = _places(grid.codes, _E2M1, form, "4-bit floats (E2M1)")
+    codes = _places(grid.codes, E2M1, form, "4-bit floats (E2M1)")
     need = 32 if form.startswith("mx") else 16
     if size != need and not (size is None and grid.in_features == need):
         raise _refused(form, f"groups have {need} inputs")
