@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerbounds.capturing.batches import Forward, Mask, batch_mask, evaluating, move, run_batch
+from layerbounds.arguments import one_of
+from layerbounds.capturing.batches import Forward, Mask, evaluating, move, run_batch
 from layerbounds.capturing.checks import check_batches, check_model, read_device
 from layerbounds.capturing.copying import copied
 from layerbounds.capturing.geometry import LinearGeometry
+from layerbounds.capturing.sides import sides_of
 from layerbounds.capturing.state import draw_seed, seeded
 from layerbounds.capturing.targets import Target, find_targets, unwrap
 from layerbounds.capturing.token_axes import TokenAxes
-from layerbounds.capturing.watching import hooks
+from layerbounds.capturing.watching import Call, hooks
 from layerbounds.exceptions import InputError
 
 
@@ -128,18 +130,17 @@ def quantize_activations(
     """
     if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
         raise InputError(f"activation bits are {bits!r}; pass 2 to 8.")
-    if scheme not in ("dynamic", "static"):
-        raise InputError(f"the activation scheme is {scheme!r}; choose dynamic or static.")
+    one_of(scheme, "the activation scheme", ("dynamic", "static"))
     clone, targets = _copy(model, layers)
     if scheme == "dynamic":
-        return _install(clone, targets, lambda target: ActivationQuantizer(bits, symmetric, _axis(target)))
+        return _install(clone, targets, lambda target: ActivationQuantizer(bits, symmetric, feature_axis(target)))
     if batches is None:
         raise InputError("static activation ranges come from calibration data; pass batches.")
     check_batches(batches)
     place = read_device(device)
     ranges = _ranges(clone, targets, batches, mask, forward, place)
     seen = [target for target in targets if target.name in ranges]
-    return _install(clone, seen, lambda t: ActivationQuantizer(bits, symmetric, _axis(t), *ranges[t.name]))
+    return _install(clone, seen, lambda t: ActivationQuantizer(bits, symmetric, feature_axis(t), *ranges[t.name]))
 
 
 def prune_activations(model: nn.Module, density: float, *, layers: str | Iterable[str] | None = None) -> nn.Module:
@@ -166,16 +167,16 @@ def prune_activations(model: nn.Module, density: float, *, layers: str | Iterabl
     if not 0 < density <= 1:
         raise InputError(f"activation density is {density!r}; pass the kept fraction, in (0, 1].")
     clone, targets = _copy(model, layers)
-    return _install(clone, targets, lambda target: ActivationPruner(density, _axis(target)))
+    return _install(clone, targets, lambda target: ActivationPruner(density, feature_axis(target)))
 
 
 def _copy(model: nn.Module, layers: str | Iterable[str] | None) -> tuple[nn.Module, list[Target]]:
     check_model(model, "model")
     clone = copied(unwrap(model))
-    return clone, find_targets(clone, layers)[0]
+    return clone, find_targets(clone, layers, experts="get their inputs from no hook; choose other layers")[0]
 
 
-def _axis(target: Target) -> int:
+def feature_axis(target: Target) -> int:
     """The features: last of a linear layer's input; of a convolution's the axis before the positions."""
     return -1 if isinstance(target.geometry, LinearGeometry) else -1 - int(target.geometry.kind[4])
 
@@ -185,19 +186,20 @@ def _install(
 ) -> nn.Module:
     for target in targets:
         for module in target.modules:
-            module.register_forward_pre_hook(_InputHook(make(target)), with_kwargs=True)
+            module.register_forward_pre_hook(InputHook(make(target)), with_kwargs=True)
     return model
 
 
 @dataclass(frozen=True)
-class _InputHook:
-    """A hook that can be copied and pickled with its model."""
+class InputHook:
+    """A pre-hook with keywords that changes a module's first input; it can be copied and pickled with its model."""
 
     change: Callable[[Tensor], Tensor]
 
     def __call__(
         self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with the first one changed."""
         if arguments:
             return (self.change(arguments[0]), *arguments[1:]), keywords
         first = next(iter(keywords))
@@ -218,8 +220,9 @@ def _ranges(
     axes = TokenAxes(model, targets, forward)
     seed = draw_seed()
 
-    def look(target: Target, module: nn.Module, x: Tensor, _: Any) -> None:
-        keep = axes.keep(target, module, x)
+    def look(call: Call) -> None:
+        target, x = call.target, call.x
+        keep = axes.keep(call)
         if keep is not None:
             positions = target.geometry.positions(x)
             x = positions.reshape(-1, positions.shape[-1])[keep]
@@ -233,7 +236,7 @@ def _ranges(
     with evaluating(model, device) as place:
         for index, batch in enumerate(batches):
             moved = move(batch, place)
-            axes.begin(moved, batch_mask(moved, mask, index), index, seed + index)
+            axes.begin(moved, sides_of(model, moved, mask, index), index, seed + index)
             with hooks(targets, look), seeded(seed + index):
                 run_batch(model, moved, forward, index)
     return ranges

@@ -176,11 +176,6 @@ def batch_mask(batch: Any, mask: Mask, index: int) -> Tensor | None:
     if mask == "auto":
         if not isinstance(batch, Mapping) or batch.get("attention_mask") is None:
             return None
-        if any(str(key).startswith("decoder_") for key in batch):
-            raise InputError(
-                f"batch {index} has inputs of an encoder and a decoder, for which one attention_mask does not say what "
-                "counts; pass unpadded batches and mask=None, or mask=lambda batch: ... with the layers it is for."
-            )
         value = batch["attention_mask"]
     else:
         try:

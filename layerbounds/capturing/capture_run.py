@@ -22,27 +22,30 @@ from layerbounds.capturing.checks import (
     check_flags,
     check_model,
     check_names,
+    opened,
     read_device,
 )
 from layerbounds.capturing.copying import copied
+from layerbounds.capturing.cuts import cut_targets, may_be_cut
+from layerbounds.capturing.experts import ExpertGeometry
+from layerbounds.capturing.few_positions import FEW_POSITIONS, warn_of_few_positions
 from layerbounds.capturing.fold import fold_batchnorm
+from layerbounds.capturing.loading import some
 from layerbounds.capturing.memory import MemoryPlan, plan_memory
 from layerbounds.capturing.moments import Allocate, ErrorSums, InputSums, Moments, in_memory
 from layerbounds.capturing.shared_sums import SharedSums
 from layerbounds.capturing.stream import Pass, Progress, Tally, twin_targets
 from layerbounds.capturing.targets import CaptureWarning, Target, find_targets, other_parameters, unwrap
+from layerbounds.display import Displayed, Summary, Table
 from layerbounds.exceptions import InputError, LayerError
 from layerbounds.layers.layer import Layer
 from layerbounds.version import __version__
 
-#: Positions per input below which a target for compressed inputs follows the noise of the calibration data.
-FEW_POSITIONS = 4
-
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
-@dataclass
-class CaptureReport:
+@dataclass(repr=False)
+class CaptureReport(Displayed):
     """What happened beside the layers.
 
     Attributes
@@ -60,6 +63,10 @@ class CaptureReport:
         Batch normalisation folded into each layer.
     other_parameters : tuple of str
         Matrices that belong to no captured layer and no embedding; empty where layers were selected.
+    few_positions : dict of str to int
+        Positions of the layers that have fewer of them than inputs, and so a singular Gram matrix.
+    expert_tokens : dict of str to dict of int to int
+        For each module of fused experts, the tokens that each expert got and that count; 0 for experts that got none.
     """
 
     plan: MemoryPlan
@@ -69,6 +76,30 @@ class CaptureReport:
     refused: dict[str, str] = field(default_factory=dict)
     folded: dict[str, str] = field(default_factory=dict)
     other_parameters: tuple[str, ...] = ()
+    few_positions: dict[str, int] = field(default_factory=dict)
+    expert_tokens: dict[str, dict[int, int]] = field(default_factory=dict)
+
+    def _summary(self) -> Summary:
+        count = len(self.order)
+        facts = [f"{self.batches} batch{'' if self.batches == 1 else 'es'}", str(self.plan)]
+        for what, names in self._left_out.items():
+            if names:
+                facts.append(f"{len(names)} {what}")
+        return Summary(f"{count} layer{'' if count == 1 else 's'} captured", facts)
+
+    @property
+    def _left_out(self) -> dict[str, Mapping[str, str]]:
+        """What has to be known beside the layers: names, and what is to be said of each."""
+        return {
+            "refused": self.refused,
+            "not reached": dict.fromkeys(self.unreached, "the model never called it with a position that counts"),
+            "with batch normalisation folded in": self.folded,
+            "matrices of no captured layer": dict.fromkeys(self.other_parameters, ""),
+        }
+
+    def _tables(self) -> list[Table]:
+        rows = [[name, what, why] for what, names in self._left_out.items() for name, why in names.items()]
+        return [Table({"name": "text", "": "text", "why": "text"}, rows)] if rows else []
 
 
 class CaptureRun:
@@ -76,10 +107,11 @@ class CaptureRun:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | str | os.PathLike[str],
         batches: Iterable[Any],
         layers: str | Iterable[str] | None = None,
         *,
+        model_dtype: str | None = None,
         dtype: str | torch.dtype = "float64",
         device: str | torch.device | None = None,
         mask: Mask = "auto",
@@ -94,7 +126,8 @@ class CaptureRun:
         provenance: Mapping[str, Any] | None = None,
         stop_after: int | None = None,
     ) -> None:
-        check_model(model, "model")
+        self._device = read_device(device)
+        model, about = opened(model, model_dtype, self._device)
         if compressed_model is not None:
             check_model(compressed_model, "compressed_model")
         check_batches(batches)
@@ -103,7 +136,6 @@ class CaptureRun:
         check_functions(forward=forward, plan=plan, progress=progress, mask=None if automatic else mask)
         check_flags(fold_batchnorm=fold_batchnorm, check=check)
         self._dtype = _dtype(dtype)
-        self._device = read_device(device)
         self._mask, self._forward, self._check = mask, forward, check
         self._progress = progress
         self._spill_dir = None if spill_dir is None else as_path(spill_dir, "spill_dir")
@@ -112,12 +144,14 @@ class CaptureRun:
         self._model, self._compressed = unwrap(model), None if compressed_model is None else unwrap(compressed_model)
         self._batches = batches
         self._stop_after = stop_after
-        self._provenance = as_mapping(provenance, "provenance")
+        self._provenance = {**about, **as_mapping(provenance, "provenance")}
         self._masked = 0
         folded: dict[str, str] = {}
         if fold_batchnorm:
             self._model, self._compressed, folded = self._fold()
         self.targets, refused = find_targets(self._model, layers)
+        if any(map(may_be_cut, self.targets)):
+            self.targets = cut_targets(self._model, self.targets, self._first(), forward, self._device)
         if self._compressed is not None:
             twin_targets(self.targets, self._compressed)
         memory = plan_memory(self.targets, parse_bytes(memory_limit), self._compressed is not None, self._dtype)
@@ -128,13 +162,17 @@ class CaptureRun:
         if plan is not None:
             plan(memory)
 
+    def _first(self) -> Any:
+        """The first batch, which is not used up."""
+        if not isinstance(self._batches, Iterator):
+            return first_batch(self._batches)
+        first = next(self._batches, None)
+        self._batches = itertools.chain([first], self._batches) if first is not None else []
+        return first
+
     def _fold(self) -> tuple[nn.Module, nn.Module | None, dict[str, str]]:
         """Fold copies of the models, with the first batch as a check."""
-        if isinstance(self._batches, Iterator):
-            first = next(self._batches, None)
-            self._batches = itertools.chain([first], self._batches) if first is not None else []
-        else:
-            first = first_batch(self._batches)
+        first = self._first()
         model = copied(self._model)
         folded = fold_batchnorm(model, first, self._forward, self._device)
         compressed = None
@@ -155,12 +193,14 @@ class CaptureRun:
                 f"the mask leaves out all {self._masked} positions; pass 1 where a token counts and 0 elsewhere."
             )
         if self.report.unreached:
-            names = ", ".join(self.report.unreached)
+            names = some(self.report.unreached, 20)
             warnings.warn(f"never reached, and not captured: {names}", CaptureWarning, stacklevel=2)
+        if self._compressed is None:
+            warn_of_few_positions(self.report.few_positions, {t.name: t.geometry.inputs for t in self.targets})
 
     def _pass(self, targets: tuple[Target, ...], number: int, folder: str) -> Iterator[Layer]:
         moments = {target.name: self._moments(target, folder) for target in targets}
-        alike = {t.name: (t.geometry.layout, t.name in self.report.plan.spilled) for t in targets}
+        alike = {t.name: (t.geometry.layout or t.name, t.name in self.report.plan.spilled) for t in targets}
         run = Pass(
             self._model,
             targets,
@@ -197,9 +237,14 @@ class CaptureRun:
         # In the order of execution, so that a file lists its layers as the model runs them.
         rank = {name: position for position, name in enumerate(self.report.order)}
         for target in sorted(targets, key=lambda t: rank.get(t.name, len(rank))):
+            if isinstance(target.geometry, ExpertGeometry):
+                of_module = self.report.expert_tokens.setdefault(target.paths[0], {})
+                of_module[target.geometry.expert] = moments[target.name].inputs.count
             if moments[target.name].inputs.count == 0:
                 self.report.unreached += (target.name,)
                 continue
+            if moments[target.name].inputs.count < target.geometry.inputs:
+                self.report.few_positions[target.name] = moments[target.name].inputs.count
             yield self._layer(target, moments.pop(target.name), tally[target.name], norms.of(target.name))
 
     def _moments(self, target: Target, folder: str) -> Moments:

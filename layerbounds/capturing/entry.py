@@ -6,8 +6,11 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from layerbounds.display import Displayed, Summary, Table
 from layerbounds.exceptions import MissingExtraError
+from layerbounds.frames import Kind, data_frame
 from layerbounds.layers.layer import Layer
+from layerbounds.progress import watched
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     from layerbounds.capturing.memory import MemoryPlan
 
 
-class CapturedLayers(dict[str, Layer]):
+class CapturedLayers(Displayed, dict[str, Layer]):
     """The captured layers by name, in the order of execution.
 
     Attributes
@@ -27,6 +30,46 @@ class CapturedLayers(dict[str, Layer]):
     """
 
     report: CaptureReport
+
+    def to_frame(self) -> Any:
+        """A table with a row for each layer.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``layer``, ``shape`` of the weight, ``inputs`` of an output channel, ``groups``, ``samples`` (calibration
+            positions) and ``dead_inputs``.
+
+        Raises
+        ------
+        MissingExtraError
+            Without pandas.
+        """
+        kinds: dict[str, Kind] = {"layer": "text", "shape": "text"}
+        kinds |= dict.fromkeys(("inputs", "groups", "samples", "dead_inputs"), "whole")
+        return data_frame(kinds, [dict(zip(kinds, _row(layer), strict=True)) for layer in self.values()])
+
+    def _summary(self) -> Summary:
+        count = len(self)
+        return Summary(
+            f"{count} layer{'' if count == 1 else 's'}: {', '.join([*self][:_NAMED])}{', …' * (count > _NAMED)}"
+        )
+
+    def _tables(self) -> list[Table]:
+        rows = [["" if value is None else str(value) for value in _row(layer)] for layer in self.values()]
+        kinds = ("inputs", "groups", "calibration positions", "dead inputs")
+        return [Table({"layer": "text", "weight": "text", **dict.fromkeys(kinds, "number")}, rows)]
+
+
+#: Layers that a line names at most.
+_NAMED = 6
+
+
+def _row(layer: Layer) -> list[Any]:
+    """What a table says of a layer."""
+    dead = sum(report.dead for report in layer.gram_reports)
+    shape = "x".join(map(str, layer.weight.shape))
+    return [layer.name, shape, layer.in_features, layer.groups, layer.samples, dead]
 
 
 def require_torch() -> None:
@@ -38,10 +81,11 @@ def require_torch() -> None:
 
 
 def capture(
-    model: nn.Module,
+    model: nn.Module | str | os.PathLike[str],
     batches: Iterable[Any],
     layers: str | Iterable[str] | None = None,
     *,
+    model_dtype: str | None = None,
     dtype: str | torch.dtype = "float64",
     device: str | torch.device | None = None,
     mask: Callable[[Any], Any] | Literal["auto"] | None = "auto",
@@ -52,7 +96,7 @@ def capture(
     spill_dir: str | os.PathLike[str] | None = None,
     check: bool = True,
     plan: Callable[[MemoryPlan], None] | None = None,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Callable[[int, int | None], None] | bool | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> CapturedLayers:
     """Run a model on calibration batches and add up the Gram matrix of every layer's inputs.
@@ -63,13 +107,17 @@ def capture(
 
     Parameters
     ----------
-    model : torch.nn.Module
+    model : torch.nn.Module or path-like
+        A module, a model directory of `transformers`, or a GGUF file.
     batches : iterable
         Tensors; tuples or lists (inputs, labels), of which the model gets the first entry; or mappings that it gets as
         keywords.
     layers : str or iterable of str, optional
         Names of modules, their unique ends, globs such as ``"layer1.*"``, or ``"re:"`` and a regular expression for the
         whole name. Default: all layers.
+    model_dtype : {"stored", "float32", "float16", "bfloat16", "float64"}, optional
+        In which the model of a directory computes. Default: as it is stored, but float32 where that has 16 bits and the
+        model runs on a CPU, on which 16 bits are slow; its weights are the same.
     dtype : {"float64", "float32"}
         In which the Gram matrices are added up; in float32 about the mean of the first rows.
     device : optional
@@ -96,8 +144,9 @@ def capture(
         Whether each module's output is compared with its weights times its inputs on a few positions.
     plan : callable, optional
         Called with the memory plan before the model runs.
-    progress : callable, optional
-        Called after each batch with (batches done, batches in all or None).
+    progress : bool or callable, optional
+        True for a bar on a terminal or in a notebook; a function is called after each batch with (batches done, batches
+        in all or None).
     provenance : mapping, optional
         Stored with every layer.
 
@@ -118,29 +167,40 @@ def capture(
     Warns
     -----
     CaptureWarning
-        About layers that were not reached, or cannot be captured and were not asked for by name.
+        About layers that were not reached, or cannot be captured and were not asked for by name, and about those with
+        fewer positions than inputs, whose Gram matrix is singular.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2))
+    >>> batches = [torch.eye(3), torch.ones(4, 3)]
+    >>> lb.capture(model, batches)["0"].weight.shape
+    (2, 3)
     """
     require_torch()
     from layerbounds.capturing.capture_run import CaptureRun
 
-    capture_run = CaptureRun(
-        model,
-        batches,
-        layers,
-        dtype=dtype,
-        device=device,
-        mask=mask,
-        forward=forward,
-        compressed_model=compressed_model,
-        fold_batchnorm=fold_batchnorm,
-        memory_limit=memory_limit,
-        spill_dir=spill_dir,
-        check=check,
-        plan=plan,
-        progress=progress,
-        provenance=provenance,
-    )
-    found = {layer.name: layer for layer in capture_run.layers()}
+    with watched(progress, "capture", None, "batches") as told:
+        capture_run = CaptureRun(
+            model,
+            batches,
+            layers,
+            model_dtype=model_dtype,
+            dtype=dtype,
+            device=device,
+            mask=mask,
+            forward=forward,
+            compressed_model=compressed_model,
+            fold_batchnorm=fold_batchnorm,
+            memory_limit=memory_limit,
+            spill_dir=spill_dir,
+            check=check,
+            plan=plan,
+            progress=told,
+            provenance=provenance,
+        )
+        found = {layer.name: layer for layer in capture_run.layers()}
     result = CapturedLayers({name: found[name] for name in capture_run.report.order if name in found})
     result.report = capture_run.report
     return result
@@ -148,7 +208,7 @@ def capture(
 
 def capture_to_file(
     path: str | os.PathLike[str],
-    model: nn.Module,
+    model: nn.Module | str | os.PathLike[str],
     batches: Iterable[Any],
     layers: str | Iterable[str] | None = None,
     **options: Any,
@@ -165,9 +225,19 @@ def capture_to_file(
     Returns
     -------
     CaptureReport
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2))
+    >>> batches = [torch.eye(3), torch.ones(4, 3)]
+    >>> report = lb.capture_to_file("capture.safetensors", model, batches)
+    >>> list(lb.load_layers("capture.safetensors"))
+    ['0']
     """
     require_torch()
     from layerbounds.capturing.capture_run import CaptureRun
     from layerbounds.capturing.files import write_capture
 
-    return write_capture(path, CaptureRun(model, batches, layers, **options))[0]
+    with watched(options.pop("progress", None), "capture", None, "batches") as told:
+        return write_capture(path, CaptureRun(model, batches, layers, progress=told, **options))[0]

@@ -7,26 +7,52 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from layerbounds.arguments import as_path
-from layerbounds.capturing.capture_run import CaptureReport, CaptureRun
 from layerbounds.exceptions import InputError
 from layerbounds.layers.files import StoredGrams, file_metadata, layer_info, layer_tensors, write_tensors
+from layerbounds.layers.layer import Layer
 from layerbounds.report.describe import describe_layer
 
 
-def write_capture(path: str | os.PathLike[str], capture_run: CaptureRun) -> tuple[CaptureReport, list[dict[str, Any]]]:
+class Report(Protocol):
+    """What is known when a capture is over."""
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """Layers in the order of execution."""
+        ...
+
+
+R = TypeVar("R", bound=Report, covariant=True)
+
+
+class Run(Protocol[R]):
+    """A capture that can be begun."""
+
+    @property
+    def report(self) -> R:
+        """What happened beside the layers."""
+        ...
+
+    def layers(self) -> Iterator[Layer]:
+        """Capture."""
+        ...
+
+
+def write_capture(path: str | os.PathLike[str], capture_run: Run[R]) -> tuple[R, list[dict[str, Any]]]:
     """Run a capture and write its layers to a file.
 
     Each finished layer waits in a temporary folder beside the file; the file itself appears when it is complete.
 
     Returns
     -------
-    report : CaptureReport
+    report
+        Of the capture.
     rows : list of dict
         `describe_layer` of each layer, in the order of execution.
     """

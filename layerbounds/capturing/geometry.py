@@ -46,7 +46,10 @@ class Geometry(Protocol):
 
     @property
     def layout(self) -> Hashable:
-        """What says how inputs become rows: layers in which it is equal have the same X for the same inputs."""
+        """What says how inputs become rows: layers in which it is equal have the same X for the same inputs.
+
+        None for layers that never see the inputs of others.
+        """
         ...
 
     def blocks(self, x: Tensor, rows: int) -> Iterator[tuple[Any, Tensor]]:
@@ -153,6 +156,8 @@ class ConvGeometry:
     padding_mode: str
     dilation: tuple[int, ...]
     groups: int
+    #: Positions of the output that are cut off at its beginning and end before anything reads it; in one dimension.
+    cut: tuple[int, int] = (0, 0)
 
     @property
     def kind(self) -> str:
@@ -175,10 +180,18 @@ class ConvGeometry:
     def _batched(self, x: Tensor) -> Tensor:
         return x[None] if x.ndim == len(self.kernel) + 1 else x
 
+    @property
+    def _padding(self) -> tuple[tuple[int, int], ...]:
+        """As much as the positions that are not cut off need."""
+        if not any(self.cut):
+            return self.padding
+        ((before, after),) = self.padding
+        return ((before - self.cut[0], after - self.cut[1]),)
+
     def _windows(self, x: Tensor) -> Tensor:
         """View of shape (images, channels, *positions, *kernel)."""
         # torch wants the last axis first.
-        amounts = [side for pair in reversed(self.padding) for side in pair]
+        amounts = [side for pair in reversed(self._padding) for side in pair]
         if any(amounts):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x = functional.pad(x, amounts, mode=mode)
@@ -208,20 +221,30 @@ class ConvGeometry:
 
     def output_rows(self, y: Tensor, where: tuple[slice, slice]) -> Tensor:
         """See `Geometry.output_rows`."""
-        y = self._batched(y)[where[0], :, where[1]]
+        y = self._batched(y)
+        if any(self.cut):
+            y = y[..., self.cut[0] : y.shape[-1] - self.cut[1]]
+        y = y[where[0], :, where[1]]
         y = y.reshape(y.shape[0], self.groups, self.outputs // self.groups, *y.shape[2:])
         return y.movedim(2, -1).transpose(0, 1).reshape(self.groups, -1, self.outputs // self.groups)
 
     def positions(self, x: Tensor) -> Tensor:
         """See `Geometry.positions`."""
+        if len(self.kernel) == 1 and self.stride == (1,) and not self._as_many(x):
+            # The last input of each window: what a causal convolution has at the same place in its output.
+            return self._windows(self._batched(x))[..., -1].movedim(1, -1)
         return self._batched(x).movedim(1, -1)
 
     def row_for_each(self, x: Tensor) -> bool:
         """See `Geometry.row_for_each`."""
+        return self.stride == (1,) or self._as_many(x)
+
+    def _as_many(self, x: Tensor) -> bool:
+        """Whether there are as many positions after the convolution as before."""
         sizes = self._batched(x).shape[2:]
         return all(stride == 1 for stride in self.stride) and all(
             (size + sum(pad) - d * (k - 1)) == size
-            for size, pad, d, k in zip(sizes, self.padding, self.dilation, self.kernel, strict=True)
+            for size, pad, d, k in zip(sizes, self._padding, self.dilation, self.kernel, strict=True)
         )
 
     def weight(self, module: nn.Module) -> Tensor:
@@ -241,6 +264,7 @@ class ConvGeometry:
             "padding_mode": self.padding_mode,
             "dilation": list(self.dilation),
             "groups": self.groups,
+            **({"cut": list(self.cut)} if any(self.cut) else {}),
         }
 
 

@@ -2,73 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
 import itertools
 import json
-import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from layerbounds.capturing.objects import load_object
+from layerbounds.capturing.samples import SampleBatches
 from layerbounds.capturing.targets import CaptureWarning
-from layerbounds.exceptions import FileFormatError, InputError, first_line
+from layerbounds.exceptions import InputError
 from layerbounds.layers.files import atomic_path
-from layerbounds.layers.tensor_files import INDEX_SUFFIX, TensorFile, check_weight, open_tensors, read_tensors
+from layerbounds.layers.tensor_files import TensorFile, check_weight, open_tensors
 from layerbounds.layers.weight_files import TRANSPARENT, canonical
-from layerbounds.names import match_name
 
 #: What `nn.DataParallel`, training frameworks and the like put before all names.
 _WRAPPERS = ("module.", "model.")
 #: Buffers that models compute themselves, and that only some versions of them store.
 _COMPUTED = ("num_batches_tracked", "position_ids", "inv_freq")
-
-
-def load_object(spec: str, what: str) -> Any:
-    """Import what ``module:name`` or ``folder/file.py:name`` denotes.
-
-    Raises
-    ------
-    InputError
-        If there is no such module, file or name, or importing it fails.
-    """
-    place, colon, name = spec.rpartition(":")
-    if not colon or not place or not name:
-        raise InputError(f"{what} is {spec!r}; write module:name or folder/file.py:name.")
-    # The console script, unlike `python -m`, does not look into the current folder.
-    sys.path.insert(0, "")
-    try:
-        module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except InputError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise InputError(f"{what}: importing {place} failed ({type(error).__name__}: {error}); correct it.") from error
-    finally:
-        sys.path.remove("")
-    if not hasattr(module, name):
-        raise InputError(f"{what}: {place} has no {name!r}; name a function or an object in it.")
-    return getattr(module, name)
-
-
-def _import_file(path: Path) -> Any:
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; check the path.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses and pickles look their module up there.
-    sys.modules.setdefault(path.stem, module)
-    spec.loader.exec_module(module)
-    return module
 
 
 def build_model(spec: str) -> nn.Module:
@@ -253,150 +210,9 @@ def save_state(path: Path, state: Mapping[str, Tensor], compressed: Sequence[str
         raise InputError(f"cannot write {path} ({error}); choose another file.") from error
 
 
-class ArrayBatches(Sequence[Tensor]):
-    """Batches of an array's rows as tensors, prepared one at a time; can be gone through again and again.
-
-    Parameters
-    ----------
-    array : ndarray
-        First axis: samples.
-    size : int
-        Samples in a batch.
-    divide : float, optional
-        What values are divided by first.
-    mean, std : sequence of float, optional
-        Subtracted from, and divided into, the second axis (the channels) of samples after that.
-    preprocess : callable, optional
-        From a batch of the array to the model's input, instead of all that.
-    """
-
-    def __init__(
-        self,
-        array: NDArray[Any],
-        size: int,
-        *,
-        divide: float | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        preprocess: Any = None,
-    ) -> None:
-        scaled = divide is not None or mean is not None or std is not None
-        if size < 1:
-            raise InputError(f"the batch size is {size}; pass a positive number.")
-        if preprocess is not None and scaled:
-            raise InputError("pass either --preprocess or --divide, --mean and --std.")
-        if array.ndim == 0 or len(array) == 0:
-            raise InputError("the data hold no sample; pass an array whose first axis are samples.")
-        if array.dtype.kind not in "fiu":
-            raise InputError(f"the data are of type {array.dtype}; pass an array of numbers.")
-        if preprocess is None and not scaled and array.dtype == np.uint8:
-            raise InputError(
-                "the data are bytes, as images are stored, and a model sees scaled ones; pass --divide 255 with --mean "
-                "and --std as in training (--divide 1 for raw values), or --preprocess."
-            )
-        for what, values in (("mean", mean), ("std", std)):
-            if values is not None and len(values) not in (1, array.shape[1] if array.ndim > 1 else 1):
-                raise InputError(
-                    f"{what} has {len(values)} values for data of shape {array.shape}; pass one, or one per channel."
-                )
-        if divide == 0 or (std is not None and 0 in std):
-            raise InputError("divide and std must not be zero.")
-        if not np.isfinite([1.0 if divide is None else divide, *(mean or ()), *(std or ())]).all():
-            raise InputError("divide, mean and std must be finite numbers.")
-        self._array, self._size, self._preprocess = array, size, preprocess
-        self._divide, self._mean, self._std = divide, mean, std
-        self._scaled = scaled
-
-    def __len__(self) -> int:
-        return -(-len(self._array) // self._size)
+class ArrayBatches(SampleBatches):
+    """The same as tensors."""
 
     def __getitem__(self, index: Any) -> Any:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        batch = self._array[index * self._size : (index + 1) * self._size]
-        if self._preprocess is not None:
-            try:
-                return self._preprocess(batch)
-            except Exception as error:
-                raise InputError(
-                    f"--preprocess failed on batch {index} of shape {batch.shape} ({type(error).__name__}: {error}); "
-                    "correct it."
-                ) from error
-        if not self._scaled:
-            # Integers are token ids.
-            kind = np.int64 if batch.dtype.kind in "iu" else np.float32
-            return torch.from_numpy(np.array(batch, dtype=kind))
-        # In float64, rounded once: the result does not depend on the order of the operations.
-        values = batch.astype(np.float64) / (1.0 if self._divide is None else self._divide)
-        shape = (1, -1) + (1,) * (values.ndim - 2)
-        if self._mean is not None:
-            values = values - np.reshape(self._mean, shape)
-        if self._std is not None:
-            values = values / np.reshape(self._std, shape)
-        return torch.from_numpy(values.astype(np.float32))
-
-    def __iter__(self) -> Iterator[Any]:
-        return (self[i] for i in range(len(self)))
-
-
-def read_array(path: Path, key: str | None) -> NDArray[Any]:
-    """Read one array of a .npy, .npz or safetensors file.
-
-    Raises
-    ------
-    FileFormatError
-        If the file cannot be read.
-    InputError
-        If it holds several arrays and none is named, or none of that name.
-    """
-    if not path.is_file():
-        raise FileFormatError(f"{path} does not exist or is not a file; check the path.")
-    if path.suffix == ".safetensors":
-        tensors, _ = read_tensors(path, lambda names: [_choose(list(names), key, path)])
-        return next(iter(tensors.values()))
-    try:
-        if path.suffix == ".npy":
-            return _unnamed(np.load(path, mmap_mode="r", allow_pickle=False), key, path)
-        # A damaged archive would leave a file open that NumPy has opened itself.
-        with path.open("rb") as file:
-            content = np.load(file, allow_pickle=False)
-            if isinstance(content, np.ndarray):
-                return _unnamed(content, key, path)
-            with content:
-                return np.asarray(content[_choose(list(content), key, path)])
-    except InputError:
-        raise
-    except Exception as error:
-        # Damaged archives raise what zipfile, zlib, pickle and struct think fit.
-        raise FileFormatError(
-            f"{path} cannot be read as an array ({first_line(error)}); pass a .npy, .npz or safetensors file."
-        ) from error
-
-
-def _unnamed(array: NDArray[Any], key: str | None, path: Path) -> NDArray[Any]:
-    if key is not None:
-        raise InputError(f"{path} holds one array without a name; leave out --key.")
-    return array
-
-
-def _choose(names: list[str], key: str | None, path: Path) -> str:
-    if key is not None:
-        return match_name(key, names, f"array in {path}:")
-    if len(names) != 1:
-        raise InputError(f"{path} holds {len(names)} arrays ({', '.join(names[:8])}); choose one with --key.")
-    return names[0]
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, or of all safetensors and JSON files of a folder, which may be named by an index in it."""
-    if path.name.endswith(INDEX_SUFFIX):
-        path = path.parent
-    digest = hashlib.sha256()
-    files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".json")) if path.is_dir() else [path]
-    for file in files:
-        if path.is_dir():
-            digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            while block := stream.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()
+        batch = super().__getitem__(index)
+        return batch if self._preprocess is not None else torch.from_numpy(batch)

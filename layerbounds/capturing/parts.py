@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,9 @@ from torch import Tensor
 from layerbounds.exceptions import InputError
 
 
-def part_of_batch(batch: Any, shape: tuple[int, int], chosen: list[int], columns: slice) -> Any:
+def part_of_batch(
+    batch: Any, shape: tuple[int, int], chosen: list[int], columns: slice, owns: Callable[[Any], bool] = lambda _: True
+) -> Any:
     """Some of the sequences of a batch, and some of their tokens.
 
     Parameters
@@ -24,6 +26,8 @@ def part_of_batch(batch: Any, shape: tuple[int, int], chosen: list[int], columns
         Sequences to take.
     columns : slice
         Tokens to take of each.
+    owns : callable
+        Says for the keys of a mapping which entries have these tokens; of the others all tokens are taken.
 
     Raises
     ------
@@ -32,6 +36,8 @@ def part_of_batch(batch: Any, shape: tuple[int, int], chosen: list[int], columns
     """
     if not any(_leads(tensor, shape) or _leads(tensor, shape[::-1]) for tensor in tensors(batch)):
         raise no_such_tensor(shape)
+    if isinstance(batch, Mapping):
+        return {key: _part(value, shape, chosen, columns if owns(key) else slice(None)) for key, value in batch.items()}
     return _part(batch, shape, chosen, columns)
 
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from layerbounds.capturing.batches import Forward, Mask, StopRun, batch_mask, evaluating, move, run_batch
+from layerbounds.capturing.batches import Forward, Mask, StopRun, evaluating, move, run_batch
+from layerbounds.capturing.cuts import Cuts, check_cuts
+from layerbounds.capturing.experts import ExpertGeometry, expected_outputs, expert_layers
 from layerbounds.capturing.geometry import ConvGeometry, Geometry, describe_module
 from layerbounds.capturing.norms import NormsBefore
 from layerbounds.capturing.row_pairs import Choices, repeats, same_tokens
 from layerbounds.capturing.shared_sums import SharedSums
+from layerbounds.capturing.sides import sides_of
 from layerbounds.capturing.state import copy_generators, draw_seed, preserved, seeded
 from layerbounds.capturing.targets import Target, named_modules
 from layerbounds.capturing.token_axes import TokenAxes
-from layerbounds.capturing.watching import hooks
+from layerbounds.capturing.watching import Call, hooks
 from layerbounds.exceptions import InputError, LayerError
 
 #: Called after each batch: (batches done, batches in all or None).
@@ -48,9 +51,9 @@ class Tally:
 
 @dataclass(frozen=True)
 class _Dense:
-    """What a layer of the dense model saw: its input, which rows count, and what chose them."""
+    """What a module of the dense model saw: its input, which rows count, and what chose them."""
 
-    x: Tensor
+    tokens: Tensor
     keep: Tensor | None
     choices: frozenset[bytes]
 
@@ -125,7 +128,7 @@ class Pass:
                     progress(self.batches, total)
 
     def _batch(self, batch: Any, index: int, verified: set[nn.Module]) -> None:
-        self._axes.begin(batch, batch_mask(batch, self.mask, index), index, self._seed + index)
+        self._axes.begin(batch, sides_of(self.model, batch, self.mask, index), index, self._seed + index)
         waiting: dict[nn.Module, list[_Dense]] = {}
         calls = 0
 
@@ -135,8 +138,9 @@ class Pass:
             if calls == self.stop_after:
                 raise StopRun
 
-        def dense(target: Target, module: nn.Module, x: Tensor, y: Any) -> None:
+        def dense(call: Call) -> None:
             with choices.paused():
+                target, module, x = call.target, call.module, call.x
                 if index == 0 and self.compressed is not None:
                     once = before.get(module)
                     if not once or not repeats(_sample(x), once.pop(0)):
@@ -144,15 +148,16 @@ class Pass:
                             f"layer {target.name!r} sees other inputs each time the model runs on the same batch, so "
                             "that those of the compressed model cannot be compared with them; make it repeatable."
                         )
-                if self.check and module not in verified and verify(target, module, x, y):
+                if self.check and module not in verified and verify(call):
                     verified.add(module)
-                keep = self._axes.keep(target, module, x)
-                self.norms.note(target.name, x)
+                keep = self._axes.keep(call)
+                self.norms.note(target.name, call.read)
                 if self.compressed is None:
-                    self._add(target, x, keep, None, index)
+                    self._add(target, x, call.kept(keep), None, index)
                 else:
                     # What the model does with the tensor later must not change it.
-                    waiting.setdefault(module, []).append(_Dense(x.clone(), keep, choices.behind(x)))
+                    kept = _Dense(call.copied_tokens(), keep, choices.behind(call.tokens))
+                    waiting.setdefault(module, []).append(kept)
             stop()
 
         choices, other_choices = Choices(), Choices()
@@ -160,13 +165,20 @@ class Pass:
         if self.compressed is not None:
             copy_generators(self.model, self.compressed)
         noting = nullcontext() if self.compressed is None else choices
+        cut = [
+            target for target in self.targets if isinstance(target.geometry, ConvGeometry) and any(target.geometry.cut)
+        ]
+        cuts = Cuts(module for target in cut for module in target.modules)
         with ExitStack() as stack:
             stack.enter_context(suppress(StopRun))
             for watching in (self._watching(), self.norms.watching(), hooks(self.targets, dense)):
                 stack.enter_context(watching)
             stack.enter_context(seeded(self._seed + index))
             stack.enter_context(noting)
+            if cut:
+                stack.enter_context(cuts)
             run_batch(self.model, batch, self.forward, index)
+        check_cuts(cut, cuts.found)
         if self.compressed is None:
             self.sums.finish()
             return
@@ -177,8 +189,9 @@ class Pass:
             for own, twin in zip(target.modules, other.modules, strict=True)
         }
 
-        def compressed(target: Target, module: nn.Module, x: Tensor, _: Any) -> None:
-            queue = waiting.get(back[module], [])
+        def compressed(call: Call) -> None:
+            target, own = call.target, back[call.module]
+            queue = waiting.get(own, [])
             if not queue:
                 raise LayerError(
                     f"layer {target.name!r} is called more often in the compressed model than in the dense one; both "
@@ -186,9 +199,11 @@ class Pass:
                 )
             partner = queue.pop(0)
             # Further choices, such as that of codes which stand for weights, do not matter.
-            alike = partner.choices <= other_choices.behind(x)
+            alike = partner.choices <= other_choices.behind(call.tokens)
             with other_choices.paused():
-                self._add(target, x, partner.keep, partner.x, index, alike)
+                _check_shapes(target, call.tokens, partner.tokens)
+                # An expert is compared with the dense one for the tokens that it gets itself.
+                self._add(target, call.x, call.kept(partner.keep), call.inputs(own, partner.tokens), index, alike)
             stop()
 
         calls = 0
@@ -207,8 +222,8 @@ class Pass:
         """Some values of the inputs that the layers see in a run of the dense model."""
         seen: dict[nn.Module, list[Tensor]] = {}
 
-        def note(_: Target, module: nn.Module, x: Tensor, __: Any) -> None:
-            seen.setdefault(module, []).append(_sample(x).clone())
+        def note(call: Call) -> None:
+            seen.setdefault(call.module, []).append(_sample(call.x).clone())
             if sum(map(len, seen.values())) == self.stop_after:
                 raise StopRun
 
@@ -219,11 +234,6 @@ class Pass:
     def _add(
         self, target: Target, x: Tensor, keep: Tensor | None, other: Tensor | None, index: int, alike: bool = True
     ) -> None:
-        if other is not None and other.shape != x.shape:
-            raise LayerError(
-                f"layer {target.name!r} sees inputs of shape {tuple(x.shape)} in the compressed model and "
-                f"{tuple(other.shape)} in the dense one; both must run the same layers on the same positions."
-            )
         tally = self.tally[target.name]
         tally.calls += 1
         if keep is not None:
@@ -249,9 +259,9 @@ class Pass:
         """Record the order in which layers run, until every one of them has."""
         rest = [target for target in self.watch if target.name not in self.order]
 
-        def note(target: Target, *_: Any) -> None:
-            if target.name not in self.order:
-                self.order.append(target.name)
+        def note(call: Call) -> None:
+            if call.target.name not in self.order:
+                self.order.append(call.target.name)
 
         with hooks(rest, note):
             yield
@@ -275,8 +285,16 @@ def twin_targets(targets: Sequence[Target], model: nn.Module) -> list[Target]:
             )
         own = tuple(modules[path] for path in target.paths)
         for path, module in zip(target.paths, own, strict=True):
-            geometry = describe_module(module)
-            if not isinstance(geometry, str | None) and geometry != target.geometry:
+            if isinstance(target.geometry, ExpertGeometry):
+                experts = expert_layers(module)
+                same = isinstance(experts, dict) and target.geometry in experts.values()
+            else:
+                geometry = describe_module(module)
+                whole = target.geometry
+                if isinstance(whole, ConvGeometry):
+                    whole = replace(whole, cut=(0, 0))
+                same = isinstance(geometry, str | None) or geometry == whole
+            if not same:
                 raise InputError(
                     f"layer {path!r} has other sizes, strides, paddings or groups in the compressed model than in the "
                     "dense one; both must run the same layers."
@@ -285,7 +303,15 @@ def twin_targets(targets: Sequence[Target], model: nn.Module) -> list[Target]:
     return twins
 
 
-def verify(target: Target, module: nn.Module, x: Tensor, y: Any) -> bool:
+def _check_shapes(target: Target, x: Tensor, other: Tensor) -> None:
+    if x.shape != other.shape:
+        raise LayerError(
+            f"layer {target.name!r} sees inputs of shape {tuple(x.shape)} in the compressed model and "
+            f"{tuple(other.shape)} in the dense one; both must run the same layers on the same positions."
+        )
+
+
+def verify(call: Call) -> bool:
     """Compare a module with the matrix product that capture takes it for, on a few positions.
 
     Returns
@@ -298,9 +324,20 @@ def verify(target: Target, module: nn.Module, x: Tensor, y: Any) -> bool:
     InputError
         If they differ by more than rounding: the class was changed, or another hook alters the output.
     """
+    target, module, y = call.target, call.module, call.output
     geometry = target.geometry
     reason = "returns no tensor"
-    if isinstance(y, Tensor):
+    if isinstance(y, Tensor) and call.routing is not None:
+        expected, size = expected_outputs(module, call.routing, _CHECKED_ROWS)
+        if not len(expected) or y.shape != call.tokens.shape:
+            return False
+        allowed = max(_ROUNDING[kind] for kind in (call.tokens.dtype, geometry.weight(module).dtype))
+        difference = _difference(y[:_CHECKED_ROWS].cpu().double(), expected, size)
+        if not difference > allowed:
+            return True
+        reason = f"differs from what the matrices of its experts give by {difference:.1e} of its size"
+    elif isinstance(y, Tensor):
+        x = call.x
         where, block = next(geometry.blocks(x, _CHECKED_ROWS), (None, None))
         if block is None:
             return False
@@ -315,7 +352,7 @@ def verify(target: Target, module: nn.Module, x: Tensor, y: Any) -> bool:
         expected = torch.bmm(rows, weight.transpose(1, 2)) + shift
         size = torch.bmm(rows.abs(), weight.abs().transpose(1, 2)) + shift.abs()
         allowed = max(_ROUNDING.get(kind, 1e-1) for kind in (x.dtype, y.dtype, geometry.weight(module).dtype))
-        difference = float(((own - expected).abs() / size.clamp_min(torch.finfo(torch.float32).tiny)).max())
+        difference = _difference(own, expected, size)
         # NaN is reported where the inputs are checked.
         if not difference > allowed:
             return True
@@ -324,6 +361,11 @@ def verify(target: Target, module: nn.Module, x: Tensor, y: Any) -> bool:
         f"layer {target.name!r}: the output of this {type(module).__name__} {reason}, so that a Gram matrix of its "
         "inputs would not describe it; leave it out, or pass check=False if another hook changes the output on purpose."
     )
+
+
+def _difference(own: Tensor, expected: Tensor, size: Tensor) -> float:
+    """The largest one, relative to the size of what is added up."""
+    return float(((own - expected).abs() / size.clamp_min(torch.finfo(torch.float32).tiny)).max())
 
 
 def _sample(x: Tensor) -> Tensor:

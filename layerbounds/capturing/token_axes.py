@@ -16,9 +16,10 @@ from layerbounds.capturing.batches import Forward, StopRun, run_batch
 from layerbounds.capturing.geometry import ConvGeometry
 from layerbounds.capturing.parts import no_such_tensor, part_of_batch, tensors
 from layerbounds.capturing.row_pairs import dissimilarity
+from layerbounds.capturing.sides import Side, Sides
 from layerbounds.capturing.state import preserved, seeded
 from layerbounds.capturing.targets import CaptureWarning, Target
-from layerbounds.capturing.watching import hooks
+from layerbounds.capturing.watching import Call, hooks
 from layerbounds.exceptions import InputError, LayerError
 
 #: Sequences of a part, and features of a row that are kept of its inputs for comparison.
@@ -47,7 +48,72 @@ class _Part:
 
 
 class TokenAxes:
-    """Applies masks to the inputs of layers.
+    """Applies the masks of batches to the inputs of layers.
+
+    Where a model has an encoder and a decoder, each layer follows the tokens of one of them, as `SideAxes` finds out.
+
+    Parameters
+    ----------
+    model : nn.Module
+    targets : sequence of Target
+    forward : callable, optional
+        As in `capture`.
+    stop_after : int, optional
+        As in `Pass`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        targets: Sequence[Target],
+        forward: Forward | None,
+        stop_after: int | None = None,
+    ) -> None:
+        self._sides = {side: SideAxes(model, targets, forward, stop_after) for side in (None, False, True)}
+        self._now: list[SideAxes] = []
+        self._rest = False
+
+    def begin(self, batch: Any, sides: Sides, index: int, seed: int) -> None:
+        """Take up a batch; the model must be ready to run. It will draw the numbers of the seed.
+
+        Raises
+        ------
+        InputError
+            If a mask leaves positions out and does not fit the batch, or the model does not run on a part of it.
+        """
+        self._rest = sides.rest
+        self._now = [self._sides[side.decoder] for side in sides.masks]
+        for own, side in zip(self._now, sides.masks, strict=True):
+            own.begin(batch, side, index, seed)
+
+    def keep(self, call: Call) -> Tensor | None:
+        """Which of a module's inputs count, shape (positions,), at a call of it; None where all do.
+
+        For an expert these are the tokens from which its own are chosen.
+
+        Raises
+        ------
+        LayerError
+            If it is not certain which rows belong to which tokens.
+        """
+        found: list[Tensor | None] = []
+        error: LayerError | None = None
+        for side in self._now:
+            try:
+                found.append(side.keep(call))
+            except LayerError as reason:
+                if self._rest and side.is_elsewhere(call):
+                    return None
+                error = error or reason
+        if error is not None and not found:
+            raise error
+        # A row for each sequence follows both sides.
+        kept = [keep for keep in found if keep is not None]
+        return torch.stack(kept).all(0) if kept else None
+
+
+class SideAxes:
+    """Applies one mask to the inputs of layers.
 
     Sizes do not say which axis is which: there may be as many heads, or patches of an image, as tokens. So some
     sequences of the first batch with padding are run alone, and again without some of their columns. The sequences are
@@ -74,49 +140,49 @@ class TokenAxes:
         self._model, self._targets, self._forward, self._stop_after = model, targets, forward, stop_after
         self._part: _Part | None = None
         self._axes: dict[tuple[nn.Module, int], Axes | None] = {}
-        self._calls: dict[nn.Module, int] = {}
+        self._own: set[tuple[nn.Module, int]] = set()
         self._mask: Tensor | None = None
         self._index = -1
         self._warned: set[str] = set()
 
-    def begin(self, batch: Any, mask: Tensor | None, index: int, seed: int) -> None:
-        """Take up a batch; the model must be ready to run. It will draw the numbers of the seed.
-
-        Raises
-        ------
-        InputError
-            If the mask leaves positions out and does not fit the batch, or the model does not run on a part of it.
-        """
-        self._calls, self._index = {}, index
+    def begin(self, batch: Any, side: Side, index: int, seed: int) -> None:
+        """See `TokenAxes.begin`."""
+        self._index = index
         self._mask = None
-        if mask is None:
-            return
+        mask = side.mask
         own = tensors(batch)
         if own and not any(tensor.numel() % max(1, mask.numel()) == 0 for tensor in own):
             raise no_such_tensor(mask.shape)
-        if bool(mask.all()):
+        if side.decoder is None and bool(mask.all()):
             # Every position counts, whatever the axes are.
             return
         self._mask = mask
         old = self._part
-        if old is None or any(a == 1 < b for a, b in zip(old.mask.shape, self._mask.shape, strict=True)):
+        later = old is not None and bool(old.mask.all()) and not bool(mask.all())
+        if old is None or later or any(a == 1 < b for a, b in zip(old.mask.shape, mask.shape, strict=True)):
             # An axis of size 1 could not be told from others.
-            self._axes = {}
-            self._part = self._run_parts(batch, self._mask, index, seed)
+            self._axes, self._own = {}, set()
+            self._part = self._run_parts(batch, side, index, seed)
 
-    def keep(self, target: Target, module: nn.Module, x: Tensor) -> Tensor | None:
-        """Which rows of X count, shape (positions,), at a call of a module; None where all do.
+    def is_elsewhere(self, call: Call) -> bool:
+        """Whether the sizes of a layer's inputs do not change when tokens are cut off."""
+        part, key = self._part, (call.module, call.number)
+        if part is None or key not in part.first or key not in part.second:
+            return False
+        return part.first[key].shape == part.second[key].shape
 
-        Raises
-        ------
-        LayerError
-            If it is not certain which rows belong to which tokens.
-        """
-        call = self._calls.get(module, 0)
-        self._calls[module] = call + 1
+    def keep(self, call: Call) -> Tensor | None:
+        """See `TokenAxes.keep`."""
         if self._mask is None:
             return None
-        key = module, call
+        target, x = call.target, call.tokens
+        key = call.module, call.number
+        if bool(self._mask.all()):
+            # In which order the rows are does not matter; only whether they are those of this side.
+            if key not in self._axes and key not in self._own:
+                self._possible(target, key, x)
+                self._own.add(key)
+            return None
         if key not in self._axes:
             self._axes[key] = self._find(target, key, x)
         axes = self._axes[key]
@@ -135,14 +201,15 @@ class TokenAxes:
             "and mask=None."
         )
 
-    def _run_parts(self, batch: Any, mask: Tensor, index: int, seed: int) -> _Part:
-        own = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    def _run_parts(self, batch: Any, side: Side, index: int, seed: int) -> _Part:
+        mask = side.mask
+        own = batch.get(side.name) if isinstance(batch, Mapping) else None
         padding = None
         if isinstance(own, Tensor) and own.shape == mask.shape:
             padding = (own == 0).cpu()
         chosen, columns, padding_only, at_the_start = _choose(mask.cpu(), padding)
         shape = mask.shape[0], mask.shape[1]
-        parts = (part_of_batch(batch, shape, chosen, cut) for cut in (slice(None), columns))
+        parts = (part_of_batch(batch, shape, chosen, cut, side.owns) for cut in (slice(None), columns))
         try:
             first, second = (self._inputs(part, index, seed) for part in parts)
         except InputError as error:
@@ -157,22 +224,23 @@ class TokenAxes:
     @torch.no_grad()
     def _inputs(self, part: Any, index: int, seed: int) -> dict[tuple[nn.Module, int], Tensor]:
         seen: dict[tuple[nn.Module, int], Tensor] = {}
-        calls: dict[nn.Module, int] = {}
 
-        def note(target: Target, module: nn.Module, x: Tensor, _: Any) -> None:
-            call = calls.get(module, 0)
-            calls[module] = call + 1
-            positions = target.geometry.positions(x)
+        def note(call: Call) -> None:
+            # All experts of a module get their tokens from the same ones.
+            if (call.module, call.number) in seen:
+                return
+            positions = call.target.geometry.positions(call.tokens)
             step = max(1, positions.shape[-1] // _FEATURES)
-            seen[module, call] = positions[..., ::step].clone()
-            if sum(calls.values()) == self._stop_after:
+            seen[call.module, call.number] = positions[..., ::step].clone()
+            if len(seen) == self._stop_after:
                 raise StopRun
 
         with preserved(self._model), seeded(seed), hooks(self._targets, note), suppress(StopRun):
             run_batch(self._model, part, self._forward, index)
         return seen
 
-    def _find(self, target: Target, key: tuple[nn.Module, int], x: Tensor) -> Axes | None:
+    def _possible(self, target: Target, key: tuple[nn.Module, int], x: Tensor) -> list[Axes] | None:
+        """What the sizes of a layer's inputs admit; None for pixels of images, which are not tokens."""
         part = self._part
         assert part is not None and self._mask is not None
         first, second = part.first.get(key), part.second.get(key)
@@ -185,7 +253,6 @@ class TokenAxes:
         if isinstance(target.geometry, ConvGeometry) and len(target.geometry.kernel) > 1:
             if any(whole != cut for _, whole, cut in sizes):
                 raise self._refusal(target, x, "tokens are among its pixels")
-            # Pixels of images are not tokens.
             return None
         if not target.geometry.row_for_each(x):
             raise self._refusal(target, x, "a convolution has other positions than tokens")
@@ -197,6 +264,15 @@ class TokenAxes:
         possible = candidates(sizes, (sequences, tokens), (len(part.chosen), left))
         if isinstance(possible, str):
             raise self._refusal(target, x, possible)
+        return possible
+
+    def _find(self, target: Target, key: tuple[nn.Module, int], x: Tensor) -> Axes | None:
+        possible = self._possible(target, key, x)
+        if possible is None:
+            return None
+        part, positions = self._part, target.geometry.positions(x)
+        assert part is not None
+        first, second = part.first[key], part.second[key]
         step = max(1, positions.shape[-1] // _FEATURES)
         positions = positions[..., ::step]
         misfits = {axes: self._misfit(axes, positions, first, second, part) for axes in possible}
