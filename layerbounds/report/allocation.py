@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from layerbounds.allocation import Allocation, FrontPoint
-from layerbounds.report.outward import ends
+from layerbounds.display.outward import ends
 from layerbounds.report.tables import MISSING, _number, _table, _text
 
 #: Rows of the table of a front.

@@ -9,17 +9,19 @@ from pathlib import Path
 from rich.table import Table
 
 from layerbounds.arguments import as_path, shown
+from layerbounds.display.outward import ends
 from layerbounds.exceptions import InputError, MissingExtraError
 from layerbounds.layers.files import atomic_path
+from layerbounds.mistaken import instead
 from layerbounds.network.result import NetworkRun
 from layerbounds.network.table import rows
 from layerbounds.report.files import write_csv
 from layerbounds.report.network_page import check_page, page
 from layerbounds.report.network_totals import totals
-from layerbounds.report.outward import ends
 from layerbounds.report.tables import MISSING, _number, _table, _text, fixed
 
 PAGE, TABLE, FRAME = "report.html", "report.csv", "report.parquet"
+_USUAL = "pass what layerbounds.run or layerbounds.load_run returns."
 
 
 def write_report(run: NetworkRun, out: str | os.PathLike[str] | None = None) -> list[Path]:
@@ -42,9 +44,14 @@ def write_report(run: NetworkRun, out: str | os.PathLike[str] | None = None) -> 
     ------
     InputError
         If a file cannot be written.
+
+    Examples
+    --------
+    >>> [path.suffix for path in lb.write_report(run, "pages")][:1]
+    ['.html']
     """
     if not isinstance(run, NetworkRun):
-        raise InputError(f"run is {shown(run)}; pass what layerbounds.run or layerbounds.load_run returns.")
+        raise InputError(f"run is {instead('run', run) or f'{shown(run)}; {_USUAL}'}")
     folder = run.folder.path if out is None else as_path(out, "out")
     try:
         folder.mkdir(exist_ok=True)

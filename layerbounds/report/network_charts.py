@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from layerbounds.contests.verdict import Verdict
+from layerbounds.display.outward import ends, rounded
 from layerbounds.network.entries import Entry
 from layerbounds.network.result import NetworkRun
 from layerbounds.network.table import relative, state, total_of
 from layerbounds.report.charts import Axis, Bar, Chart, Key, Label, Mark, log_axis, short
 from layerbounds.report.network_totals import Pair
-from layerbounds.report.outward import ends, rounded
 
 #: Heights in pixels: of a bar, from one to the next, between groups, of a row of marks.
 BAR, STEP, GROUP, ROW = 7, 10, 10, 20

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from layerbounds.allocation import FrontPoint
+from layerbounds.display.outward import ends
 from layerbounds.exceptions import InputError
 from layerbounds.network.allocate import allocation_front
 from layerbounds.network.result import NetworkRun
 from layerbounds.report.charts import Bar, Chart, Key, Line, Mark, linear_axis, log_axis
 from layerbounds.report.network_charts import styles
 from layerbounds.report.network_totals import totals
-from layerbounds.report.outward import ends
 
 _HEIGHT = 300
 #: Fronts at evenly spaced budgets have at least so many points.

@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from layerbounds.display.outward import ends, rounded
 from layerbounds.exceptions import MissingExtraError
 from layerbounds.network.entries import ChoiceInfo, Entry
 from layerbounds.network.result import NetworkRun
@@ -21,7 +22,6 @@ from layerbounds.report.charts import SHAPES
 from layerbounds.report.network_command import command
 from layerbounds.report.network_sections import sections
 from layerbounds.report.network_totals import Coverage, Total, coverage, totals
-from layerbounds.report.outward import ends, rounded
 from layerbounds.report.tables import MISSING, fixed
 
 _FOLDER = "page"

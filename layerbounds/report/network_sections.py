@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from layerbounds.display.outward import ends, rounded
 from layerbounds.network.allocate import allocate
 from layerbounds.network.result import NetworkRun
 from layerbounds.report.charts import Chart, Key
 from layerbounds.report.network_charts import interval_chart, method_charts, styles, verdict_charts, verdict_text
 from layerbounds.report.network_front import front_chart
 from layerbounds.report.network_totals import pairs
-from layerbounds.report.outward import ends, rounded
 
 #: Rows of the table of allocations at most.
 _MOST_BUDGETS = 12

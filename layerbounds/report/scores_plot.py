@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from layerbounds.exceptions import InputError
-from layerbounds.layers.files import atomic_path
-from layerbounds.report.plots import _figure_class, check_plot
+from layerbounds.report.figures import check_plot, new_figure, save_figure
 from layerbounds.scoring.records import MISMATCH, LayerScore, Scores, Standing
 
 #: The layer's own grid, and any scales (Okabe & Ito).
@@ -30,11 +29,24 @@ def plot_scores(scores: Scores, path: str | os.PathLike[str]) -> None:
         Ends in .svg, .png or .pdf.
     """
     check_plot(path)
+    save_figure(scores_figure(scores), path)
+
+
+def scores_figure(scores: Scores) -> Any:
+    """The picture of scores, as `plot_scores` writes it.
+
+    Parameters
+    ----------
+    scores : Scores
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
     if not len(scores):
         raise InputError("there are no scores to plot; score at least one layer first.")
     count = len(scores)
-    figure = _figure_class()(figsize=(8.0, 1.6 + 0.34 * count), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_figure(8.0, 1.6 + 0.34 * count, 1)
     free = any(score.free is not None for score in scores)
     farthest = min(max([10.0, *(1.3 * end for score in scores for end in _ends(score))]), _FARTHEST)
     for row, score in enumerate(scores):
@@ -59,12 +71,7 @@ def plot_scores(scores: Scores, path: str | os.PathLike[str]) -> None:
     axes.set_title(f"{path_of.name if path_of.suffix == '.gguf' else path_of.parent.name}: {scores.label}", fontsize=10)
     axes.grid(axis="x", alpha=0.3)
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, frameon=False)
-    suffix = os.fspath(path).rsplit(".", 1)[-1].lower()
-    from matplotlib import rc_context
-
-    # The same scores give the same file.
-    with atomic_path(path) as temporary, rc_context({"svg.hashsalt": "layerbounds"}):
-        figure.savefig(temporary, format=suffix, dpi=160, metadata={"Date": None} if suffix == "svg" else None)
+    return figure
 
 
 def _ends(score: LayerScore) -> list[float]:

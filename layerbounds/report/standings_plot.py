@@ -25,12 +25,26 @@ def plot_standings(standings: Sequence[Standings], path: str | os.PathLike[str])
     path : path-like
         Ends in .svg, .png or .pdf.
     """
+    save_figure(standings_figure(standings), path)
+
+
+def standings_figure(standings: Sequence[Standings]) -> Any:
+    """The picture of several contenders, as `plot_standings` writes it.
+
+    Parameters
+    ----------
+    standings : sequence of Standings
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
     figure, axes = new_figure(7.2, 4.2, 1)
     if len(standings) == 1:
         _intervals(axes, standings[0])
     else:
         _shares(axes, standings)
-    save_figure(figure, path)
+    return figure
 
 
 def _intervals(axes: Any, standings: Standings) -> None:
@@ -53,8 +67,9 @@ def _intervals(axes: Any, standings: Standings) -> None:
     axes.set_ylabel("SNR of the layer's output, dB")
     part = f" ({len(standings.channels)} of {standings.out_features} channels)" if standings.sampled else ""
     axes.set_title(f"{standings.layer}{part}", fontsize=10)
-    axes.legend(fontsize=8, loc="upper left")
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, frameon=False)
     axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
 
 
 def _shares(axes: Any, standings: Sequence[Standings]) -> None:

@@ -13,15 +13,13 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from layerbounds.display.outward import MISSING as MISSING
 from layerbounds.methods.base import Heuristic
 from layerbounds.problems.ranges.rule import RangeRule
 from layerbounds.problems.rows import noun, rows_text
 from layerbounds.proofs import Status
 from layerbounds.solution import Solution
 from layerbounds.solvers.registry import BackendInfo
-
-#: Stands for what is undefined, such as a relative error where f(0) = 0.
-MISSING = "–"
 
 #: More sets of channels, or units kept in one, are left to the JSON record.
 MOST_SETS, MOST_UNITS = 8, 64

@@ -28,6 +28,20 @@ def plot_comparison(comparison: Comparison, path: str | os.PathLike[str]) -> Non
     path : path-like
         Ends in .svg, .png or .pdf.
     """
+    save_figure(comparison_figure(comparison), path)
+
+
+def comparison_figure(comparison: Comparison) -> Any:
+    """The picture of both methods of one layer, as `plot_comparison` writes it.
+
+    Parameters
+    ----------
+    comparison : Comparison
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
     figure, axes = new_figure(6.4, 4.0, 1)
     spans = [(_decibels(level, 0), _decibels(level, 1)) for level in comparison.levels]
     finite = [v for pair in spans for span in pair for v in span if math.isfinite(v)]
@@ -52,7 +66,7 @@ def plot_comparison(comparison: Comparison, path: str | os.PathLike[str]) -> Non
     axes.set_title(f"{comparison.layer}{part}", fontsize=10)
     axes.legend(fontsize=8, loc="upper left")
     axes.grid(axis="y", alpha=0.3)
-    save_figure(figure, path)
+    return figure
 
 
 def plot_network(comparisons: Sequence[Comparison], path: str | os.PathLike[str]) -> None:

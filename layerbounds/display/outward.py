@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 
-from layerbounds.report.tables import MISSING
+#: Stands for what is undefined, such as a relative error where f(0) = 0.
+MISSING = "–"
 
 
 def rounded(value: float | None, up: bool, digits: int = 4, unit: int = 0) -> str:
