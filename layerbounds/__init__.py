@@ -1,8 +1,21 @@
-"""layerbounds: how good any quantization or pruning of a layer can possibly be, with proof."""
+"""layerbounds: how good any quantization or pruning of a layer can possibly be, with proof.
 
-from layerbounds import theory
+Examples
+--------
+The examples in all docstrings go on from here:
+
+>>> import numpy as np
+>>> import layerbounds as lb
+>>> layer = lb.demo_layers()["conv1"]
+>>> problem = lb.quantization_problem(layer, bits=2)
+>>> solution = lb.solve(problem, channels=[0, 1])
+>>> run = lb.run({"conv1": layer}, bits=[2, 3], channels=[0, 1], out="run", time_limit=1, parallel="threads")
+"""
+
+from layerbounds import theory, training
 from layerbounds.allocation import Allocation
 from layerbounds.capturing.entry import capture, capture_to_file
+from layerbounds.capturing.onnx.entry import capture_onnx
 from layerbounds.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from layerbounds.checkpoints.weight import QuantizedWeight
 from layerbounds.comparison.compare import compare
@@ -13,6 +26,7 @@ from layerbounds.contests.run import contest
 from layerbounds.demo import demo_layers
 from layerbounds.exceptions import LayerboundsError
 from layerbounds.layers.files import load_layers, save_layers
+from layerbounds.layers.im2col import im2col
 from layerbounds.layers.layer import Layer
 from layerbounds.methods.registry import heuristics, run_heuristic
 from layerbounds.network.allocate import allocate, score_allocation
@@ -30,6 +44,7 @@ from layerbounds.problems.gram_range import gram_grid
 from layerbounds.problems.grids import Grid
 from layerbounds.problems.joint import JointProblem, joint_problem
 from layerbounds.problems.output_metrics import next_layer_metric
+from layerbounds.problems.problem_file import load_problem, save_problem
 from layerbounds.problems.pruning import PruningProblem, pruning_problem
 from layerbounds.problems.quantization import QuantizationProblem, quantization_problem
 from layerbounds.proofs import BoundKind, Status
@@ -73,6 +88,7 @@ __all__ = [
     "allocate",
     "backends",
     "capture",
+    "capture_onnx",
     "capture_to_file",
     "codebook_grid",
     "compare",
@@ -82,9 +98,11 @@ __all__ = [
     "evaluate",
     "gram_grid",
     "heuristics",
+    "im2col",
     "joint_problem",
     "load_checkpoint",
     "load_layers",
+    "load_problem",
     "load_run",
     "load_solution",
     "next_layer_metric",
@@ -94,10 +112,12 @@ __all__ = [
     "run",
     "run_heuristic",
     "save_layers",
+    "save_problem",
     "score",
     "score_allocation",
     "solve",
     "theory",
+    "training",
     "uniform_grid",
     "verify",
     "versus",

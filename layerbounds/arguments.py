@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from layerbounds.exceptions import InputError
+from layerbounds.mistaken import instead
+from layerbounds.suggestions import did_you_mean
 
 #: Bounds that keep every seed and counter within what compiled code counts with.
 LARGEST_COUNT = 2**62
@@ -77,7 +79,7 @@ def one_of(value: Any, what: str, choices: Sequence[str]) -> str:
     """
     if not isinstance(value, str) or value not in choices:
         known = ", ".join(repr(c) for c in choices[:-1]) + f" or {choices[-1]!r}" if len(choices) > 1 else choices[0]
-        raise InputError(f"{what} is {shown(value)}; choose {known}.")
+        raise InputError(f"{what} is {shown(value)}; {did_you_mean(value, choices)}choose {known}.")
     return value
 
 
@@ -121,6 +123,8 @@ def as_path(value: Any, what: str) -> Path:
     InputError
         If it is something else, or a name that the system does not take.
     """
+    if (mistake := instead("path", value)) is not None:
+        raise InputError(f"{what} is {mistake}")
     text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
     if not isinstance(text, str) or not text or "\0" in text:
         raise InputError(f"{what} is {shown(value)}; pass the path of a file.")

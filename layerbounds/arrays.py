@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerbounds.exceptions import InputError
+from layerbounds.mistaken import instead
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -29,6 +30,8 @@ def as_numpy(value: Any, what: str) -> NDArray[Any]:
     InputError
         If the value is not numeric or holds NaN or infinity.
     """
+    if (mistake := instead("array", value)) is not None:
+        raise InputError(f"{what} is {mistake}")
     try:
         if hasattr(value, "detach"):
             value = value.detach().cpu()

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 
 class LayerboundsError(Exception):
-    """Base class of every error that layerbounds raises on purpose."""
+    """Base class of every error that layerbounds raises on purpose.
+
+    Examples
+    --------
+    >>> try:
+    ...     lb.quantization_problem(layer, bits=9)
+    ... except lb.LayerboundsError as error:
+    ...     print(error)
+    bits is 9; choose an integer from 1 to 8.
+    """
 
 
 class InputError(LayerboundsError, ValueError):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import re
 from collections.abc import Iterable, Sequence
 
 from layerbounds.arguments import members, shown
 from layerbounds.exceptions import InputError, UnknownNameError
+from layerbounds.suggestions import did_you_mean
 
 
 def match_name(name: str, candidates: Sequence[str], what: str) -> str:
@@ -28,8 +28,7 @@ def match_name(name: str, candidates: Sequence[str], what: str) -> str:
         return suffix[0]
     if suffix:
         raise UnknownNameError(f"{what} {name!r} is ambiguous: it may be {', '.join(suffix)}; give more of the name.")
-    near = difflib.get_close_matches(name, candidates, n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    hint = did_you_mean(name, candidates)
     listed = ", ".join(candidates[:20]) + (", …" if len(candidates) > 20 else "")
     raise UnknownNameError(f"there is no {what} {name!r}; {hint}available: {listed or 'none'}.")
 

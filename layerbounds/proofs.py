@@ -21,7 +21,13 @@ OPTIMAL_ABSOLUTE = 1e-12
 
 
 class Status(StrEnum):
-    """Why the work on a channel ended."""
+    """Why the work on a channel ended.
+
+    Examples
+    --------
+    >>> solution.status[0]
+    <Status.OPTIMAL: 'optimal'>
+    """
 
     OPTIMAL = "optimal"
     GAP_REACHED = "gap_reached"
@@ -39,7 +45,13 @@ class Status(StrEnum):
 
 
 class BoundKind(StrEnum):
-    """How a lower bound was derived."""
+    """How a lower bound was derived.
+
+    Examples
+    --------
+    >>> solution.bound_kind[0]
+    <BoundKind.SEARCH: 'search'>
+    """
 
     #: Recomputed from a dual point.
     DUAL = "dual"

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import warnings
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from layerbounds.arguments import flag
+from layerbounds.arguments import flag, one_of
 from layerbounds.arrays import Float, Int
 from layerbounds.certificates.writing import write_certificate
 from layerbounds.certify.solution_file import read_solution, write_solution
+from layerbounds.display import Bar, Displayed, Shape, Summary, Table, picture
+from layerbounds.display.outward import ends
 from layerbounds.exceptions import UnprovenWarning
 from layerbounds.frames import Kind, data_frame
 from layerbounds.layers.files import write_tensors
 from layerbounds.layers.layer import Layer
 from layerbounds.problems.grids import Grid
 from layerbounds.problems.problem import Problem
-from layerbounds.problems.rows import rows_text
+from layerbounds.problems.rows import noun, rows_text
 from layerbounds.proofs import BoundKind, Evidence, Status, TracePoint
 from layerbounds.scheduling.evidence import together_again
 
 
-@dataclass(frozen=True, eq=False)
-class Solution:
+@dataclass(frozen=True, eq=False, repr=False)
+class Solution(Displayed):
     """Certified intervals for some output channels of a problem.
 
     All arrays but the weights have one entry for each set of rows, in the order of ``sets``: single channels, unless
@@ -67,6 +70,13 @@ class Solution:
     evidence : list of Evidence
         What each lower end was derived from, for certificates; empty in a solution that was read from a file, of which
         certificates find it anew.
+
+    Examples
+    --------
+    >>> solution.channels, solution.sets
+    ([0, 1], [[0], [1]])
+    >>> solution.weights.shape
+    (2, 1, 3, 3)
     """
 
     problem: Problem
@@ -164,7 +174,14 @@ class Solution:
         return self.problem.grid_of(self._matrix, self.channels)
 
     def totals(self) -> dict[str, Any]:
-        """Sums over the solved channels, with the interval of the summed error."""
+        """Sums over the solved channels, with the interval of the summed error.
+
+        Examples
+        --------
+        >>> totals = solution.totals()
+        >>> totals["lower_bound"] <= totals["upper_bound"]
+        True
+        """
         lower, upper, energy = (float(np.sum(a)) for a in (self.lower_bound, self.upper_bound, self.energy))
         return {
             "channels": len(self.channels),
@@ -182,7 +199,13 @@ class Solution:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the weights, ready for JSON: infinite and undefined numbers become None."""
+        """Everything but the weights, ready for JSON: infinite and undefined numbers become None.
+
+        Examples
+        --------
+        >>> [entry["status"] for entry in solution.to_dict()["channels"]]
+        ['optimal', 'optimal']
+        """
         layer = self.problem.layer
         sqnr = self.sqnr_db
         position = {channel: i for i, channel in enumerate(self.channels)}
@@ -256,6 +279,11 @@ class Solution:
         ------
         MissingExtraError
             Without pandas.
+
+        Examples
+        --------
+        >>> solution.to_frame()["channels"].tolist()
+        ['0', '1']
         """
         problem = self.problem
         columns: dict[str, tuple[Kind, Any]] = {
@@ -284,6 +312,63 @@ class Solution:
         rows = [{name: values[i] for name, (_, values) in columns.items()} for i in range(len(self.sets))]
         return data_frame({name: kind for name, (kind, _) in columns.items()}, rows)
 
+    def plot(
+        self, path: str | os.PathLike[str] | None = None, *, kind: Literal["intervals", "trace"] = "intervals"
+    ) -> Any:
+        """Draw the certified interval of each channel, or how the intervals closed over time.
+
+        Parameters
+        ----------
+        path : path-like, optional
+            A file for the picture that ends in .svg, .png or .pdf.
+        kind : {"intervals", "trace"}
+            Errors relative to f(0) by channel, or bounds by time.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        MissingExtraError
+            Without matplotlib.
+        InputError
+            If no picture can be written to the path.
+
+        Examples
+        --------
+        >>> figure = solution.plot("intervals.svg")
+        >>> figure.axes[0].get_xlabel()
+        'output channel'
+        """
+        return picture(self, path, kind=one_of(kind, "kind", ("intervals", "trace")))
+
+    def _summary(self) -> Summary:
+        totals, layer = self.totals(), self.problem.layer
+        count = totals["sets"]
+        part = "" if totals["channels"] == layer.out_features else f" (the layer has {layer.out_features} channels)"
+        facts = [f"{totals['optimal']} of {count} {noun(self.sets, count)} proven optimal{part}"]
+        if totals["energy"] > 0:
+            error = ends((totals["relative_lower_bound"], totals["relative_upper_bound"]), 4, 2)
+            facts.append(f"error {error} % of f(0)")
+            # An infinite ratio is None in the totals.
+            reached, best = (math.inf if end is None else end for end in totals["sqnr_db"])
+            facts.append(f"SQNR {ends((reached, best))} dB")
+        seconds = totals["seconds"] + totals["preparation_seconds"]
+        facts.append(f"{', '.join(self.backends_used)} in {seconds:.2f} s{', interrupted' if self.interrupted else ''}")
+        return Summary(f"{layer.name} · {self.problem.label}", facts)
+
+    def _tables(self) -> list[Table]:
+        spans = np.stack([self.relative_lower_bound, self.relative_upper_bound], axis=1).tolist()
+        rows: list[list[str | Bar | None]] = []
+        for i, (span, sqnr, gap) in enumerate(zip(spans, self.sqnr_db.tolist(), self.gap.tolist(), strict=True)):
+            error, name = ends(tuple(span), 4, 2), rows_text(self.sets[i])
+            bar = Bar(span[0], span[1], f"{name}: {error} %") if self.energy[i] > 0 else None
+            rows.append([name, error, bar, ends(tuple(sqnr)), f"{100.0 * gap:.2f}", str(self.status[i])])
+        first = "channels" if any(len(members) > 1 for members in self.sets) else "channel"
+        headings: dict[str, Shape] = {first: "text", "error, % of f(0)": "number", "certified interval": "bar"}
+        return [Table({**headings, "SQNR, dB": "number", "gap, %": "number", "status": "text"}, rows, unit="%")]
+
     def save(self, path: str | os.PathLike[str], *, by_hash: bool = False) -> None:
         """Write everything but the evidence to one safetensors file, atomically, every bit (docs/certificates.md).
 
@@ -298,6 +383,12 @@ class Solution:
         ------
         InputError
             If the file cannot be written.
+
+        Examples
+        --------
+        >>> solution.save("solution.safetensors")
+        >>> lb.load_solution("solution.safetensors").channels
+        [0, 1]
         """
         write_solution(path, vars(self), by_hash=flag(by_hash, "by_hash"))
 
@@ -322,6 +413,12 @@ class Solution:
         -----
         UnprovenWarning
             Where a lower end in the file is smaller than here.
+
+        Examples
+        --------
+        >>> solution.save_certificate("certificate.safetensors")
+        >>> bool(lb.verify("certificate.safetensors"))
+        True
         """
         position = {channel: i for i, channel in enumerate(self.channels)}
         weights = [self._matrix[[position[c] for c in rows]] for rows in self.sets]
@@ -338,6 +435,10 @@ class Solution:
 
         Where there are scales, ``NAME.scale`` and ``NAME.zero_point`` of shape (channels, scale groups), float64, and
         ``NAME.offset`` where the grid has any.
+
+        Examples
+        --------
+        >>> solution.save_weights("weights.safetensors")
         """
         name = self.problem.layer.name
         tensors = {f"{name}.weight": self.weights, f"{name}.channels": np.asarray(self.channels, dtype=np.int64)}
@@ -365,6 +466,13 @@ def load_solution(path: str | os.PathLike[str], *, layer: Layer | None = None) -
     ------
     FileFormatError
         If the file is missing, damaged, of another kind or of another version, or about another layer.
+
+    Examples
+    --------
+    >>> solution.save("solution.safetensors")
+    >>> same = lb.load_solution("solution.safetensors")
+    >>> bool((same.upper_bound == solution.upper_bound).all())
+    True
     """
     return Solution(**read_solution(path, layer))
 

@@ -11,7 +11,6 @@ from numpy.typing import ArrayLike
 from layerbounds.arguments import (
     MOST_THREADS,
     as_mapping,
-    check_functions,
     one_of,
     parse_bytes,
     real_number,
@@ -23,6 +22,7 @@ from layerbounds.arrays import Float, as_float64
 from layerbounds.exceptions import InputError
 from layerbounds.problems.problem import Problem, as_problem, check_channels
 from layerbounds.problems.rows import noun
+from layerbounds.progress import Bar, check_listener, listener, telling, watched
 from layerbounds.scheduling.request import Progress, Report, Request
 from layerbounds.scheduling.stages import Outcome, carry_out
 from layerbounds.solution import Solution
@@ -43,8 +43,8 @@ def solve(
     warm_start: ArrayLike | None = None,
     device: str | None = None,
     memory_limit: int | str | None = None,
-    progress: Progress | None = None,
-    report: Report | None = None,
+    progress: Progress | bool | None = None,
+    report: Report | bool | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Solution:
     """Find certified intervals around the smallest possible error of each output channel.
@@ -85,11 +85,13 @@ def solve(
     memory_limit : int or str, optional
         Bytes, or a text such as ``"3GB"``, that ``"batched"`` may take: fewer rows are then worked on at a time, which
         takes longer.
-    progress : callable, optional
-        Called after each channel with (done, total, channel, certified result); what later work narrows is not
-        reported again.
-    report : callable, optional
-        Called, from any thread, with a few words on what long work is at, such as ``points 5 of 40``.
+    progress : bool or callable, optional
+        True for a bar on a terminal or in a notebook. A function is called after each channel with (done, total,
+        channel, certified result); what later work narrows is not reported again.
+    report : bool or callable, optional
+        A function is called, from any thread, with a few words on what long work is at, such as ``points 5 of 40``,
+        and from 200 inputs on, before ``"native"`` prepares, with how long that will take. True prints them on
+        standard error; with ``progress=True`` they stand beside the bar.
     options : mapping, optional
         The backend's own options (docs/backends.md).
 
@@ -105,32 +107,42 @@ def solve(
         On invalid options.
     UnsupportedProblemError
         If the backend cannot treat the problem.
+
+    Examples
+    --------
+    >>> solution = lb.solve(problem, channels=[0, 1])
+    >>> bool((solution.lower_bound <= solution.upper_bound).all())
+    True
     """
     as_problem(problem)
     _check_options(time_limit, total_time, jobs, seed, node_limit)
-    check_functions(progress=progress, report=report)
+    check_listener(progress, "progress")
+    check_listener(report, "report")
     if device is not None:
         one_of(device, "device", DEVICES)
     chosen = check_channels(problem, channels)
     sets = problem.sets(chosen)
     starts = _warm_starts(problem, chosen, warm_start)
-    request = Request(
-        problem=problem,
-        sets=sets,
-        gaps=_gaps(gap, sets),
-        starts=[_start(starts, s) for s in sets],
-        time_limit=time_limit,
-        total_time=total_time,
-        threads=thread_count(jobs),
-        seed=seed,
-        node_limit=node_limit,
-        options=as_mapping(options, "options"),
-        device=device,
-        memory_limit=parse_bytes(memory_limit),
-        progress=progress,
-        report=report or (lambda text: None),
-    )
-    return _solution(request, chosen, backend, carry_out(request, backend))
+    with watched(progress, problem.layer.name, len(sets), noun(sets, len(sets))) as told:
+        heard = listener(report) or (told.report if isinstance(told, Bar) else None)
+        request = Request(
+            problem=problem,
+            sets=sets,
+            gaps=_gaps(gap, sets),
+            starts=[_start(starts, s) for s in sets],
+            time_limit=time_limit,
+            total_time=total_time,
+            threads=thread_count(jobs),
+            seed=seed,
+            node_limit=node_limit,
+            options=as_mapping(options, "options"),
+            device=device,
+            memory_limit=parse_bytes(memory_limit),
+            progress=told,
+            report=heard or (lambda text: None),
+        )
+        with telling(heard):
+            return _solution(request, chosen, backend, carry_out(request, backend))
 
 
 def _solution(request: Request, channels: list[int], backend: str, outcome: Outcome) -> Solution:

@@ -72,6 +72,13 @@ class Report:
         What was not checked.
     reason : str
         Why the file as a whole is refused, in one sentence.
+
+    Examples
+    --------
+    >>> solution.save_certificate("certificate.safetensors")
+    >>> report = lb.verify("certificate.safetensors")
+    >>> len(report.channels)
+    2
     """
 
     valid: bool
@@ -84,7 +91,14 @@ class Report:
         return self.valid
 
     def text(self) -> str:
-        """For people."""
+        """For people.
+
+        Examples
+        --------
+        >>> solution.save_certificate("certificate.safetensors")
+        >>> lb.verify("certificate.safetensors").text().splitlines()[0]
+        'problem: quantization, 4 levels a weight, codes from -2 to 1'
+        """
         lines = [f"problem: {self.problem}"] if self.problem else []
         for found in self.channels:
             ends = f"[{found.lower_bound:.9g}, {found.upper_bound:.9g}] by {found.kind}"
@@ -116,8 +130,17 @@ def verify(
         Check these of the intervals, counted from 0, instead of all.
     exact : bool
         Prove minorants by elimination in integers where there are few inputs, instead of a factorization in float64.
+
+    Examples
+    --------
+    >>> solution.save_certificate("certificate.safetensors")
+    >>> report = lb.verify("certificate.safetensors")
+    >>> report.valid
+    True
     """
     try:
+        if odd := [f for f in (path, path if layers is None else layers) if not isinstance(f, (str, os.PathLike))]:
+            raise RefusedError(f"a {type(odd[0]).__name__} is no path of a file; pass that of a certificate")
         certificate = read_certificate(Path(path), None if layers is None else Path(layers))
         for gram in certificate.gram:
             check_positive(gram, "Gram matrix")

@@ -19,7 +19,11 @@ from layerbounds.allocation.knapsack import solve
 from layerbounds.allocation.options import LayerOptions, Option, check_layers, chosen_options
 from layerbounds.allocation.wording import readable
 from layerbounds.arguments import real_number, whole_number
+from layerbounds.display import Bar, Displayed, Shape, Summary, Table
+from layerbounds.display.outward import ends as written
 from layerbounds.exceptions import InputError
+from layerbounds.frames import Kind, data_frame
+from layerbounds.suggestions import did_you_mean
 
 #: Where between the lower ends and the upper ones optima are tried as allocations.
 _SHARES = (0.0, 0.4, 0.5, 0.7, 1.0)
@@ -88,8 +92,8 @@ class SearchEnd:
         return {"layer": self.layer, "option": self.option, "end": self.end, "gain": self.gain}
 
 
-@dataclass(frozen=True)
-class Allocation:
+@dataclass(frozen=True, repr=False)
+class Allocation(Displayed):
     """An option for every layer, and what is proven about it.
 
     Errors are sums over the layers, each multiplied by its scale.
@@ -119,6 +123,14 @@ class Allocation:
         How bits are counted, in a sentence.
     objective : str
         What the scales are, in a sentence.
+
+    Examples
+    --------
+    >>> allocation = lb.allocate(run, budget=5.0)
+    >>> allocation.choices
+    {'conv1': 'INT3'}
+    >>> allocation.regret
+    0.0
     """
 
     layers: tuple[LayerOptions, ...] = field(repr=False)
@@ -162,18 +174,34 @@ class Allocation:
         ------
         InputError
             If there is no such layer.
+
+        Examples
+        --------
+        >>> lb.allocate(run, budget=5.0).option("conv1").name
+        'INT3'
         """
-        for entry in self.layers:
-            if entry.name == layer:
-                return entry.options[entry.index(self.choices[layer])]
-        raise InputError(f"there is no layer {layer!r} in the allocation.")
+        entry = self._entry(layer)
+        return entry.options[entry.index(self.choices[entry.name])]
 
     def interval(self, layer: str) -> tuple[float, float]:
-        """Certified interval of a layer's part of the total error."""
-        entry = next((entry for entry in self.layers if entry.name == layer), None)
-        if entry is None:
-            raise InputError(f"there is no layer {layer!r} in the allocation.")
-        return _total([entry], [entry.index(self.choices[layer])])
+        """Certified interval of a layer's part of the total error.
+
+        Examples
+        --------
+        >>> low, high = lb.allocate(run, budget=5.0).interval("conv1")
+        >>> low <= high
+        True
+        """
+        entry = self._entry(layer)
+        return _total([entry], [entry.index(self.choices[entry.name])])
+
+    def _entry(self, layer: str) -> LayerOptions:
+        for entry in self.layers:
+            if entry.name == layer:
+                return entry
+        names = [entry.name for entry in self.layers]
+        hint = did_you_mean(layer, names)
+        raise InputError(f"there is no layer {layer!r} in the allocation; {hint}it has {', '.join(names[:20])}.")
 
     def export(self, tool: str) -> str:
         """The text of a file that makes a tool compress the layers like this.
@@ -187,11 +215,33 @@ class Allocation:
         ------
         InputError
             If the tool cannot express what is chosen for a layer.
+
+        Examples
+        --------
+        >>> print(lb.allocate(run, budget=5.0).export("gptqmodel"), end="")
+        {
+          "bits": 3,
+          "group_size": -1,
+          "sym": true,
+          "dynamic": {
+            "+:^conv1$": {
+              "bits": 3,
+              "group_size": -1,
+              "sym": true
+            }
+          }
+        }
         """
         return export(self.layers, self.choices, tool)
 
     def sentences(self) -> list[str]:
-        """What is known, for people; numbers are rounded outward."""
+        """What is known, for people; numbers are rounded outward.
+
+        Examples
+        --------
+        >>> lb.allocate(run, budget=5.0).sentences()[1]
+        'It is proven to be a best one.'
+        """
         error, best = (
             " to ".join([readable(low, False), readable(high, True)]) for low, high in (self.error, self.best)
         )
@@ -219,11 +269,23 @@ class Allocation:
         return said
 
     def statement(self) -> str:
-        """`sentences` as one text."""
+        """`sentences` as one text.
+
+        Examples
+        --------
+        >>> lb.allocate(run, budget=5.0).statement().startswith("Within 5 bits per weight")
+        True
+        """
         return " ".join(self.sentences())
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """For JSON.
+
+        Examples
+        --------
+        >>> lb.allocate(run, budget=5.0).to_dict()["bits_per_weight"]
+        4.777777777777778
+        """
         return {
             "budget": self.budget,
             "budget_bits": self.budget_bits,
@@ -251,8 +313,58 @@ class Allocation:
             "objective": self.objective,
         }
 
+    def to_frame(self) -> Any:
+        """A table with a row for each layer.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``layer``, ``option``, ``weights``, ``storage_bits``, ``bits_per_weight``, ``scale``, and the ends of its
+            part of the total error, ``lower_bound`` and ``upper_bound``.
+
+        Raises
+        ------
+        MissingExtraError
+            Without pandas.
+
+        Examples
+        --------
+        >>> lb.allocate(run, 4).to_frame()["layer"].tolist()
+        ['conv1']
+        """
+        kinds: dict[str, Kind] = {"layer": "text", "option": "text", "weights": "whole", "storage_bits": "whole"}
+        kinds |= dict.fromkeys(("bits_per_weight", "scale", "lower_bound", "upper_bound"), "real")
+        rows: list[dict[str, Any]] = []
+        for layer in self.layers:
+            option, (low, high) = self.option(layer.name), self.interval(layer.name)
+            bits = option.storage / layer.weights if layer.weights else None
+            row = {"layer": layer.name, "option": option.name, "weights": layer.weights}
+            row |= {"storage_bits": option.storage, "bits_per_weight": bits, "scale": layer.scale}
+            rows.append({**row, "lower_bound": low, "upper_bound": high})
+        return data_frame(kinds, rows)
+
+    def _summary(self) -> Summary:
+        count = len(self.layers)
+        return Summary(f"{count} layer{'' if count == 1 else 's'}", self.sentences())
+
+    def _tables(self) -> list[Table]:
+        rows: list[list[str | Bar | None]] = []
+        for layer in self.layers:
+            option, span = self.option(layer.name), self.interval(layer.name)
+            bits = f"{option.storage / layer.weights:.4g}" if layer.weights else ""
+            words = written(span)
+            rows.append([layer.name, option.name, bits, words, Bar(*span, f"{layer.name}: {words}")])
+        kinds: dict[str, Shape] = {"layer": "text", "choice": "text", "bits": "number", "error": "number"}
+        return [Table({**kinds, "certified interval": "bar"}, rows, note=self.objective)]
+
     def saying(self, convention: str, objective: str) -> Allocation:
-        """The same with sentences on bits and scales."""
+        """The same with sentences on bits and scales.
+
+        Examples
+        --------
+        >>> lb.allocate(run, budget=5.0).saying("Scales are not counted.", "Errors are summed.").convention
+        'Scales are not counted.'
+        """
         return replace(self, convention=convention, objective=objective)
 
 

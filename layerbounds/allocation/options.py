@@ -9,6 +9,7 @@ from typing import Any
 
 from layerbounds.arguments import members, real_number, shown, whole_number
 from layerbounds.exceptions import InputError
+from layerbounds.suggestions import did_you_mean
 
 #: Sums of sizes are exact in float64, too.
 MOST_BITS = 2**53
@@ -110,7 +111,8 @@ class LayerOptions:
         """
         names = [option.name for option in self.options]
         if name not in names:
-            raise InputError(f"layer {self.name!r} has no option {shown(name)}; choose {', '.join(names)}.")
+            hint = did_you_mean(name, names)
+            raise InputError(f"layer {self.name!r} has no option {shown(name)}; {hint}choose {', '.join(names)}.")
         return names.index(name)
 
 
@@ -146,7 +148,8 @@ def chosen_options(layers: Sequence[LayerOptions], choice: Mapping[str, str]) ->
     known = {layer.name for layer in layers}
     foreign = next((name for name in choice if name not in known), None)
     if foreign is not None:
-        raise InputError(f"there is no layer {shown(foreign)} to choose an option for; leave it out.")
+        hint = did_you_mean(foreign, known)
+        raise InputError(f"there is no layer {shown(foreign)} to choose an option for; {hint}leave it out.")
     missing = next((name for name in known if name not in choice), None)
     if missing is not None:
         raise InputError(f"nothing is chosen for layer {missing!r}; name one of its options.")

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from layerbounds.exceptions import FileFormatError, InputError
-from layerbounds.layers.files import layer_info, layer_tensors, write_tensors
-from layerbounds.layers.gram import GramReport, ValidatedGram
 from layerbounds.layers.layer import Layer, as_layer
-from layerbounds.layers.tensor_files import open_tensors
+from layerbounds.layers.sealed_files import SealedFormat, digest
+from layerbounds.layers.stored import restored_layer, stored_layer
 from layerbounds.problems.problem import Problem
 from layerbounds.problems.stored import PREFIX, restored_problem, schema_of, stored_problem
 from layerbounds.proofs import BoundKind, Status, TracePoint
 from layerbounds.version import __version__
 
-SCHEMA_KEY, SCHEMA_VERSION = "layerbounds.solution", 2
-#: The metadata entries: everything but the tensors, and the SHA-256 of all that is in the file.
-ABOUT_KEY, DIGEST_KEY = "solution", "sha256"
+#: Schema 2 has offsets of grids, and scales of 0.
+SOLUTIONS = SealedFormat("solution", "solution", 2, "Solution.save")
 
 #: Arrays of a solution, with their types.
 _ARRAYS: dict[str, type[np.generic]] = {
@@ -49,9 +44,6 @@ _PLAIN = (
     "preparation_seconds",
 )
 _PER_SET = ("status", "bound_kind", "lower_backend", "upper_backend")
-
-#: The layer's tensors are called ``layer.weight``, ….
-_LAYER = "layer"
 
 
 def write_solution(
@@ -78,29 +70,25 @@ def write_solution(
     """
     problem: Problem = values["problem"]
     layer = problem.layer
-    of_layer = layer_tensors(layer, _LAYER, None)
+    of_layer, about_layer = stored_layer(layer)
     stored, about_problem = stored_problem(problem)
     stored |= {f"solution.{name}": np.asarray(values[name], dtype=kind) for name, kind in _ARRAYS.items()}
     stored |= _traces(values["trace"])
     stored |= dict(tensors or {})
-    about_layer = {"name": layer.name, "groups": layer.groups, **layer_info(layer, None)}
     if by_hash:
         about_layer["sha256"] = {name: digest({name: array}, "") for name, array in of_layer.items()}
     else:
         stored |= of_layer
     said = {
         "layerbounds": __version__,
-        "layer": {**about_layer, "reports": [asdict(report) for report in layer.gram_reports]},
+        "layer": about_layer,
         "problem": {**about_problem, "label": problem.label, "fingerprint": problem.fingerprint()},
         "intervals": {name: _plain(values[name]) for name in _PLAIN},
         "sets": values["sets"],
         "notes": {str(channel): list(notes) for channel, notes in values["notes"].items()},
         **(about or {}),
     }
-    text = json.dumps(said)
-    sealed = {name: np.ascontiguousarray(array) for name, array in stored.items()}
-    version = str(schema_of(problem))
-    write_tensors(path, sealed, {SCHEMA_KEY: version, ABOUT_KEY: text, DIGEST_KEY: digest(sealed, text)})
+    SOLUTIONS.write(path, stored, said, schema_of(problem))
 
 
 def _plain(value: Any) -> Any:
@@ -116,17 +104,6 @@ def _traces(traces: list[list[TracePoint]]) -> dict[str, NDArray[Any]]:
         "solution.trace_nodes": np.array([p.nodes for p in points], dtype=np.int64),
         "solution.trace_length": np.array([len(trace) for trace in traces], dtype=np.int64),
     }
-
-
-def digest(tensors: Mapping[str, NDArray[Any]], text: str) -> str:
-    """SHA-256 of a text and of tensors: name, type, shape and little-endian values of each, sorted by name."""
-    whole = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        array = np.ascontiguousarray(tensors[name])
-        whole.update(f"\n{name} {array.dtype.name} {list(array.shape)}\n".encode())
-        if array.nbytes:
-            whole.update(array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8).data)
-    return whole.hexdigest()
 
 
 def read_solution(path: str | os.PathLike[str], layer: Layer | None) -> dict[str, Any]:
@@ -151,20 +128,7 @@ def read_sealed(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], 
     FileFormatError
         If it is no file of a solution, of a newer version, or damaged.
     """
-    with open_tensors(path) as file:
-        version = file.metadata.get(SCHEMA_KEY)
-        if version is None:
-            raise FileFormatError(f"{path} holds no solution; pass a file that Solution.save has written.")
-        if version not in map(str, range(1, SCHEMA_VERSION + 1)):
-            raise FileFormatError(
-                f"{path} has solution schema {version}, this version reads up to {SCHEMA_VERSION}; upgrade layerbounds."
-            )
-        tensors = {name: file.read(name) for name in file.names}
-        text = file.metadata.get(ABOUT_KEY, "")
-        if digest(tensors, text) != file.metadata.get(DIGEST_KEY):
-            raise FileFormatError(f"{path} is damaged: its SHA-256 is not the one that it names; write it again.")
-    about: dict[str, Any] = json.loads(text)
-    return tensors, about
+    return SOLUTIONS.read(path)
 
 
 def _fields(tensors: Mapping[str, NDArray[Any]], about: Mapping[str, Any], layer: Layer | None) -> dict[str, Any]:
@@ -174,7 +138,7 @@ def _fields(tensors: Mapping[str, NDArray[Any]], about: Mapping[str, Any], layer
     elif layer is not None:
         raise InputError("it holds its layer; leave out layer")
     else:
-        layer = _stored_layer(tensors, said)
+        layer = restored_layer(tensors, said)
     own = {name: array for name, array in tensors.items() if name.startswith(PREFIX)}
     problem = restored_problem(layer, own, about["problem"])
     if problem.fingerprint() != about["problem"]["fingerprint"]:
@@ -217,26 +181,11 @@ def _read_traces(tensors: Mapping[str, NDArray[Any]], sets: int) -> list[list[Tr
     return [rows[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)]
 
 
-def _stored_layer(tensors: Mapping[str, NDArray[Any]], said: Mapping[str, Any]) -> Layer:
-    gram = tensors[f"{_LAYER}.gram"]
-    reports = [GramReport(**report) for report in said["reports"]]
-    more = ("target", "constant", "input_mean", "residual_mean")
-    return Layer(
-        tensors[f"{_LAYER}.weight"],
-        ValidatedGram.stored(gram.reshape(-1, *gram.shape[-2:]), reports, f"layer {said['name']!r}: gram"),
-        said["name"],
-        samples=said["samples"],
-        bias=said.get("bias", "fixed"),
-        provenance=said["provenance"],
-        **{part: tensors[f"{_LAYER}.{part}"] for part in more if f"{_LAYER}.{part}" in tensors},
-    )
-
-
 def _given_layer(said: Mapping[str, Any], layer: Layer | None) -> Layer:
     """The layer, if its arrays are those whose SHA-256 is stored."""
     if layer is None:
         raise InputError(f"it names the arrays of layer {said['name']!r} by their SHA-256 alone; pass layer")
-    found = {name: digest({name: array}, "") for name, array in layer_tensors(layer, _LAYER, None).items()}
+    found = {name: digest({name: array}, "") for name, array in stored_layer(layer)[0].items()}
     for name in sorted(found.keys() | said["sha256"].keys()):
         if found.get(name) != said["sha256"].get(name):
             raise InputError(

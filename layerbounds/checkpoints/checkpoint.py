@@ -16,12 +16,13 @@ from layerbounds.checkpoints.gguf.reader import GgufReader
 from layerbounds.checkpoints.reader import Reader
 from layerbounds.checkpoints.source import Source
 from layerbounds.checkpoints.weight import QuantizedWeight
+from layerbounds.display import Displayed, Summary, Table
 from layerbounds.exceptions import FileFormatError
 from layerbounds.layers.tensor_files import WIDE_FLOATS, open_tensors
 from layerbounds.names import match_name
 
 
-class Checkpoint(Mapping[str, QuantizedWeight]):
+class Checkpoint(Displayed, Mapping[str, QuantizedWeight]):
     """Quantized weights by the names of their layers, and the tensors beside them.
 
     A mapping that decodes a layer when it is asked for, so that files of any size can be read. Names are those of the
@@ -36,6 +37,17 @@ class Checkpoint(Mapping[str, QuantizedWeight]):
     dense : mapping of str to ndarray
         The tensors that are not quantized, by their full names, read when they are asked for: norms, biases,
         embeddings.
+
+    Examples
+    --------
+    >>> from safetensors.numpy import save_file
+    >>> packed = {"fc.qweight": np.zeros((2, 1), np.int32), "fc.qzeros": np.zeros((1, 1), np.int32)}
+    >>> save_file({**packed, "fc.scales": np.ones((1, 8), np.float16)}, "awq.safetensors")
+    >>> checkpoint = lb.load_checkpoint("awq.safetensors")
+    >>> list(checkpoint)
+    ['fc']
+    >>> checkpoint["fc"].codes.shape
+    (8, 2)
     """
 
     def __init__(self, reader: Reader) -> None:
@@ -55,6 +67,13 @@ class Checkpoint(Mapping[str, QuantizedWeight]):
 
     def __len__(self) -> int:
         return len(self._reader.names)
+
+    def _summary(self) -> Summary:
+        dense = len(self._reader.dense_names)
+        return Summary(str(self.path), [self.label, f"{len(self)} quantized layers, {dense} other tensors"])
+
+    def _tables(self) -> list[Table]:
+        return [Table({"quantized layer": "text"}, [[name] for name in self])]
 
     def __repr__(self) -> str:
         return f"<Checkpoint {str(self.path)!r}: {self.label}, {len(self)} quantized layers>"
@@ -127,6 +146,14 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         If it is missing, damaged, not quantized, or of a format that is not known.
     MissingExtraError
         If a package is needed and not installed.
+
+    Examples
+    --------
+    >>> from safetensors.numpy import save_file
+    >>> packed = {"fc.qweight": np.zeros((2, 1), np.int32), "fc.qzeros": np.zeros((1, 1), np.int32)}
+    >>> save_file({**packed, "fc.scales": np.ones((1, 8), np.float16)}, "awq.safetensors")
+    >>> lb.load_checkpoint("awq.safetensors").label
+    'AWQ'
     """
     source = as_path(path, "path")
     file = located(source)

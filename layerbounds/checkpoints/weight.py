@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from layerbounds.arguments import one_of
 from layerbounds.arrays import Float
+from layerbounds.display import Displayed, Summary
 from layerbounds.exceptions import InputError
 from layerbounds.problems.float_types import FLOAT_TYPES, rounded
 from layerbounds.problems.grids import Grid
 
 
-@dataclass(frozen=True, eq=False)
-class QuantizedWeight:
+@dataclass(frozen=True, eq=False, repr=False)
+class QuantizedWeight(Displayed):
     """The weight of a layer as a checkpoint stores it.
 
     Attributes
@@ -40,6 +42,14 @@ class QuantizedWeight:
     parts : dict of str to ndarray
         What the scales are made of where they have two levels: ``"block_scale"`` and ``"global_scale"`` or the like, as
         stored.
+
+    Examples
+    --------
+    >>> from safetensors.numpy import save_file
+    >>> packed = {"fc.qweight": np.zeros((2, 1), np.int32), "fc.qzeros": np.zeros((1, 1), np.int32)}
+    >>> save_file({**packed, "fc.scales": np.ones((1, 8), np.float16)}, "awq.safetensors")
+    >>> lb.load_checkpoint("awq.safetensors")["fc"].format
+    'AWQ gemm, 4 bits, one scale per channel'
     """
 
     name: str
@@ -51,6 +61,11 @@ class QuantizedWeight:
     bits: int
     notes: tuple[str, ...] = ()
     parts: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    def _summary(self) -> Summary:
+        shape = " × ".join(map(str, self.shape))
+        facts = [shape, f"{self.bits_per_weight:.4g} bits per weight", f"software rounds it to {self.dtype}"]
+        return Summary(f"{self.name} · {self.format}", [*facts, *self.notes])
 
     def __post_init__(self) -> None:
         want = (self.grid.out_features, self.grid.in_features)
@@ -66,8 +81,7 @@ class QuantizedWeight:
             )
         if self.shape[0] != want[0] or int(np.prod(self.shape[1:])) != want[1]:
             raise InputError(f"shape of {self.name!r} is {self.shape}, but its grid is for {want}.")
-        if self.dtype not in FLOAT_TYPES:
-            raise InputError(f"dtype of {self.name!r} is {self.dtype!r}; choose {', '.join(map(repr, FLOAT_TYPES))}.")
+        one_of(self.dtype, f"dtype of {self.name!r}", tuple(FLOAT_TYPES))
 
     @property
     def weight(self) -> Float:

@@ -12,7 +12,7 @@ import typer
 import layerbounds
 from layerbounds.allocation import Allocation, FrontPoint
 from layerbounds.allocation.formats import FORMATS, find_format
-from layerbounds.cli.console import channel_progress, result_console, said_warnings
+from layerbounds.cli.console import result_console, said_warnings
 from layerbounds.cli.durations import duration_option
 from layerbounds.cli.options import JsonOption, asked
 from layerbounds.cli.outputs import check_outputs, deliver
@@ -21,6 +21,7 @@ from layerbounds.layers.files import atomic_path
 from layerbounds.network.allocate import allocate, allocation_front, score_allocation
 from layerbounds.network.result import NetworkRun, load_run
 from layerbounds.network.run import refine
+from layerbounds.progress import shown_bar
 from layerbounds.report.allocation import allocation_table, front_table
 from layerbounds.report.files import STDOUT, write_json
 
@@ -76,8 +77,8 @@ def allocate_command(
     interrupted = False
     if seconds is not None:
         # What does not fit, or cannot be read, has been refused by now.
-        with channel_progress("searching", None, unit="pieces") as bar:
-            state = refine(folder, seconds, budget=budget, progress=None if bar is None else bar.of)
+        with shown_bar("searching", None, unit="pieces") as bar:
+            state = refine(folder, seconds, budget=budget, progress=bar)
         interrupted = state.interrupted
         run, best, scored = outcome()
     points = allocation_front(run, **options) if front else []

@@ -11,7 +11,9 @@ from typing import Annotated
 
 import typer
 
-from layerbounds.cli.console import batch_progress, result_console, said_warnings
+from layerbounds.capturing.hashing import file_hash
+from layerbounds.cli.capture_onnx import capture_onnx_model
+from layerbounds.cli.console import result_console, said_warnings
 from layerbounds.cli.models import (
     BatchSizeOption,
     DataOption,
@@ -23,16 +25,20 @@ from layerbounds.cli.models import (
     LimitOption,
     MaxTokensOption,
     MeanOption,
+    ModelDtypeOption,
     ModelOption,
     PreprocessOption,
     StdOption,
+    TargetsOption,
     WeightsOption,
+    is_onnx,
     model_files,
     read_inputs,
 )
 from layerbounds.cli.options import JsonOption, asked
 from layerbounds.cli.outputs import check_outputs, deliver
 from layerbounds.exceptions import InputError
+from layerbounds.progress import shown_bar
 from layerbounds.report.files import STDOUT, write_json
 from layerbounds.report.tables import layer_table
 
@@ -52,6 +58,8 @@ def capture_command(
     std: StdOption = None,
     preprocess: PreprocessOption = None,
     max_tokens: MaxTokensOption = None,
+    targets: TargetsOption = None,
+    model_dtype: ModelDtypeOption = None,
     device: DeviceOption = None,
     dtype: Annotated[
         str, typer.Option("--dtype", metavar="NAME", help="Gram matrices are added up in float64 or float32.")
@@ -83,10 +91,37 @@ def capture_command(
     """Run a model on calibration data and write what its layers see, ready for `layerbounds solve --input`."""
     check_outputs(
         {"--out": out, "--json": json_out},
-        model_files(model, weights, data, preprocess) | {"--compressed-weights": compressed_weights},
+        model_files(model, weights, data, preprocess, targets) | {"--compressed-weights": compressed_weights},
     )
     if activation_bits is None and (activation_scheme is not None or activation_asymmetric):
         raise InputError("--activation-scheme and --activation-asymmetric say how; pass --activation-bits, too.")
+    if is_onnx(model):
+        capture_onnx_model(
+            context,
+            Path(model),
+            data,
+            out,
+            layers=layers,
+            key=key,
+            batch_size=batch_size,
+            limit=limit,
+            scaling={"divide": divide, "mean": mean, "std": std},
+            preprocess=preprocess,
+            memory_limit=memory_limit,
+            json_out=json_out,
+            other={
+                "--weights": weights,
+                "--max-tokens": max_tokens,
+                "--targets": targets,
+                "--model-dtype": model_dtype,
+                "--device": device,
+                "--dtype": dtype != "float64",
+                "--fold-batchnorm": fold,
+                "--compressed-weights": compressed_weights,
+                "--activation-bits": activation_bits,
+            },
+        )
+        return
     scheme = activation_scheme or "dynamic"
     inputs = read_inputs(
         model,
@@ -100,11 +135,14 @@ def capture_command(
         std=std,
         preprocess=preprocess,
         max_tokens=max_tokens,
+        model_dtype=model_dtype,
+        targets=targets,
+        device=device,
     )
     from layerbounds.capturing.activations import quantize_activations
     from layerbounds.capturing.capture_run import CaptureRun
     from layerbounds.capturing.files import write_capture
-    from layerbounds.capturing.loading import file_hash, load_weights
+    from layerbounds.capturing.loading import load_weights
 
     compressed = None
     if compressed_weights is not None:
@@ -127,7 +165,7 @@ def capture_command(
             "scheme": scheme,
             "symmetric": not activation_asymmetric,
         }
-    with said_warnings(), batch_progress("capture") as progress:
+    with said_warnings(), shown_bar("capture", None, "batches") as progress:
         capture_run = CaptureRun(
             inputs.model,
             inputs.batches,
@@ -146,6 +184,13 @@ def capture_command(
     if report.other_parameters:
         names = ", ".join(report.other_parameters[:8]) + (", …" if len(report.other_parameters) > 8 else "")
         print("note: parameters that belong to no captured layer:", names, file=sys.stderr)
+    for path, tokens in report.expert_tokens.items():
+        idle = sum(count == 0 for count in tokens.values())
+        print(
+            f"note: experts of {path} got {min(tokens.values())} to {max(tokens.values())} tokens"
+            + (f"; {idle} of {len(tokens)} got none and are not captured" if idle else ""),
+            file=sys.stderr,
+        )
     record = {
         "out": str(out),
         "layers": rows,
@@ -157,6 +202,8 @@ def capture_command(
         "refused": report.refused,
         "folded_batchnorm": report.folded,
         "other_parameters": list(report.other_parameters),
+        "few_positions": report.few_positions,
+        "expert_tokens": report.expert_tokens,
         "options": asked(context),
     }
     steps: list[Callable[[], None]] = []

@@ -11,7 +11,7 @@ import typer
 
 import layerbounds
 from layerbounds.cli.bits import parse_bits
-from layerbounds.cli.console import channel_progress, fits, result_console
+from layerbounds.cli.console import fits, result_console
 from layerbounds.cli.durations import duration_option
 from layerbounds.cli.options import (
     AxisOption,
@@ -38,6 +38,7 @@ from layerbounds.comparison.records import MethodComparison, compare_problems
 from layerbounds.layers.files import find_layer
 from layerbounds.layers.weight_files import read_layer_weights
 from layerbounds.problems.storage import Mask
+from layerbounds.progress import shown_bar
 from layerbounds.report.comparison import comparison_tables
 from layerbounds.report.comparison_plot import plot_comparison
 from layerbounds.report.files import STDOUT, write_csv, write_json
@@ -178,7 +179,7 @@ def compare_command(
         if found.note:
             print(f"note: {weights}: {found.note}", file=sys.stderr)
     limits = {"time_limit": time_limit, "gap": gap, "node_limit": node_limit, "backend": backend}
-    with channel_progress(chosen.name, len(problems), "grids and patterns") as advance:
+    with shown_bar(chosen.name, len(problems), "grids and patterns") as advance:
         result = compare_problems(
             problems,
             methods=None if methods is None else parse_names(methods),

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from layerbounds.capturing.entry import require_torch
 from layerbounds.cli.bits import parse_choices
-from layerbounds.cli.console import batch_progress, result_console, said_warnings
+from layerbounds.cli.console import result_console, said_warnings
 from layerbounds.cli.durations import duration_option
 from layerbounds.cli.models import (
     BatchSizeOption,
@@ -26,9 +26,11 @@ from layerbounds.cli.models import (
     LimitOption,
     MaxTokensOption,
     MeanOption,
+    ModelDtypeOption,
     ModelOption,
     PreprocessOption,
     StdOption,
+    TargetsOption,
     WeightsOption,
     model_files,
     read_inputs,
@@ -48,9 +50,10 @@ from layerbounds.cli.outputs import check_outputs, deliver
 from layerbounds.compression.compress import compress
 from layerbounds.compression.destinations.places import check_free
 from layerbounds.compression.destinations.registry import DESTINATIONS, find_destination
-from layerbounds.compression.outcome import CompressedModel, LayerOutcome
+from layerbounds.compression.outcome import CompressedModel
 from layerbounds.exceptions import InputError
 from layerbounds.layers.bias import Bias
+from layerbounds.progress import shown_bar
 from layerbounds.report.files import STDOUT, write_json
 
 
@@ -106,6 +109,8 @@ def compress_command(
     std: StdOption = None,
     preprocess: PreprocessOption = None,
     max_tokens: MaxTokensOption = None,
+    targets: TargetsOption = None,
+    model_dtype: ModelDtypeOption = None,
     device: DeviceOption = None,
     granularity: Annotated[
         str | None, typer.Option("--granularity", metavar="WHAT", help="tensor, channel or a number of inputs.")
@@ -133,7 +138,7 @@ def compress_command(
 ) -> None:
     """Quantize or prune a model, or both at once, layer by layer, each behind the layers already compressed."""
     chosen = parse_choices(bits)
-    files = model_files(model, weights, data, preprocess) | {"--template": template, **_files(chosen)}
+    files = model_files(model, weights, data, preprocess, targets) | {"--template": template, **_files(chosen)}
     if form is None or form.lower() == "gguf":
         check_outputs({"--out": out, "--json": json_out}, files)
         find_destination(form, template)
@@ -153,13 +158,13 @@ def compress_command(
         std=std,
         preprocess=preprocess,
         max_tokens=max_tokens,
+        model_dtype=model_dtype,
+        targets=targets,
+        device=device,
+        # What is written is as large as what was read.
+        as_stored=True,
     )
-    with said_warnings(), batch_progress("compress", "layers") as progress:
-
-        def advance(done: int, total: int, _: LayerOutcome) -> None:
-            if progress is not None:
-                progress(done, total)
-
+    with said_warnings(), shown_bar("compress", None, "layers") as progress:
         result = compress(
             inputs.model,
             inputs.batches,
@@ -184,7 +189,7 @@ def compress_command(
             format=form,
             template=template,
             device=device,
-            progress=advance,
+            progress=progress,
         )
     rows = [outcome.to_dict() for outcome in result.layers.values()]
     for row in rows:

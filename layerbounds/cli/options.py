@@ -14,6 +14,7 @@ from layerbounds.exceptions import InputError
 from layerbounds.layers.layer import Layer
 from layerbounds.layers.layer_file import LayerFile
 from layerbounds.problems.grids import Granularity
+from layerbounds.suggestions import did_you_mean
 
 InputOption = Annotated[
     Path | None,
@@ -156,7 +157,10 @@ def parse_granularity(text: str | None) -> Granularity | None:
     except ValueError:
         size = 0
     if size < 1:
-        raise InputError(f"granularity is {text}; choose tensor, channel or a positive number of inputs per group.")
+        hint = did_you_mean(text, ("tensor", "channel"))
+        raise InputError(
+            f"granularity is {text}; {hint}choose tensor, channel or a positive number of inputs per group."
+        )
     return size
 
 

@@ -10,7 +10,7 @@ import typer
 
 import layerbounds
 from layerbounds.cli.bits import parse_bits
-from layerbounds.cli.console import channel_progress, result_console
+from layerbounds.cli.console import result_console
 from layerbounds.cli.durations import duration_option
 from layerbounds.cli.options import (
     BackendOption,
@@ -33,6 +33,7 @@ from layerbounds.orders.picture import plot_orders
 from layerbounds.orders.run import Plan, run_orders, workshop
 from layerbounds.orders.tables import definition_lines, order_tables
 from layerbounds.problems.patterns import parse_pattern
+from layerbounds.progress import shown_bar
 from layerbounds.report.files import STDOUT, write_json
 from layerbounds.scheduling.choice import AUTO
 
@@ -146,7 +147,7 @@ def order_command(
         seed=seed,
     )
     gaps: list[OrderGap] = []
-    with channel_progress(chosen.name, len(plans), "grids and patterns") as advance:
+    with shown_bar(chosen.name, len(plans), "grids and patterns") as advance:
         for plan in plans:
             gaps.append(run_orders(plan, shop))
             if advance is not None:

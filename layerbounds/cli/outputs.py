@@ -9,8 +9,8 @@ from pathlib import Path
 
 from layerbounds.exceptions import InputError, LayerboundsError
 from layerbounds.layers.tensor_files import shards
+from layerbounds.report.figures import check_plot
 from layerbounds.report.files import STDOUT, check_output
-from layerbounds.report.plots import check_plot
 
 #: What ``--out DIR`` of `versus` gets.
 FOLDER_FILES = ("versus.json", "versus.md", "versus.svg")

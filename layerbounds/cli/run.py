@@ -11,7 +11,7 @@ import typer
 
 from layerbounds.arguments import thread_count
 from layerbounds.cli.bits import parse_bits
-from layerbounds.cli.console import channel_progress, result_console, said_warnings
+from layerbounds.cli.console import result_console, said_warnings
 from layerbounds.cli.durations import duration_option
 from layerbounds.cli.options import (
     AxisOption,
@@ -41,6 +41,7 @@ from layerbounds.network.result import NetworkRun
 from layerbounds.network.run import run
 from layerbounds.problems.grids import Granularity
 from layerbounds.problems.storage import Mask
+from layerbounds.progress import shown_bar
 from layerbounds.report.files import STDOUT, write_json
 from layerbounds.report.network import missing_parts, run_table, write_report
 from layerbounds.scheduling.choice import AUTO
@@ -150,7 +151,7 @@ def run_command(
     chosen = None
     if channels is not None:
         chosen = {name: parse_channels(channels, layers[name].out_features) or [] for name in layers}
-    with said_warnings(), channel_progress(f"{len(layers)} layers", None, unit="first bounds") as bar:
+    with said_warnings(), shown_bar(f"{len(layers)} layers", None, unit="first bounds") as bar:
 
         def first(state: NetworkRun) -> None:
             write_report(state)
@@ -186,7 +187,7 @@ def run_command(
             seed=seed,
             parallel=parallel,
             certificates=certificates,
-            progress=None if bar is None else bar.of,
+            progress=bar,
             listener=first,
         )
     options: dict[str, Any] = {**asked(context), "jobs": thread_count(jobs), "seconds": time.perf_counter() - begin}

@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 import typer
 
 import layerbounds
-from layerbounds.cli.console import channel_progress, fits, result_console, said_warnings
+from layerbounds.cli.console import fits, result_console, said_warnings
 from layerbounds.cli.durations import duration_option
 from layerbounds.cli.options import (
     BackendOption,
@@ -26,6 +26,7 @@ from layerbounds.cli.outputs import check_outputs, deliver
 from layerbounds.exceptions import InputError
 from layerbounds.layers.bias import Bias
 from layerbounds.names import match_names
+from layerbounds.progress import shown_bar
 from layerbounds.report.files import STDOUT, write_json
 from layerbounds.report.scores import score_lines, score_table
 from layerbounds.report.scores_plot import plot_scores
@@ -117,13 +118,7 @@ def score_command(
     if channels is not None:
         of = [layers[name].out_features for name in (selected or layers)]
         rows = parse_channels(channels, min(of))
-    with said_warnings(), channel_progress(str(checkpoint), None, "layers") as bar:
-
-        def advance(done: int, total: int, name: str) -> None:
-            if bar is not None:
-                bar.of(done, total)
-                bar.report(name)
-
+    with said_warnings(), shown_bar(str(checkpoint), None, "layers") as bar:
         result = score(
             checkpoint,
             layers,
@@ -141,7 +136,7 @@ def score_command(
             backend=backend,
             jobs=jobs,
             seed=seed,
-            progress=advance,
+            progress=bar,
         )
     options = {**asked(context), "channels": rows}
     _deliver(result, options, json_out, plot)

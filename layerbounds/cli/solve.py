@@ -10,7 +10,7 @@ import typer
 
 import layerbounds
 from layerbounds.arrays import Float
-from layerbounds.cli.console import channel_progress, fits, result_console, said_warnings
+from layerbounds.cli.console import fits, result_console, said_warnings
 from layerbounds.cli.durations import duration_option
 from layerbounds.cli.options import (
     AxisOption,
@@ -39,9 +39,11 @@ from layerbounds.problems.grids import Granularity
 from layerbounds.problems.joint import joint_problem
 from layerbounds.problems.output_metrics import next_layer_metric
 from layerbounds.problems.problem import Problem, check_channels
+from layerbounds.problems.problem_file import load_problem, save_problem
 from layerbounds.problems.pruning import pruning_problem
 from layerbounds.problems.quantization import quantization_problem
 from layerbounds.problems.rows import noun
+from layerbounds.progress import shown_bar
 from layerbounds.report.files import STDOUT, write_json
 from layerbounds.report.plots import plot_trace
 from layerbounds.report.tables import channel_table, kept_lines, note_lines, source_lines, total_line
@@ -49,12 +51,28 @@ from layerbounds.scheduling.choice import AUTO
 from layerbounds.solution import Solution
 from layerbounds.solve import solve
 
+#: Parameters that make the problem.
+_MAKING = frozenset(
+    (
+        "layer", "bits", "input_file", "granularity", "fit", "symmetric", "scale", "zero_point", "signed_scale",
+        "codebook", "density", "kept", "pattern", "share", "axis", "mask_only", "next_layer", "damping", "bias",
+    )
+)  # fmt: skip
+
 
 def solve_command(
     context: typer.Context,
-    layer: Annotated[str, typer.Option("--layer", metavar="NAME", help="Its name, or the unique end of it.")],
+    layer: Annotated[
+        str | None, typer.Option("--layer", metavar="NAME", help="Its name, or the unique end of it.")
+    ] = None,
     bits: Annotated[int | None, typer.Option("--bits", metavar="N", help="Bits per weight, 1 to 8.")] = None,
     input_file: InputOption = None,
+    problem_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--problem", metavar="FILE", help="What --save-problem has written: the layer, and what its weights may be."
+        ),
+    ] = None,
     backend: BackendOption = AUTO,
     channels: Annotated[
         str | None,
@@ -160,6 +178,12 @@ def solve_command(
         typer.Option("--option", metavar="KEY=VALUE", help="An option of the backend; may be repeated."),
     ] = None,
     json_out: JsonOption = None,
+    problem_out: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-problem", metavar="OUT", help="Write the layer and what its weights may be here, before the search."
+        ),
+    ] = None,
     save_weights: Annotated[
         Path | None,
         typer.Option("--save-weights", metavar="OUT", help="Write the weights that reach the upper bounds here."),
@@ -176,24 +200,39 @@ def solve_command(
     """Find certified intervals around the smallest error of any quantized, pruned, or quantized and pruned weights."""
     # Hours of search must not end at a mistyped path.
     check_outputs(
-        {"--json": json_out, "--save-weights": save_weights, "--certificate": certificate, "--trace-plot": trace_plot},
-        {"--input": input_file},
+        {
+            "--json": json_out,
+            "--save-problem": problem_out,
+            "--save-weights": save_weights,
+            "--certificate": certificate,
+            "--trace-plot": trace_plot,
+        },
+        {"--input": input_file, "--problem": problem_file},
     )
     given = parse_options(backend_options)
-    asked_for = {"scale": scale, "zero_point": zero_point, "signed_scale": signed_scale or None}
-    free = {name: value for name, value in asked_for.items() if value is not None}
-    layers = read_layers(input_file)
-    chosen_layer = apply_bias(find_layer(layers, layer), cast(Bias, bias))
-    pruned: dict[str, Any] = {"density": density, "k": kept, "pattern": pattern}
-    pruned |= {"share": parse_share(share), "axis": axis}
-    pruned["output_metric"] = _metric(layers, chosen_layer, next_layer, damping)
-    pruned = {name: value for name, value in pruned.items() if value is not None}
-    problem = _problem(
-        chosen_layer, bits, codebook, symmetric, parse_granularity(granularity), fit, free, pruned, mask_only
-    )
-    selection = check_channels(problem, parse_channels(channels, chosen_layer.out_features))
+    if problem_file is not None:
+        _check_problem_alone(context)
+        problem = load_problem(problem_file)
+    elif layer is None:
+        raise InputError("pass --layer, or --problem with a file that --save-problem has written.")
+    else:
+        asked_for = {"scale": scale, "zero_point": zero_point, "signed_scale": signed_scale or None}
+        free = {name: value for name, value in asked_for.items() if value is not None}
+        layers = read_layers(input_file)
+        chosen_layer = apply_bias(find_layer(layers, layer), cast(Bias, bias))
+        pruned: dict[str, Any] = {"density": density, "k": kept, "pattern": pattern}
+        pruned |= {"share": parse_share(share), "axis": axis}
+        pruned["output_metric"] = _metric(layers, chosen_layer, next_layer, damping)
+        pruned = {name: value for name, value in pruned.items() if value is not None}
+        problem = _problem(
+            chosen_layer, bits, codebook, symmetric, parse_granularity(granularity), fit, free, pruned, mask_only
+        )
+    selection = check_channels(problem, parse_channels(channels, problem.layer.out_features))
     sets = problem.sets(selection)
-    with channel_progress(chosen_layer.name, len(sets), noun(sets, len(sets))) as progress:
+    if problem_out is not None:
+        # Now, so that the file is there whatever becomes of the search.
+        save_problem(problem_out, problem)
+    with shown_bar(problem.layer.name, len(sets), noun(sets, len(sets))) as progress:
         solution = solve(
             problem,
             backend,
@@ -215,6 +254,17 @@ def solve_command(
     _deliver(solution, options, json_out, save_weights, certificate, trace_plot)
     if solution.interrupted:
         raise typer.Exit(130)
+
+
+def _check_problem_alone(context: typer.Context) -> None:
+    """Refuse, beside ``--problem``, the options that make a problem."""
+    given = [
+        max(parameter.opts, key=len)
+        for parameter in context.command.params
+        if parameter.name in _MAKING and context.params[parameter.name] != parameter.default
+    ]
+    if given:
+        raise InputError(f"--problem says what {', '.join(given)} would say; leave one of them out.")
 
 
 def _metric(layers: Mapping[str, Layer], layer: Layer, next_layer: str | None, damping: float | None) -> Float | None:

@@ -11,10 +11,11 @@ import typer
 
 import layerbounds
 from layerbounds.cli.bits import parse_bits
-from layerbounds.cli.console import channel_progress, result_console
+from layerbounds.cli.console import result_console
 from layerbounds.cli.options import JsonOption, asked
 from layerbounds.cli.outputs import check_outputs, deliver
 from layerbounds.exceptions import InputError
+from layerbounds.progress import shown_bar
 from layerbounds.report.files import STDOUT, write_json
 from layerbounds.report.tensor_plots import plot_tensors
 from layerbounds.report.tensor_tables import notes, share_table, tensor_record, tensor_table
@@ -76,7 +77,7 @@ def _print(rows: list[TensorRow], name: str) -> None:
 def _analyse(weights: Path, bits: list[int]) -> list[TensorRow]:
     rows: list[TensorRow] = []
     found = list(read_weights(weights))
-    with channel_progress(weights.name, len(found), unit="tensors") as progress:
+    with shown_bar(weights.name, len(found), unit="tensors") as progress:
         for done, (name, tensor) in enumerate(found, start=1):
             rows.extend(analyse_tensor(tensor, bits, tensor=name, model=weights.stem))
             if progress is not None:

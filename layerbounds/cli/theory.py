@@ -17,6 +17,7 @@ from layerbounds.exceptions import InputError
 from layerbounds.report.files import STDOUT, write_json
 from layerbounds.report.theory_plots import plot_errors, plot_tails
 from layerbounds.report.theory_tables import crossing_line, curve_record, curve_table
+from layerbounds.suggestions import did_you_mean
 from layerbounds.theory.curves import curve
 from layerbounds.theory.distributions import Distribution
 from layerbounds.theory.families import laplace, logistic, normal, student_t, uniform
@@ -94,5 +95,6 @@ def _distribution(name: str, df: float | None, quantile: float | None) -> Distri
     if df is not None or quantile is not None:
         raise InputError("--df and --quantile belong to --distribution student-t; leave them out.")
     if name not in _SIMPLE:
-        raise InputError(f"there is no distribution {name!r}; choose {', '.join(_SIMPLE)} or student-t.")
+        hint = did_you_mean(name, [*_SIMPLE, "student-t"])
+        raise InputError(f"there is no distribution {name!r}; {hint}choose {', '.join(_SIMPLE)} or student-t.")
     return _SIMPLE[name]()

@@ -14,7 +14,7 @@ from rich.console import Console
 import layerbounds
 from layerbounds.arguments import thread_count
 from layerbounds.cli.bits import parse_bits
-from layerbounds.cli.console import channel_progress, result_console
+from layerbounds.cli.console import result_console
 from layerbounds.cli.durations import duration_option
 from layerbounds.cli.options import (
     AxisOption,
@@ -46,6 +46,7 @@ from layerbounds.layers.files import atomic_path, find_layer
 from layerbounds.layers.layer import Layer
 from layerbounds.problems.grids import Granularity
 from layerbounds.problems.storage import Mask
+from layerbounds.progress import shown_bar
 from layerbounds.report.files import STDOUT, write_json
 from layerbounds.report.standings import legend, pairs_table, standings_markdown, standings_table
 from layerbounds.report.standings_plot import plot_standings
@@ -158,7 +159,7 @@ def versus_command(
         axis,
     )
     title = layers[0].name if len(layers) == 1 else f"{len(layers)} layers"
-    with channel_progress(title, None, unit="verdicts") as progress:
+    with shown_bar(title, None, unit="verdicts") as progress:
         limits: dict[str, Any] = {
             "rules": rules,
             "channels": selection,
@@ -166,7 +167,7 @@ def versus_command(
             "time_limit": time_limit,
             "total_time": total_time,
             "checkpoint": None if out is None else out / "checkpoint",
-            "progress": None if progress is None else progress.of,
+            "progress": progress,
         }
         report: Report
         if wanted is None:

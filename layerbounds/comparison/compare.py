@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from layerbounds.arguments import flag
-from layerbounds.comparison.records import MethodComparison, compare_problems
+from layerbounds.comparison.records import MethodComparison, Progress, compare_problems
 from layerbounds.exceptions import InputError
 from layerbounds.layers.layer import Layer, as_layer
 from layerbounds.problems.gram_range import fitted_grid, fitting_ranges
@@ -22,6 +22,7 @@ from layerbounds.problems.pruning import pruning_problem
 from layerbounds.problems.quantization import QuantizationProblem, quantization_problem
 from layerbounds.problems.ranges.registry import find_range
 from layerbounds.problems.storage import Mask
+from layerbounds.progress import watched
 
 
 def compare(
@@ -53,6 +54,7 @@ def compare(
     backend: str = "auto",
     jobs: int | None = None,
     seed: int = 0,
+    progress: Progress | bool | None = None,
 ) -> MethodComparison:
     """Run methods on a layer and put each beside the certified interval of its grid or pattern.
 
@@ -103,6 +105,9 @@ def compare(
         order, or all. Where they are not allowed on a grid, a second row has the nearest weights that are.
     channels, time_limit, gap, node_limit, backend, jobs, seed
         As in `solve`; the certified interval starts from the best weights of the methods.
+    progress : bool or callable, optional
+        True for a bar on a terminal or in a notebook; a function is called before each method and each search with
+        (steps done, steps in all).
 
     Returns
     -------
@@ -115,6 +120,12 @@ def compare(
     ------
     InputError
         If the arguments contradict each other, or no grid and no pattern is given.
+
+    Examples
+    --------
+    >>> rows = lb.compare(layer, bits=2, methods=["rtn", "gptq"], channels=[0, 1], time_limit=1)
+    >>> [row["method"] for row in rows]
+    ['certified interval', 'rtn', 'gptq']
     """
     problems = comparison_problems(
         layer,
@@ -136,17 +147,19 @@ def compare(
         joint=joint,
     )
     limits = {"time_limit": time_limit, "gap": gap, "node_limit": node_limit, "backend": backend}
-    return compare_problems(
-        problems,
-        methods=methods,
-        weights=weights,
-        channels=channels,
-        jobs=jobs,
-        seed=seed,
-        limits=limits,
-        ranges=starting_ranges(range),
-        mask=mask,
-    )
+    with watched(progress, layer.name, None, "steps") as told:
+        return compare_problems(
+            problems,
+            methods=methods,
+            weights=weights,
+            channels=channels,
+            jobs=jobs,
+            seed=seed,
+            limits=limits,
+            progress=told,
+            ranges=starting_ranges(range),
+            mask=mask,
+        )
 
 
 def starting_ranges(range: Range | Iterable[Range] | None) -> list[Range]:

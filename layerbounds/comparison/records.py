@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +15,10 @@ from numpy.typing import ArrayLike
 from layerbounds.arguments import as_mapping, members, thread_count, whole_number
 from layerbounds.arrays import Float
 from layerbounds.comparison.rescaled import Rescaling, rescaling
+from layerbounds.display import INTERVAL, METHOD, Bar, Displayed, Shape, Summary, Table, picture
+from layerbounds.display.outward import ends, rounded
 from layerbounds.exceptions import CertificationError, UnsupportedProblemError
+from layerbounds.frames import Kind, data_frame
 from layerbounds.methods.registry import run_channels
 from layerbounds.methods.specs import MethodSpec, choose_methods, parse_method, tiny_like, warm_up
 from layerbounds.problems.evaluation import Evaluation, evaluate, float_type
@@ -22,6 +26,7 @@ from layerbounds.problems.grids import Range
 from layerbounds.problems.problem import Problem, check_channels
 from layerbounds.problems.rows import noun, rows_text
 from layerbounds.problems.storage import Mask, check_mask
+from layerbounds.proofs import OPTIMAL_RELATIVE
 from layerbounds.solution import Solution
 from layerbounds.solve import solve
 
@@ -94,10 +99,10 @@ class Record:
     fingerprint: str
 
 
-class MethodComparison(list[dict[str, Any]]):
+class MethodComparison(Displayed, list[dict[str, Any]]):
     """Methods beside certified intervals: a list of rows, each a dict with the fields of `Record`.
 
-    ``pandas.DataFrame(comparison)`` is a table of it.
+    Notebooks show it as a table, methods as points beside the intervals.
 
     Attributes
     ----------
@@ -106,11 +111,159 @@ class MethodComparison(list[dict[str, Any]]):
         One for each grid or pattern whose interval was computed, in their order.
     interrupted : bool
         After a Ctrl-C: the rows that were finished; bounds that were not have the value None.
+
+    Examples
+    --------
+    >>> rows = lb.compare(layer, bits=2, methods=["rtn", "gptq"], channels=[0, 1], time_limit=1)
+    >>> rows[0]["method"], rows.interrupted
+    ('certified interval', False)
     """
 
     def __init__(self, records: Sequence[Record], solutions: Sequence[Solution], interrupted: bool) -> None:
         super().__init__(asdict(record) for record in records)
         self.records, self.solutions, self.interrupted = list(records), list(solutions), interrupted
+
+    def to_frame(self) -> Any:
+        """A table of the rows, with the fields of `Record`.
+
+        Returns
+        -------
+        pandas.DataFrame
+
+        Raises
+        ------
+        MissingExtraError
+            Without pandas.
+
+        Examples
+        --------
+        >>> table = lb.compare(layer, bits=2, methods=["rtn"], channels=[0], time_limit=1).to_frame()
+        >>> table["method"].tolist()
+        ['certified interval', 'rtn']
+        """
+        return data_frame(_KINDS, [asdict(record) for record in self.records])
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """Draw SQNR against bits: certified intervals as boxes, methods as points.
+
+        Parameters
+        ----------
+        path : path-like, optional
+            A file for the picture that ends in .svg, .png or .pdf.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        MissingExtraError
+            Without matplotlib.
+        InputError
+            If there are no rows, or no picture can be written to the path.
+
+        Examples
+        --------
+        >>> figure = lb.compare(layer, bits=2, methods=["rtn"], channels=[0], time_limit=1).plot("compare.svg")
+        """
+        return picture(self, path)
+
+    @property
+    def _problems(self) -> list[list[Record]]:
+        """The records of each grid or pattern."""
+        found: dict[str, list[Record]] = {}
+        for record in self.records:
+            found.setdefault(record.fingerprint, []).append(record)
+        return list(found.values())
+
+    def _summary(self) -> Summary:
+        if not self.records:
+            return Summary("nothing finished" if self.interrupted else "no rows")
+        first = self.records[0]
+        channels = f"{first.channels} channel{'' if first.channels == 1 else 's'}"
+        facts = [_best_text(records) for records in self._problems[:_MOST_PROBLEMS]]
+        if len(self._problems) > _MOST_PROBLEMS:
+            facts.append(f"… {len(self._problems) - _MOST_PROBLEMS} more grids and patterns")
+        return Summary(f"{first.layer} · {channels}" + (" · interrupted" if self.interrupted else ""), facts, True)
+
+    def _tables(self) -> list[Table]:
+        rows: list[list[str | Bar | None]] = []
+        for records in self._problems:
+            ranked = sorted(records, key=lambda record: (record.kind != "certified", record.error))
+            for place, record in enumerate(ranked):
+                certified = record.kind == "certified"
+                span, error = _relative_span(record), _error_text(record)
+                colour = INTERVAL if certified else METHOD
+                bar = None if span is None else Bar(*span, f"{record.method}: {error} %", colour)
+                grid = record.grid if place == 0 else ""
+                bits = f"{record.bits_per_weight:.4g}" if place == 0 else ""
+                excess = "" if certified else _excess_text(record)
+                rows.append([grid, bits, record.method, error, bar, excess, record.note])
+        kinds: dict[str, Shape] = {
+            "grid or pattern": "text",
+            "bits": "number",
+            "method": "text",
+            "error, % of f(0)": "number",
+        }
+        kinds |= {"interval and methods": "bar", "at most % from optimal": "number", "": "text"}
+        return [Table(kinds, rows, unit="%")]
+
+
+#: Grids and patterns of which `repr` has a line each.
+_MOST_PROBLEMS = 6
+_KINDS: dict[str, Kind] = {
+    "layer": "text",
+    "channels": "whole",
+    "family": "text",
+    "bits_per_weight": "real",
+    "mask": "text",
+    "grid": "text",
+    "method": "text",
+    "kind": "text",
+    "error": "real",
+    "relative_error": "real",
+    "sqnr_db": "real",
+    "lower_bound": "real",
+    "upper_bound": "real",
+    "best_sqnr_db": "real",
+    "excess_percent": "real",
+    "seconds": "real",
+    "feasible": "truth",
+    "note": "text",
+    "fingerprint": "text",
+}
+
+
+def _relative_span(record: Record) -> tuple[float, float] | None:
+    """The interval of the least error relative to f(0), or the error of a method; None where f(0) = 0."""
+    if record.relative_error is None:
+        return None
+    low = record.relative_error
+    if record.kind == "certified" and record.lower_bound is not None and record.error > 0:
+        low *= record.lower_bound / record.error
+    return low, record.relative_error
+
+
+def _excess_text(record: Record) -> str:
+    """How far from optimal at most, in per cent, rounded up; 0 within the tolerance of ``optimal``."""
+    value = record.excess_percent
+    return rounded(None if value is None else max(value - 100.0 * OPTIMAL_RELATIVE, 0.0), True, 3)
+
+
+def _error_text(record: Record) -> str:
+    """What is known of an error, in per cent of f(0)."""
+    if record.kind != "certified":
+        return rounded(record.relative_error, True, 4, 2)
+    return ends(_relative_span(record), 4, 2)
+
+
+def _best_text(records: Sequence[Record]) -> str:
+    """One line on a grid or pattern: the interval, and the best method with allowed weights."""
+    certified = [record for record in records if record.kind == "certified"]
+    methods = [record for record in records if record.kind != "certified" and record.feasible]
+    least = f"least error {_error_text(certified[0])} %" if certified else "no bounds yet"
+    best = min(methods, key=lambda record: record.error, default=None)
+    return f"{records[0].grid}: {least}" + (f", {best.method} {_error_text(best)} %" if best is not None else "")
 
 
 def compare_problems(

@@ -13,6 +13,7 @@ from layerbounds.compression.recipe import Recipe
 from layerbounds.exceptions import InputError
 from layerbounds.names import match_names
 from layerbounds.network.allocate import read_text
+from layerbounds.suggestions import did_you_mean
 
 #: What a choice for some layers may say beside ``bits``, each in place of the argument of `compress`.
 _OWN = ("bits", "granularity", "symmetric", "range", "density", "pattern")
@@ -127,7 +128,8 @@ def _own(said: Any, pattern: str) -> dict[str, Any] | None:
     if isinstance(said, Mapping):
         strange = next((key for key in said if key not in _OWN), None)
         if strange is not None:
-            raise InputError(f"bits of {pattern!r} say {shown(strange)}; choose {', '.join(_OWN)}.")
+            hint = did_you_mean(strange, _OWN)
+            raise InputError(f"bits of {pattern!r} say {shown(strange)}; {hint}choose {', '.join(_OWN)}.")
         own = dict(said)
     else:
         own = {"bits": said}

@@ -14,6 +14,7 @@ from layerbounds.compression.outcome import CompressedModel, LayerOutcome
 from layerbounds.exceptions import InputError
 from layerbounds.layers.bias import Bias
 from layerbounds.problems.grids import Granularity, Range
+from layerbounds.progress import check_listener, watched
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +49,7 @@ def compress(
     device: str | torch.device | None = None,
     mask: Callable[[Any], Any] | Literal["auto"] | None = "auto",
     forward: Callable[[nn.Module, Any], Any] | None = None,
-    progress: Callable[[int, int, LayerOutcome], None] | None = None,
+    progress: Callable[[int, int, LayerOutcome], None] | bool | None = None,
     **options: Any,
 ) -> CompressedModel:
     """Quantize or prune the layers of a model, or both at once, one after the other, in the order of execution.
@@ -100,8 +101,9 @@ def compress(
         loaded it; with ``"gguf"`` a GGUF file of the model. Everything but the compressed weights is taken from it.
     fold_batchnorm, device, mask, forward
         As in `capture`; with folding the result has no batch normalisation where it was folded.
-    progress : callable, optional
-        Called after each layer with (layers done, layers in all, outcome).
+    progress : bool or callable, optional
+        True for a bar on a terminal or in a notebook; a function is called after each layer with (layers done, layers
+        in all, outcome).
     **options
         Of the method.
 
@@ -121,6 +123,15 @@ def compress(
     -----
     CaptureWarning
         About every layer that is refused.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2))
+    >>> batches = [torch.eye(3), torch.ones(4, 3)]
+    >>> result = lb.compress(model, batches, "rtn", bits=4, time_limit=1)
+    >>> list(result.layers)
+    ['0']
     """
     require_torch()
 
@@ -140,7 +151,8 @@ def compress(
     check_batches(batches)
     check_names(layers)
     automatic = isinstance(mask, str) and mask == "auto"
-    check_functions(forward=forward, progress=progress, mask=None if automatic else mask)
+    check_listener(progress)
+    check_functions(forward=forward, mask=None if automatic else mask)
     check_flags(refit=refit, sequential=sequential, intervals=intervals, fold_batchnorm=fold_batchnorm)
     choices = Choices(
         bits,
@@ -174,5 +186,6 @@ def compress(
         fold=fold_batchnorm,
         destination=place,
     )
-    work.run(progress)
+    with watched(progress, "compress", None, "layers") as told:
+        work.run(told)
     return work.result

@@ -16,10 +16,11 @@ from layerbounds.arrays import Float
 from layerbounds.capturing.batches import Forward, Mask, evaluating, first_batch, move, run_batch
 from layerbounds.capturing.capture_run import CaptureRun
 from layerbounds.capturing.copying import copied
+from layerbounds.capturing.experts import ExpertGeometry
 from layerbounds.capturing.fold import fold_batchnorm
 from layerbounds.capturing.state import draw_seed, seeded
 from layerbounds.capturing.targets import CaptureWarning, Target, find_targets, unwrap
-from layerbounds.capturing.watching import hooks
+from layerbounds.capturing.watching import Call, hooks
 from layerbounds.compression.choices import Choices
 from layerbounds.compression.destinations.base import Destination
 from layerbounds.compression.outcome import CompressedModel, LayerOutcome
@@ -30,6 +31,10 @@ from layerbounds.problems.evaluation import evaluate
 from layerbounds.problems.joint import JointProblem
 from layerbounds.problems.quantization import QuantizationProblem
 
+#: Why experts are left as they are where a directory or a GGUF file is written.
+_EXPERTS = (
+    "is a matrix of fused experts, which has no tensor of its own in the files; leave out the format, or this layer"
+)
 #: Called after each layer with (layers done, layers in all, outcome).
 Progress = Callable[[int, int, LayerOutcome], None]
 
@@ -81,7 +86,8 @@ class LayersInTurn:
         self._calibration, self._destination = calibration, destination
         batches, forward, device = calibration.batches, calibration.forward, calibration.device
         self._dense = unwrap(model)
-        chosen, refused = find_targets(self._dense, layers)
+        self._experts = None if destination is None else _EXPERTS
+        chosen, refused = find_targets(self._dense, layers, experts=self._experts)
         self._recipes, left = choices.recipes([target.name for target in chosen])
         if destination is not None:
             chosen, left = self._fit(chosen, left, destination)
@@ -96,12 +102,12 @@ class LayersInTurn:
             self._dense = copied(self._dense)
             self.result.folded = fold_batchnorm(self._dense, first, forward, device)
             fold_batchnorm(copy, first, forward, device)
-            chosen = find_targets(self._dense, names)[0]
+            chosen = find_targets(self._dense, names, experts=self._experts)[0]
         # What the inputs of the compressed layers come from, if that is not the dense model.
         self._reference = copy if sequential else None if start is None else copied(copy)
         self._calls = _calls(self._dense, chosen, batches, forward, device)
         self.result.unreached = tuple(name for name in names if name not in self._calls)
-        self._twins = {target.name: target for target in find_targets(copy, names)[0]}
+        self._twins = {target.name: target for target in find_targets(copy, names, experts=self._experts)[0]}
 
     def _fit(
         self, targets: list[Target], left: dict[str, str], destination: Destination
@@ -194,6 +200,8 @@ class LayersInTurn:
 def _check_own_weights(targets: Iterable[Target]) -> None:
     """Refuse layers in which no other weight could be put."""
     for target in targets:
+        if isinstance(target.geometry, ExpertGeometry):
+            continue
         if any(module._parameters.get("weight") is None for module in target.modules):
             raise InputError(
                 f"layer {target.name!r} computes its weight from other parameters, so that no other weight can be put "
@@ -213,9 +221,10 @@ def _calls(
     counts: list[dict[str, int]] = []
     order: dict[str, None] = {}
 
-    def count(target: Target, *_: Any) -> None:
-        order.setdefault(target.name)
-        counts[-1][target.name] = counts[-1].get(target.name, 0) + 1
+    def count(call: Call) -> None:
+        name = call.target.name
+        order.setdefault(name)
+        counts[-1][name] = counts[-1].get(name, 0) + 1
 
     seed = draw_seed()
     with torch.no_grad(), evaluating(model, device) as place:
@@ -237,10 +246,13 @@ def _calls(
 def _store(target: Target, layer: Layer, weights: Float) -> None:
     """Put weights, and where it was re-fitted the bias, into the compressed model."""
     matrix = torch.from_numpy(np.ascontiguousarray(weights)).reshape(layer.weight.shape)
+    change = None if layer.bias == "fixed" else torch.from_numpy(bias_change(layer, weights))
+    if change is not None and isinstance(target.geometry, ExpertGeometry):
+        # First, because there may be none.
+        target.geometry.shift_bias(target.module, change)
     target.geometry.store(target.module, matrix)
-    if layer.bias == "fixed":
+    if change is None or isinstance(target.geometry, ExpertGeometry):
         return
-    change = torch.from_numpy(bias_change(layer, weights))
     for module in target.modules:
         old = getattr(module, "bias", None)
         weight = target.geometry.weight(module)

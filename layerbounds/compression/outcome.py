@@ -10,13 +10,15 @@ from layerbounds.arguments import as_path
 from layerbounds.arrays import Float
 from layerbounds.checkpoints.weight import QuantizedWeight
 from layerbounds.compression.destinations.base import Destination
+from layerbounds.display import METHOD, Bar, Displayed, Shape, Summary, Table
+from layerbounds.display.outward import ends, rounded
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-@dataclass(frozen=True, eq=False)
-class LayerOutcome:
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerOutcome(Displayed):
     """What compression did to one layer.
 
     Attributes
@@ -56,6 +58,18 @@ class LayerOutcome:
         total = float(self.energy.sum())
         return None if value is None or total <= 0 else float(value.sum()) / total
 
+    @property
+    def _span(self) -> tuple[float, float] | None:
+        """The interval of the smallest error, relative to f(0)."""
+        low, high = self.relative(self.lower_bound), self.relative(self.upper_bound)
+        return None if low is None or high is None else (low, high)
+
+    def _summary(self) -> Summary:
+        facts = [self.allowed, f"error {rounded(self.relative(self.error), True, 4, 2)} % of f(0)"]
+        if self._span is not None:
+            facts.append(f"least error {ends(self._span, 4, 2)} %")
+        return Summary(self.name, facts)
+
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
         return {
@@ -76,8 +90,8 @@ class LayerOutcome:
         }
 
 
-@dataclass(eq=False)
-class CompressedModel:
+@dataclass(eq=False, repr=False)
+class CompressedModel(Displayed):
     """A compressed copy of a model.
 
     Attributes
@@ -112,6 +126,27 @@ class CompressedModel:
     folded: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
     destination: Destination | None = field(default=None, repr=False)
+
+    def _summary(self) -> Summary:
+        facts = [f"{len(self.layers)} layer{'' if len(self.layers) == 1 else 's'} compressed"]
+        for what, names in (
+            ("left as they are", self.left),
+            ("refused", self.refused),
+            ("not reached", self.unreached),
+        ):
+            if names:
+                facts.append(f"{len(names)} {what}")
+        return Summary(f"{type(self.model).__name__} · {self.method}", facts + ["interrupted"] * self.interrupted)
+
+    def _tables(self) -> list[Table]:
+        rows: list[list[str | Bar | None]] = []
+        for name, layer in self.layers.items():
+            used, span = layer.relative(layer.error), layer._span
+            error, least = rounded(used, True, 4, 2), ends(span, 4, 2)
+            point = None if used is None else Bar(used, used, f"{name}: {error} %", METHOD)
+            rows.append([name, layer.allowed, error, point, least, Bar(*span, f"{name}: {least} %") if span else None])
+        kinds: dict[str, Shape] = {"layer": "text", "what it is": "text", "error, % of f(0)": "number", "error": "bar"}
+        return [Table({**kinds, "least error, %": "number", "certified interval": "bar"}, rows, unit="%")]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model in the format that `compress` was asked for, or its state dict as safetensors.

@@ -20,6 +20,7 @@ from layerbounds.problems.pruning import pruning_problem
 from layerbounds.problems.quantization import QuantizationProblem, quantization_problem
 from layerbounds.problems.ranges.registry import find_range
 from layerbounds.solve import solve
+from layerbounds.suggestions import did_you_mean
 
 #: In place of a heuristic's name: the weights that reach the upper ends of the intervals.
 SOLVE = "solve"
@@ -87,7 +88,8 @@ class Recipe:
             raise InputError("time_limit is for the search for intervals; leave it out with intervals=False.")
         if self.chosen == SOLVE and self.options:
             option = next(iter(self.options))
-            raise InputError(f"method 'solve' has no option {option!r}; pass time_limit, jobs or seed.")
+            hint = did_you_mean(option, ("time_limit", "jobs", "seed"))
+            raise InputError(f"method 'solve' has no option {option!r}; {hint}pass time_limit, jobs or seed.")
         if self.chosen != SOLVE:
             # A mistyped name must not cost a run of the model.
             resolve_options(find_heuristic(self.chosen), self.options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,12 +11,17 @@ from typing import Any
 
 import numpy as np
 
+from layerbounds.arguments import flag
 from layerbounds.arrays import Float
 from layerbounds.contests.verdict import Verdict, decide, decide_all, summed
+from layerbounds.display import INTERVAL, PRUNING, Bar, Displayed, Shape, Summary, Table, picture
+from layerbounds.display.outward import ends
+from layerbounds.frames import Kind, data_frame
+from layerbounds.problems.rows import rows_text
 
 
-@dataclass(frozen=True, eq=False)
-class Level:
+@dataclass(frozen=True, eq=False, repr=False)
+class Level(Displayed):
     """Both certified intervals at one compression.
 
     Attributes
@@ -77,6 +83,9 @@ class Level:
         """How many of them have each verdict."""
         return Counter(self.verdicts)
 
+    def _summary(self) -> Summary:
+        return Summary(f"{self.bits} bits", [self.statement()])
+
     def statement(self) -> str:
         """The verdict as a sentence that names what it is about."""
         (q_low, q_high), (p_low, p_high) = self.totals
@@ -100,8 +109,8 @@ class Level:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Displayed):
     """Quantization against pruning of one layer.
 
     Attributes
@@ -118,6 +127,12 @@ class Comparison:
     interrupted : bool
     sets : list of list of int
         The channels of each verdict.
+
+    Examples
+    --------
+    >>> comparison = lb.versus(layer, bits=[3], channels=[0], time_limit=1)
+    >>> [(level.bits, str(level.verdicts[0])) for level in comparison.levels]
+    [(3, 'quantization')]
     """
 
     layer: str
@@ -134,12 +149,24 @@ class Comparison:
         return len(self.channels) < self.out_features
 
     def statement(self) -> str:
-        """One sentence for each compression."""
+        """One sentence for each compression.
+
+        Examples
+        --------
+        >>> lb.versus(layer, bits=[2], channels=[0], time_limit=1).statement().partition(": its")[0]
+        'conv1 (1 of 16 channels), 2 bits: quantization is better'
+        """
         part = f"{len(self.channels)} of {self.out_features} channels" if self.sampled else "all channels"
         return "\n".join(f"{self.layer} ({part}), {lev.bits} bits: {lev.statement()}" for lev in self.levels)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON: infinite and undefined numbers become None."""
+        """Everything, ready for JSON: infinite and undefined numbers become None.
+
+        Examples
+        --------
+        >>> lb.versus(layer, bits=[2], channels=[0], time_limit=1).to_dict()["layer"]
+        'conv1'
+        """
         return {
             "layer": self.layer,
             "inputs": self.inputs,
@@ -148,6 +175,90 @@ class Comparison:
             "interrupted": self.interrupted,
             "compressions": [self._level_dict(level) for level in self.levels],
         }
+
+    def to_frame(self, *, channels: bool = False) -> Any:
+        """A table with a row for each compression, or for each of ``sets`` at each compression.
+
+        Parameters
+        ----------
+        channels : bool
+            Whether channels have rows of their own; otherwise their errors are summed.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``layer``, ``bits``, ``density``, ``channels`` (such as ``3`` or ``0:24``), ``verdict``, the ends of both
+            intervals and the same relative to ``energy``.
+
+        Raises
+        ------
+        MissingExtraError
+            Without pandas.
+
+        Examples
+        --------
+        >>> lb.versus(layer, bits=[2, 3], channels=[0], time_limit=1).to_frame()["bits"].tolist()
+        [2, 3]
+        """
+        by_channel = flag(channels, "channels")
+        kinds: dict[str, Kind] = {"layer": "text", "bits": "whole", "density": "real", "channels": "text"}
+        kinds |= {"verdict": "text", "energy": "real"}
+        kinds |= {f"{side}_{end}": "real" for side in ("quantization", "pruning") for end in ENDS}
+        rows = []
+        for level in self.levels:
+            record = self._level_dict(level)
+            parts = record["channels"] if by_channel else [{**record, "rows": sorted(self.channels)}]
+            for part in parts:
+                row = {"layer": self.layer, "bits": level.bits, "density": level.density}
+                row |= {"channels": rows_text(part["rows"]), "verdict": part["verdict"], "energy": part["energy"]}
+                for side in ("quantization", "pruning"):
+                    row |= {f"{side}_{end}": value for end, value in part[side].items()}
+                rows.append(row)
+        return data_frame(kinds, rows)
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """Draw both certified intervals at each compression.
+
+        Parameters
+        ----------
+        path : path-like, optional
+            A file for the picture that ends in .svg, .png or .pdf.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        MissingExtraError
+            Without matplotlib.
+        InputError
+            If no picture can be written to the path.
+
+        Examples
+        --------
+        >>> figure = lb.versus(layer, bits=[2], channels=[0], time_limit=1).plot("versus.svg")
+        """
+        return picture(self, path)
+
+    def _summary(self) -> Summary:
+        part = f"{len(self.channels)} of {self.out_features} channels" if self.sampled else "all channels"
+        facts = [f"{level.bits} bits: {_WORDS[level.verdict]}" for level in self.levels]
+        return Summary(f"{self.layer} · {part}" + (" · interrupted" if self.interrupted else ""), facts, True)
+
+    def _tables(self) -> list[Table]:
+        rows: list[list[str | Bar | None]] = []
+        for level in self.levels:
+            energy = math.fsum(level.energy)
+            for side, (name, colour) in enumerate((("quantization", INTERVAL), ("pruning", PRUNING))):
+                low, high = level.totals[side]
+                span = (low / energy, high / energy) if energy > 0 else None
+                words = ends(span, 4, 2)
+                bar = None if span is None else Bar(*span, f"{name}: {words} %", colour)
+                first = [str(level.bits), f"{100.0 * (1.0 - level.density):.4g}"] if side == 0 else ["", ""]
+                rows.append([*first, name, words, bar, "" if side else _WORDS[level.verdict]])
+        kinds: dict[str, Shape] = {"bits": "number", "sparsity, %": "number", "": "text", "error, % of f(0)": "number"}
+        return [Table({**kinds, "certified interval": "bar", "verdict": "text"}, rows, unit="%")]
 
     def _level_dict(self, level: Level) -> dict[str, Any]:
         verdicts = level.verdicts
@@ -180,6 +291,16 @@ class Comparison:
                 for i, rows in enumerate(self.sets)
             ],
         }
+
+
+#: Of the records of intervals.
+ENDS = ("lower_bound", "upper_bound", "relative_lower_bound", "relative_upper_bound")
+_WORDS = {
+    Verdict.QUANTIZATION: "quantization is better",
+    Verdict.PRUNING: "pruning is better",
+    Verdict.EQUAL: "equal",
+    Verdict.OPEN: "open",
+}
 
 
 def interval_record(bounds: Iterable[float], energy: float) -> dict[str, Any]:

@@ -15,10 +15,11 @@ from layerbounds.contests.standings import Standings
 from layerbounds.contests.tournament import Tournament
 from layerbounds.contests.work import Work
 from layerbounds.exceptions import InputError
-from layerbounds.layers.layer import Layer
+from layerbounds.layers.layer import Layer, as_layer
 from layerbounds.problems.grids import Granularity, Range
 from layerbounds.problems.problem import Problem
 from layerbounds.problems.storage import Mask
+from layerbounds.progress import watched
 
 #: Shares of the time limit that the rounds after the first give to a channel; each begins from the bounds of the last.
 ROUND_SHARES = (1 / 16, 1 / 4, 1.0)
@@ -48,7 +49,7 @@ def versus(
     share: int | Literal["all"] | None = None,
     axis: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Comparison:
     """Decide by certified intervals whether quantizing or pruning a layer can be better, at equal bits.
 
@@ -90,8 +91,9 @@ def versus(
         Of pruning, as in `pruning_problem`.
     checkpoint : path-like, optional
         Folder in which bounds are saved and from which they are taken up again.
-    progress : callable, optional
-        Called with (verdicts decided, verdicts in all, name of the layer).
+    progress : bool or callable, optional
+        True for a bar on a terminal or in a notebook; a function is called with (verdicts decided, verdicts in all,
+        name of the layer).
 
     Returns
     -------
@@ -102,22 +104,29 @@ def versus(
     ------
     InputError
         On invalid options.
+
+    Examples
+    --------
+    >>> comparison = lb.versus(layer, bits=[3], channels=[0], time_limit=1)
+    >>> comparison.levels[0].bits
+    3
     """
     rules = Rules(
         granularity, range, symmetric, pattern, refit, backend, thread_count(jobs), seed, scale, zero_point, mask,
         share, axis,
     )  # fmt: skip
-    selection = {layer.name: channels} if isinstance(layer, Layer) and channels is not None else None
-    return versus_layers(
-        [layer],
-        bits,
-        rules=rules,
-        channels=selection,
-        time_limit=time_limit,
-        total_time=total_time,
-        checkpoint=checkpoint,
-        progress=progress,
-    )[0]
+    selection = None if channels is None else {as_layer(layer).name: channels}
+    with watched(progress, as_layer(layer).name, None, "verdicts") as told:
+        return versus_layers(
+            [layer],
+            bits,
+            rules=rules,
+            channels=selection,
+            time_limit=time_limit,
+            total_time=total_time,
+            checkpoint=checkpoint,
+            progress=told,
+        )[0]
 
 
 def versus_layers(
@@ -189,7 +198,7 @@ def contest(
     share: int | Literal["all"] | None = None,
     axis: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Standings:
     """Decide by certified intervals which of several ways to compress a layer can be best, each against each.
 
@@ -225,22 +234,29 @@ def contest(
     ------
     InputError
         On invalid options.
+
+    Examples
+    --------
+    >>> standings = lb.contest(layer, [2, 3], channels=[0], time_limit=1)
+    >>> print(standings.statement())
+    conv1 (1 of 16 channels): INT2 (2 bits) is worse than INT3 (3 bits); better in 0 channels, worse in 1, open in 0
     """
     rules = Rules(
         granularity, range, symmetric, pattern, refit, backend, thread_count(jobs), seed, scale, zero_point, mask,
         share, axis,
     )  # fmt: skip
-    selection = {layer.name: channels} if isinstance(layer, Layer) and channels is not None else None
-    return contest_layers(
-        [layer],
-        contenders,
-        rules=rules,
-        channels=selection,
-        time_limit=time_limit,
-        total_time=total_time,
-        checkpoint=checkpoint,
-        progress=progress,
-    )[0]
+    selection = None if channels is None else {as_layer(layer).name: channels}
+    with watched(progress, as_layer(layer).name, None, "verdicts") as told:
+        return contest_layers(
+            [layer],
+            contenders,
+            rules=rules,
+            channels=selection,
+            time_limit=time_limit,
+            total_time=total_time,
+            checkpoint=checkpoint,
+            progress=told,
+        )[0]
 
 
 def contest_layers(

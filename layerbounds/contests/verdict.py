@@ -12,7 +12,13 @@ from layerbounds.arrays import Float
 
 
 class Verdict(StrEnum):
-    """Which of two methods has the smaller best error."""
+    """Which of two methods has the smaller best error.
+
+    Examples
+    --------
+    >>> lb.versus(layer, bits=[3], channels=[0], time_limit=1).levels[0].verdicts
+    [<Verdict.QUANTIZATION: 'quantization'>]
+    """
 
     #: The upper bound of quantization lies below the lower bound of pruning.
     QUANTIZATION = "quantization"

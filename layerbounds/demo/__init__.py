@@ -55,6 +55,11 @@ def demo_layers() -> dict[str, Layer]:
     Returns
     -------
     dict of str to Layer
+
+    Examples
+    --------
+    >>> list(lb.demo_layers())
+    ['conv1', 'conv2', 'conv3', 'fc']
     """
     with resources.as_file(resources.files("layerbounds.demo") / DEMO_FILE) as path:
         return load_layers(path)

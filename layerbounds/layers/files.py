@@ -23,6 +23,7 @@ from layerbounds.layers.layer import Layer
 from layerbounds.layers.layer_file import GRAM_KEY, SCHEMA_KEY, SCHEMA_VERSION, LayerFile
 from layerbounds.layers.provenance import json_ready
 from layerbounds.layers.tensor_files import NUMPY_TYPES
+from layerbounds.mistaken import instead
 from layerbounds.names import match_name, match_names
 
 #: The names that safetensors gives to the types that layer files hold.
@@ -75,6 +76,10 @@ def save_layers(path: str | os.PathLike[str], layers: Mapping[str, Layer] | Iter
     -----
     UserWarning
         If provenance holds what JSON cannot, which is stored as text.
+
+    Examples
+    --------
+    >>> lb.save_layers("layers.safetensors", {"conv1": layer})
     """
     named = named_layers(layers)
     if not named:
@@ -98,6 +103,8 @@ def named_layers(layers: Any) -> dict[str, Layer]:
         If something else is there, or two have one name.
     """
     wrong = "a {}; pass a mapping of names to layerbounds.Layer, or a list of them."
+    if (mistake := instead("layers", layers)) is not None:
+        raise InputError(f"layers is {mistake}")
     try:
         pairs = layers.items() if isinstance(layers, Mapping) else [(getattr(x, "name", None), x) for x in layers]
     except TypeError as error:
@@ -299,6 +306,12 @@ def load_layers(
         If a layer in it is invalid; the message names the layer.
     UnknownNameError
         If a name or pattern matches nothing.
+
+    Examples
+    --------
+    >>> lb.save_layers("layers.safetensors", {"conv1": layer})
+    >>> list(lb.load_layers("layers.safetensors", "conv*"))
+    ['conv1']
     """
     file = LayerFile(path, memory_map=memory_map)
     if names is None:

@@ -11,12 +11,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from layerbounds.arguments import one_of, shown, whole_number
 from layerbounds.arrays import Bool, Float, as_float64, as_numpy, own_float64
+from layerbounds.display import Displayed, Summary, Table
 from layerbounds.exceptions import InputError
 from layerbounds.layers.gram import GramReport, ValidatedGram, live_inputs
 from layerbounds.layers.normal_equations import solve_target
+from layerbounds.mistaken import instead
 
 
-class Layer:
+class Layer(Displayed):
     """Weights and input statistics of one linear or convolutional layer.
 
     The squared output error of replacing the weights of an output channel by ``v`` is
@@ -61,6 +63,12 @@ class Layer:
     ------
     InputError
         On wrong shapes, NaN, or a matrix that is not a Gram matrix.
+
+    Examples
+    --------
+    >>> dense = lb.Layer([[0.3, -0.7], [0.1, 0.4]], np.eye(2), "fc")
+    >>> dense.energy()
+    array([0.58, 0.17])
     """
 
     def __init__(
@@ -142,6 +150,13 @@ class Layer:
         name : str
         compressed_inputs : array_like of shape (N, n), optional
             The inputs X̂ that the compressed layer will really see; see `from_moments`.
+
+        Examples
+        --------
+        >>> inputs = np.array([[1.0, 0.0], [1.0, 2.0]])
+        >>> lb.Layer.from_activations([[0.3, -0.7]], inputs).gram[0]
+        array([[1., 1.],
+               [1., 2.]])
         """
         x = as_float64(inputs, f"layer {name!r}: inputs")
         dense = as_float64(weight, f"layer {name!r}: weight")
@@ -208,6 +223,19 @@ class Layer:
             Mean of X̂.
         samples : int, optional
         provenance : mapping, optional
+
+        Examples
+        --------
+        >>> behind = lb.Layer.from_moments(
+        ...     [[0.3, -0.7]],
+        ...     np.eye(2),
+        ...     shift=np.zeros((1, 2)),
+        ...     error_energy=np.zeros(1),
+        ...     error_mean=np.zeros(1),
+        ...     input_mean=np.zeros(2),
+        ... )
+        >>> behind.target
+        array([[ 0.3, -0.7]])
         """
         plain = cls(weight, gram, name, samples=samples, input_mean=input_mean, provenance=provenance)
         if plain.input_mean is None:
@@ -256,6 +284,11 @@ class Layer:
         ------
         InputError
             On another shape.
+
+        Examples
+        --------
+        >>> layer.channel_weights(layer.weight, [0, 1], "weights").shape
+        (2, 9)
         """
         what = f"layer {self.name!r}: {what}"
         array = as_float64(value, what)
@@ -286,24 +319,54 @@ class Layer:
         return int(self.gram.shape[0])
 
     def group_of(self, channel: int) -> int:
-        """Index of the group that an output channel belongs to."""
+        """Index of the group that an output channel belongs to.
+
+        Examples
+        --------
+        >>> layer.group_of(3)
+        0
+        """
         return channel // (self.out_features // self.groups)
 
     def group_rows(self) -> list[slice]:
-        """The output channels of each group."""
+        """The output channels of each group.
+
+        Examples
+        --------
+        >>> layer.group_rows()
+        [slice(0, 16, None)]
+        """
         size = self.out_features // self.groups
         return [slice(g * size, (g + 1) * size) for g in range(self.groups)]
 
     def channel_gram(self, channel: int) -> Float:
-        """Gram matrix, shape (n, n), of the group of an output channel."""
+        """Gram matrix, shape (n, n), of the group of an output channel.
+
+        Examples
+        --------
+        >>> layer.channel_gram(0).shape
+        (9, 9)
+        """
         return np.asarray(self.gram[self.group_of(channel)])
 
     def live(self, group: int = 0) -> Bool:
-        """Mask, shape (n,), of the inputs of a group that are not dead."""
+        """Mask, shape (n,), of the inputs of a group that are not dead.
+
+        Examples
+        --------
+        >>> lb.Layer([[0.5, -1.0]], np.diag([1.0, 0.0])).live()
+        array([ True, False])
+        """
         return live_inputs(self.gram[group])
 
     def energy(self) -> Float:
-        """Error f(0) of removing each output channel, shape (out,): w̃ᵀHw̃ + c."""
+        """Error f(0) of removing each output channel, shape (out,): w̃ᵀHw̃ + c.
+
+        Examples
+        --------
+        >>> lb.Layer([[0.5, -1.0]], np.eye(2)).energy()
+        array([1.25])
+        """
         if self._energy is None:
             value = np.empty(self.out_features)
             for g, rows in enumerate(self.group_rows()):
@@ -311,6 +374,25 @@ class Layer:
                 value[rows] = np.maximum(np.einsum("ij,ij->i", t @ self.gram[g], t), 0.0) + self.constant[rows]
             self._energy = value
         return self._energy.copy()
+
+    def _summary(self) -> Summary:
+        return Summary(self.name)
+
+    def _tables(self) -> list[Table]:
+        dead = sum(report.dead for report in self.gram_reports)
+        inputs = f"{self.in_features} for each output channel"
+        rows = [
+            ["weight", " × ".join(map(str, self.weight.shape)) + f", {self.weight.dtype}"],
+            ["inputs", inputs + (f", {self.groups} groups" if self.groups > 1 else "")],
+            ["dead inputs", str(dead)],
+            ["calibration positions", "not known" if self.samples is None else str(self.samples)],
+            ["bias", "re-fitted" if self.bias == "refit" else "stays"],
+        ]
+        if self.target is not self.matrix:
+            rows.append(["target", "the best weights for the inputs that the compressed layer sees"])
+        if any(report.projected for report in self.gram_reports):
+            rows.append(["Gram matrix", "negative eigenvalues set to 0"])
+        return [Table({"": "text", " ": "text"}, rows)]
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.weight.shape))
@@ -365,5 +447,6 @@ def as_layer(value: Any) -> Layer:
         If it is something else.
     """
     if not isinstance(value, Layer):
-        raise InputError(f"layer is a {type(value).__name__}; pass a layerbounds.Layer.")
+        usual = f"a {type(value).__name__}; pass a layerbounds.Layer."
+        raise InputError(f"layer is {instead('layer', value) or usual}")
     return value

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from layerbounds.arguments import one_of
 from layerbounds.arrays import Float
-from layerbounds.exceptions import InputError
 from layerbounds.kernels.quantization.methods import sweep
 from layerbounds.kernels.quantization.rounding import coordinate_descent as descend
 from layerbounds.methods.base import ChannelView, choice_of, chosen_levels
@@ -30,10 +30,8 @@ def coordinate_descent(view: ChannelView, start: str = "rtn", moves: str = "gree
     pairs : bool
         Pair moves where no single move helps.
     """
-    if start not in STARTS:
-        raise InputError(f"start is {start!r}; choose {' or '.join(map(repr, STARTS))}.")
-    if moves not in MOVES:
-        raise InputError(f"moves is {moves!r}; choose {' or '.join(map(repr, MOVES))}.")
+    one_of(start, "start", tuple(STARTS))
+    one_of(moves, "moves", tuple(MOVES))
     weights = STARTS[start](view)
     n = len(weights)
     if moves == "cyclic":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from layerbounds.arguments import one_of
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError
 from layerbounds.kernels.quantization.methods import lazy_rounding, stochastic_rounding, sweep
@@ -40,8 +41,7 @@ def ldlq(
         Cyclic passes of coordinate descent at the end, in the order of the rounding.
     """
     check_damp(damp)
-    if rounding not in ("nearest", "stochastic"):
-        raise InputError(f"rounding is {rounding!r}; choose 'nearest' or 'stochastic'.")
+    one_of(rounding, "rounding", ("nearest", "stochastic"))
     if greedy_passes < 0:
         raise InputError(f"greedy_passes is {greedy_passes}; pass a number ≥ 0.")
     n = len(view.target)

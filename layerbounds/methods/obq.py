@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from layerbounds.arguments import one_of
 from layerbounds.arrays import Float, Int
-from layerbounds.exceptions import InputError
 from layerbounds.kernels.quantization.methods import optimal_brain_quantization
 from layerbounds.kernels.successive import rounding_order
 from layerbounds.methods.base import ChannelView, check_damp, chosen_levels
@@ -31,8 +31,7 @@ def obq(view: ChannelView, order: str = "error", damp: float = 0.01, outliers: b
         Round a weight beyond the last level by more than half of the last gap as soon as it appears.
     """
     check_damp(damp)
-    if order not in ORDERS:
-        raise InputError(f"order is {order!r}; choose {', '.join(map(repr, ORDERS))}.")
+    one_of(order, "order", tuple(ORDERS))
     inverse = view.once(("inverse", damp), lambda: damped_inverse(view.gram, damp))
     n = len(view.target)
     sequence: Int = np.empty(0, dtype=np.int64)

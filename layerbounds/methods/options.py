@@ -11,6 +11,7 @@ import numpy as np
 from layerbounds.arguments import LARGEST_COUNT, shown
 from layerbounds.exceptions import InputError
 from layerbounds.methods.base import Heuristic
+from layerbounds.suggestions import did_you_mean
 
 #: Option names of other packages for the same thing.
 ALIASES = {
@@ -37,7 +38,8 @@ def resolve_options(heuristic: Heuristic, options: Mapping[str, Any]) -> dict[st
         own = name if name in heuristic.options else ALIASES.get(name, name)
         if own not in heuristic.options:
             known = ", ".join(heuristic.options) or "none"
-            raise InputError(f"heuristic {heuristic.name!r} has no option {name!r}; its options are: {known}.")
+            hint = did_you_mean(name, heuristic.options)
+            raise InputError(f"heuristic {heuristic.name!r} has no option {name!r}; {hint}its options are: {known}.")
         if own in resolved:
             raise InputError(f"heuristic {heuristic.name!r} is given its option {own!r} twice; leave out one of them.")
         default = heuristic.options[own]

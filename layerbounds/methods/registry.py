@@ -149,7 +149,13 @@ HEURISTICS |= {
 
 
 def heuristics() -> list[str]:
-    """Names of the registered heuristics."""
+    """Names of the registered heuristics.
+
+    Examples
+    --------
+    >>> "gptq" in lb.heuristics()
+    True
+    """
     return list(HEURISTICS)
 
 
@@ -240,6 +246,12 @@ def run_heuristic(
     ------
     UnsupportedProblemError
         If the method is for another kind of problem.
+
+    Examples
+    --------
+    >>> weights = lb.run_heuristic("gptq", problem)
+    >>> bool(lb.evaluate(problem, weights).feasible.all())
+    True
     """
     heuristic = find_heuristic(name, as_problem(problem))
     own_options = resolve_options(heuristic, options)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from layerbounds.arguments import one_of
 from layerbounds.arrays import Float
-from layerbounds.exceptions import InputError
 from layerbounds.kernels.pruning.masks import descend_mask
 from layerbounds.methods.magnitude import magnitude
 from layerbounds.methods.obs import obs
@@ -34,8 +34,7 @@ def swap(view: PruningView, start: str = "obs", kicks: int = 100) -> Float:
     start : {"obs", "magnitude", "wanda", "forward"}
     kicks : int
     """
-    if start not in STARTS:
-        raise InputError(f"start is {start!r}; choose {', '.join(map(repr, STARTS))}.")
+    one_of(start, "start", tuple(STARTS))
     structure = view.structure
     begun = np.any(np.atleast_2d(STARTS[start](view)) != 0.0, axis=0)
     kept = structure.kept_units(begun[None].astype(np.float64))[0]

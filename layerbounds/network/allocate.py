@@ -15,6 +15,7 @@ from layerbounds.allocation import Allocation, FrontPoint, LayerOptions, Option,
 from layerbounds.allocation.formats import choices_of, find_format
 from layerbounds.arguments import as_path, flag, real_number, shown
 from layerbounds.exceptions import FileFormatError, InputError
+from layerbounds.mistaken import instead
 from layerbounds.names import match_name
 from layerbounds.network.entries import Entry
 from layerbounds.network.result import NetworkRun, load_run
@@ -57,9 +58,8 @@ def allocate(run: Run, budget: float = 3.0, *, weights_of: Weights = "energy", d
 
     Examples
     --------
-    >>> import layerbounds as lb
-    >>> best = lb.allocate("run", budget=3.0)  # doctest: +SKIP
-    >>> best.choices, best.regret  # doctest: +SKIP
+    >>> lb.allocate(run, budget=5.0).choices
+    {'conv1': 'INT3'}
     """
     state = _as_run(run)
     layers = layer_options(state, weights_of, dense)
@@ -98,6 +98,14 @@ def score_allocation(
     ------
     InputError
         If the file cannot be read, or asks for what the run has no intervals of.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> allocation = lb.allocate(run, budget=5.0)
+    >>> _ = Path("choices.json").write_text(allocation.export("gptqmodel"))
+    >>> lb.score_allocation(run, "choices.json", "gptqmodel").choices == allocation.choices
+    True
     """
     find_format(tool)
     state = _as_run(run)
@@ -154,7 +162,7 @@ def _as_run(run: Any) -> NetworkRun:
     if isinstance(run, NetworkRun):
         return run
     if not isinstance(run, (str, os.PathLike)):
-        raise InputError(f"run is {shown(run)}; pass a run, or its folder.")
+        raise InputError(f"run is {instead('run', run) or f'{shown(run)}; pass a run, or its folder.'}")
     return load_run(run)
 
 

@@ -15,6 +15,7 @@ from layerbounds.problems.codebooks import CODEBOOKS
 from layerbounds.problems.grids import MAX_BITS
 from layerbounds.problems.patterns import parse_pattern
 from layerbounds.problems.problem import Problem
+from layerbounds.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,8 @@ def _several(value: Any, what: str) -> list[Any]:
 
 def _codebook(name: Any) -> str:
     if not isinstance(name, str) or name.strip().lower() not in CODEBOOKS:
-        raise InputError(f"codebook is {shown(name)}; choose one of {', '.join(CODEBOOKS)}.")
+        hint = did_you_mean(name, CODEBOOKS)
+        raise InputError(f"codebook is {shown(name)}; {hint}choose one of {', '.join(CODEBOOKS)}.")
     return name.strip().lower()
 
 

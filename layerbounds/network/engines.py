@@ -19,6 +19,7 @@ from layerbounds.network.choices import Choice
 from layerbounds.network.handles import Held, OfFile, Parcel, layer_bytes
 from layerbounds.network.shelf import clear_process
 from layerbounds.network.sources import Source
+from layerbounds.suggestions import did_you_mean
 
 THREADS, PROCESSES, DASK, RAY = "threads", "processes", "dask", "ray"
 #: How joblib calls the backends of clusters.
@@ -58,8 +59,10 @@ def parse_place(text: Any) -> Place:
     port = address.rpartition(":")[2]
     well = bool(address.rpartition(":")[0]) and port.isdigit() and 0 < int(port) < 65536
     if kind not in (THREADS, PROCESSES, DASK, RAY) or (mark and kind in (THREADS, PROCESSES)):
+        hint = did_you_mean(kind, (THREADS, PROCESSES, DASK, RAY))
         raise InputError(
-            f"parallel is {shown(text)}; choose 'threads', 'processes', 'dask://HOST:PORT' (of a scheduler) or 'ray'."
+            f"parallel is {shown(text)}; {hint}choose 'threads', 'processes', 'dask://HOST:PORT' (of a scheduler) or "
+            "'ray'."
         )
     if (kind == DASK or mark) and not well:
         raise InputError(f"parallel is {shown(text)}; say where the scheduler is, such as '{kind}://10.0.0.5:8786'.")

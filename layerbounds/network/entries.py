@@ -11,6 +11,8 @@ import numpy as np
 
 from layerbounds.arrays import Float
 from layerbounds.contests.verdict import summed
+from layerbounds.display import Displayed, Summary
+from layerbounds.display.outward import ends
 from layerbounds.proofs import Status
 
 
@@ -93,8 +95,8 @@ class MethodScore:
     given: bool = False
 
 
-@dataclass(eq=False)
-class Entry:
+@dataclass(eq=False, repr=False)
+class Entry(Displayed):
     """A layer at a choice; arrays have one number for each set of rows.
 
     Attributes
@@ -174,6 +176,10 @@ class Entry:
     def closed(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which sets are proven optimal."""
         return np.array([status == Status.OPTIMAL for status in self.status], dtype=bool)
+
+    def _summary(self) -> Summary:
+        title = f"{self.layer.name} · {self.choice.name}"
+        return Summary(title, [self.refused or (f"error {ends(self.interval)}" if self.visited else "no bounds yet")])
 
     def absorb(self, record: Mapping[str, Any], first: int) -> None:
         """Take over what a record says of the sets from ``first`` on.

@@ -18,6 +18,7 @@ from layerbounds.problems.evaluation import float_type
 from layerbounds.scoring.original import open_original
 from layerbounds.scoring.pairing import pair
 from layerbounds.scoring.transformed import Surroundings, as_stored
+from layerbounds.suggestions import did_you_mean
 
 
 class Given:
@@ -125,7 +126,8 @@ class Given:
         for name, array in as_mapping(value, f"weights {label!r}").items():
             if name not in self._source.names:
                 raise UnknownNameError(
-                    f"weights {label!r} are of layer {name!r}, which the run does not have; leave them out."
+                    f"weights {label!r} are of layer {name!r}, which the run does not have; "
+                    f"{did_you_mean(name, self._source.names)}leave them out."
                 )
             number = self._source.names.index(name)
             layer = self._source.layer(number)

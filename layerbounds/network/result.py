@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from layerbounds.arrays import Float
+from layerbounds.display import INTERVAL, JOINT, METHOD, PRUNING, Bar, Displayed, Shape, Summary, Table, picture
+from layerbounds.display.outward import ends
 from layerbounds.exceptions import FileFormatError, InputError
 from layerbounds.frames import data_frame
 from layerbounds.names import match_name
@@ -19,12 +21,13 @@ from layerbounds.network.failures import Failures, read_failures
 from layerbounds.network.folder import RunFolder
 from layerbounds.network.sampling import Sample, Statement, state
 from layerbounds.network.survey import from_manifest
-from layerbounds.network.table import columns, rows
+from layerbounds.network.table import best_method, columns, relative, rows
+from layerbounds.network.table import state as state_of
 from layerbounds.version import __version__
 
 
-@dataclass(eq=False)
-class NetworkRun:
+@dataclass(eq=False, repr=False)
+class NetworkRun(Displayed):
     """What is known of a network.
 
     Attributes
@@ -40,6 +43,11 @@ class NetworkRun:
         Chunks that could not be worked on, and why.
     left_out : list of str
         Sentences on records that cannot be used; what they were about counts as not done.
+
+    Examples
+    --------
+    >>> [[entry.choice.name for entry in entries] for entries in run.grid]
+    [['INT2', 'INT3']]
     """
 
     folder: RunFolder
@@ -76,7 +84,13 @@ class NetworkRun:
         return all(entry.visited for entry in self.entries)
 
     def statement(self, entry: Entry) -> Statement | None:
-        """What is known of all channels of a layer of which some were drawn; None where none were."""
+        """What is known of all channels of a layer of which some were drawn; None where none were.
+
+        Examples
+        --------
+        >>> run.statement(run.grid[0][0]) is None
+        True
+        """
         if entry.layer.sample is None or not entry.sets:
             return None
         sample = Sample.from_dict(entry.layer.sample)
@@ -101,6 +115,11 @@ class NetworkRun:
             If there is no such layer or choice.
         InputError
             If the layer cannot have the choice, or has no bounds at it yet.
+
+        Examples
+        --------
+        >>> run.weights("conv1", "INT3").shape
+        (2, 1, 3, 3)
         """
         place = match_name(layer, [info.name for info in self.layers], "layer")
         kind = match_name(choice, [info.name for info in self.choices], "compression")
@@ -121,7 +140,13 @@ class NetworkRun:
         return [half / 2 for half in range(math.ceil(2 * least), math.ceil(2 * most))]
 
     def to_dict(self) -> dict[str, Any]:
-        """What is known, ready for JSON: a record for each layer at each choice, and what is missing."""
+        """What is known, ready for JSON: a record for each layer at each choice, and what is missing.
+
+        Examples
+        --------
+        >>> sorted(run.to_dict())[:3]
+        ['complete', 'failed', 'interrupted']
+        """
         return {
             "layerbounds": self.about["layerbounds"],
             "run": {key: self.about[key] for key in ("choices", "options", "seed")},
@@ -131,6 +156,65 @@ class NetworkRun:
             "failed": [{"layer": layer, "problem": choice, "reason": why} for layer, choice, why in self.failed],
             "records": rows(self.entries),
         }
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """Draw the certified intervals of all layers, a bar for each compression.
+
+        Parameters
+        ----------
+        path : path-like, optional
+            A file for the picture that ends in .svg, .png or .pdf.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        MissingExtraError
+            Without matplotlib.
+        InputError
+            If there are no bounds yet, or no picture can be written to the path.
+
+        Examples
+        --------
+        >>> figure = run.plot("run.svg")
+        """
+        return picture(self, path)
+
+    def _summary(self) -> Summary:
+        able = [entry for entry in self.entries if entry.refused is None]
+        sets = sum(len(entry.sets) for entry in able)
+        proven = sum(int(np.count_nonzero(entry.closed)) for entry in able)
+        count = len(self.layers)
+        facts = [
+            f"{count} layer{'' if count == 1 else 's'} at {', '.join(choice.name for choice in self.choices)}",
+            f"{sum(entry.visited for entry in able)} of {len(able)} have first bounds",
+            f"{proven} of {sets} intervals proven optimal",
+        ]
+        if self.interrupted:
+            facts.append("interrupted")
+        if self.failures:
+            facts.append(f"{len(self.failures)} pieces of work failed: {self.failed[0][2]}")
+        return Summary(str(self.folder.path), facts)
+
+    def _tables(self) -> list[Table]:
+        result: list[list[str | Bar | None]] = []
+        for of_layer in self.grid:
+            for place, entry in enumerate(of_layer):
+                name = "" if place else entry.layer.name
+                if entry.refused is not None:
+                    result.append([name, entry.choice.name, "", "", None, "", f"refused: {entry.refused}"])
+                    continue
+                span = relative(entry)
+                words = ends(span, 4, 2)
+                hint = f"{entry.layer.name}, {entry.choice.name}: {words} %"
+                bar = None if span is None or not entry.visited else Bar(*span, hint, _COLOUR.get(entry.family, METHOD))
+                bits, best = f"{entry.bits_per_weight:.4g}", best_method(entry) or ""
+                result.append([name, entry.choice.name, bits, words, bar, best, state_of(entry)])
+        kinds: dict[str, Shape] = {"layer": "text", "compression": "text", "bits": "number"}
+        kinds |= {"error, % of f(0)": "number", "certified interval": "bar", "best method": "text", "": "text"}
+        return [Table(kinds, result, unit="%")]
 
     def to_frame(self) -> Any:
         """A table with a row for each layer at each choice; docs/report.md lists its columns.
@@ -144,9 +228,17 @@ class NetworkRun:
         ------
         MissingExtraError
             Without pandas.
+
+        Examples
+        --------
+        >>> run.to_frame().shape[0]
+        2
         """
         kinds = {column.name: column.kind for column in columns(self.entries)}
         return data_frame(kinds, rows(self.entries))
+
+
+_COLOUR = {"quantization": INTERVAL, "pruning": PRUNING, "joint": JOINT}
 
 
 def load_run(out: str | os.PathLike[str]) -> NetworkRun:
@@ -168,6 +260,11 @@ def load_run(out: str | os.PathLike[str]) -> NetworkRun:
     -----
     UserWarning
         If records are left out; ``left_out`` says which.
+
+    Examples
+    --------
+    >>> lb.load_run("run").to_dict()["interrupted"]
+    False
     """
     folder = RunFolder(out)
     run = _read(folder, folder.read_manifest(), strict=False)

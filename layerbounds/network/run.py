@@ -26,6 +26,7 @@ from layerbounds.network.sources import Source, as_source, source_of
 from layerbounds.network.worth import worth
 from layerbounds.problems.grids import Granularity, Range
 from layerbounds.problems.storage import Mask
+from layerbounds.progress import check_listener, watched
 
 #: Methods where none are named.
 USUAL = ("rtn", "gptq", "magnitude", "sparsegpt")
@@ -66,7 +67,7 @@ def run(
     seed: int = 0,
     parallel: str = "processes",
     certificates: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     listener: Listener | None = None,
 ) -> NetworkRun:
     """Bound every layer of a network at several compressions, and keep what is found out in a folder.
@@ -121,8 +122,9 @@ def run(
     certificates : path-like, optional
         Folder for a certificate of every layer at every compression, written after the work, which takes about as long
         as the searches did.
-    progress : callable, optional
-        Called with (sets of channels with first bounds, sets in all, name of the layer) after each piece of work.
+    progress : bool or callable, optional
+        True for a bar on a terminal or in a notebook; a function is called with (sets of channels with first bounds,
+        sets in all, name of the layer) after each piece of work.
     listener : callable, optional
         Called with the run when everything has its first bounds.
 
@@ -138,14 +140,16 @@ def run(
 
     Examples
     --------
-    >>> run = lb.run("capture.safetensors", bits=[2, 3, 4], density=0.25, out="run")  # doctest: +SKIP
-    >>> lb.allocate(run, budget=3.0).choices  # doctest: +SKIP
+    >>> run = lb.run({"conv1": layer}, bits=[2, 3], channels=[0, 1], out="another", time_limit=1, parallel="threads")
+    >>> lb.allocate(run, budget=5.0).choices
+    {'conv1': 'INT3'}
     """
     begin = now()
     real_number(time_limit, "time_limit", 0.0, unit="number of seconds")
     if total_time is not None and real_number(total_time, "total_time", 0.0, unit="number of seconds") == 0:
         raise InputError("total_time is 0; pass a positive number of seconds.")
-    check_functions(progress=progress, listener=listener)
+    check_listener(progress)
+    check_functions(listener=listener)
     place = parse_place(parallel)
     rules = Rules(
         granularity, range, symmetric, "unstructured", refit, backend, 1, seed, scale, zero_point, mask,
@@ -159,7 +163,8 @@ def run(
     folder = RunFolder(out)
     target = None if certificates is None else _certificate_folder(certificates)
     folder.create()
-    with opened_engine(place, jobs) as engine, folder.locked():
+    name, unit = str(folder.path), "first bounds"
+    with opened_engine(place, jobs) as engine, folder.locked(), watched(progress, name, None, unit) as told:
         source = as_source(layers, folder)
         grid = survey(source, choices, channels, sample, seed)
         given = Given(weights, source)
@@ -175,7 +180,7 @@ def run(
             seed=seed,
             backend=backend,
             engine=engine,
-            progress=progress,
+            progress=told,
         )
         deadline = until(begin, total_time)
         job.carry_out(None, deadline)

@@ -48,6 +48,11 @@ def yardsticks(problem: Problem, channels: Sequence[int] | None = None) -> dict[
         live inputs has full rank (`layerbounds.theory.lattice`), and ``"rate-distortion (Gaussian)"`` of what takes its
         weights from finitely many values (`layerbounds.theory.rate_distortion`): quantization with fixed scales or a
         given codebook, and pruning with such quantization. None where it says nothing, or overflows.
+
+    Examples
+    --------
+    >>> sorted(lb.yardsticks(problem))
+    ['rate-distortion (Gaussian)', 'typical lattice']
     """
     chosen = check_channels(as_problem(problem), channels)
     layer = problem.layer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 import numpy as np
 
 from layerbounds.arrays import Bool, Float
+from layerbounds.display import INTERVAL, METHOD, Bar, Displayed, Shape, Summary, Table
+from layerbounds.display.outward import ends
+from layerbounds.frames import Kind, data_frame
 from layerbounds.names import match_name
 from layerbounds.proofs import OPTIMAL_RELATIVE
 
@@ -18,8 +22,8 @@ from layerbounds.proofs import OPTIMAL_RELATIVE
 EQUAL, OPEN = "equal", "open"
 
 
-@dataclass(frozen=True, eq=False)
-class StageRecord:
+@dataclass(frozen=True, eq=False, repr=False)
+class StageRecord(Displayed):
     """One stage of an order, for each channel.
 
     Attributes
@@ -52,14 +56,18 @@ class StageRecord:
     proven: Bool
     others: list[str]
 
+    def _summary(self) -> Summary:
+        total = math.fsum(self.lower_bound), math.fsum(self.upper_bound)
+        return Summary(self.problem, [self.method, f"error of the stage {ends(total)}"])
+
     @property
     def determined(self) -> Bool:
         """Whether the stage has one result and it is the one found, shape (channels,)."""
         return np.array([p and o == "none" for p, o in zip(self.proven, self.others, strict=True)], dtype=bool)
 
 
-@dataclass(frozen=True, eq=False)
-class OrderGap:
+@dataclass(frozen=True, eq=False, repr=False)
+class OrderGap(Displayed):
     """Certified errors of orders of pruning and quantization, and of the joint optimum.
 
     Attributes
@@ -93,6 +101,12 @@ class OrderGap:
     seconds : float
     interrupted : bool
         After a Ctrl-C: orders that were not finished are missing; the intervals that are there hold.
+
+    Examples
+    --------
+    >>> gap = lb.order_gap(layer, bits=3, k=4, orders=["PQ", "QP"], channels=[0], time_limit=1)
+    >>> sorted(gap.intervals)
+    ['PQ', 'QP']
     """
 
     layer: str
@@ -175,6 +189,12 @@ class OrderGap:
         ------
         UnknownNameError
             If there is no such order.
+
+        Examples
+        --------
+        >>> gap = lb.order_gap(layer, bits=3, k=4, orders=["PQ", "QP"], channels=[0], time_limit=1)
+        >>> gap.decide("joint", "QP", strict=False)
+        ['joint']
         """
         pair = [match_name(name, [*self.intervals, "joint"], "order") for name in (first, second)]
         a, b = (self.joint if name == "joint" else self.intervals[name] for name in pair)
@@ -186,13 +206,27 @@ class OrderGap:
         ]
 
     def totals(self, name: str) -> tuple[float, float]:
-        """Certified interval of an order's error (or of ``"joint"``), summed over the channels."""
+        """Certified interval of an order's error (or of ``"joint"``), summed over the channels.
+
+        Examples
+        --------
+        >>> gap = lb.order_gap(layer, bits=3, k=4, orders=["PQ", "QP"], channels=[0], time_limit=1)
+        >>> gap.totals("PQ")[0] > 0
+        True
+        """
         interval = self.joint if name == "joint" else self.intervals[match_name(name, list(self.intervals), "order")]
         low, high = (math.fsum(end) for end in interval.T)
         return (low, high) if len(interval) == 1 else (math.nextafter(low, 0.0), math.nextafter(high, math.inf))
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the weights, ready for JSON: infinite and undefined numbers become None."""
+        """Everything but the weights, ready for JSON: infinite and undefined numbers become None.
+
+        Examples
+        --------
+        >>> gap = lb.order_gap(layer, bits=3, k=4, orders=["PQ", "QP"], channels=[0], time_limit=1)
+        >>> gap.to_dict()["layer"]
+        'conv1'
+        """
         ratio, settled, winner, leader = self.ratio, self.settled, self.winner, self.leader
 
         def order(name: str, i: int) -> dict[str, Any]:
@@ -242,17 +276,94 @@ class OrderGap:
             ],
         }
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw the ratios to the joint optimum (.svg, .png or .pdf).
+    def to_frame(self) -> Any:
+        """A table with a row for each order and channel, and for the joint optimum of each channel.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``layer``, ``order`` (or ``joint``), ``definition``, ``channel``, ``lower_bound``, ``upper_bound``, the ends
+            of the ratio to the joint optimum, ``settled`` and ``energy``; ratios and ``settled`` of the joint optimum
+            are missing.
+
+        Raises
+        ------
+        MissingExtraError
+            Without pandas.
+
+        Examples
+        --------
+        >>> gap = lb.order_gap(layer, bits=3, density=0.5, channels=[0], time_limit=1)
+        >>> "joint" in gap.to_frame()["order"].tolist()
+        True
+        """
+        kinds: dict[str, Kind] = {"layer": "text", "order": "text", "definition": "text", "channel": "whole"}
+        kinds |= dict.fromkeys(("lower_bound", "upper_bound", "at_least_ratio", "at_most_ratio"), "real")
+        kinds |= {"settled": "truth", "energy": "real"}
+        ratio, settled = self.ratio, self.settled
+        rows: list[dict[str, Any]] = []
+        for name, interval in {**self.intervals, "joint": self.joint}.items():
+            joint = name == "joint"
+            for i, channel in enumerate(self.channels):
+                low, high = (None, None) if joint else ratio[name][i]
+                row = {"layer": self.layer, "order": name, "definition": self.definitions.get(name), "channel": channel}
+                row |= {"lower_bound": interval[i, 0], "upper_bound": interval[i, 1], "energy": self.energy[i]}
+                row |= {"at_least_ratio": low, "at_most_ratio": high, "settled": None if joint else settled[name][i]}
+                rows.append(row)
+        return data_frame(kinds, rows)
+
+    def _summary(self) -> Summary:
+        count = len(self.channels)
+        energy = math.fsum(self.energy)
+        spans = {name: self._share(name, energy) for name in ["joint", *self.intervals]}
+        facts = [f"{count} channel{'' if count == 1 else 's'}"]
+        facts += [f"{name}: error {ends(span, 4, 2)} %" for name, span in spans.items()]
+        return Summary(self.label + (" · interrupted" if self.interrupted else ""), facts, True)
+
+    def _share(self, name: str, energy: float) -> tuple[float, float] | None:
+        low, high = self.totals(name)
+        return (low / energy, high / energy) if energy > 0 else None
+
+    def _tables(self) -> list[Table]:
+        energy = math.fsum(self.energy)
+        rows: list[list[str | Bar | None]] = []
+        for name in ["joint", *self.intervals]:
+            span = self._share(name, energy)
+            words, colour = ends(span, 4, 2), INTERVAL if name == "joint" else METHOD
+            bar = None if span is None else Bar(*span, f"{name}: {words} %", colour)
+            rows.append([name, self.definitions.get(name, ""), words, bar])
+        kinds: dict[str, Shape] = {"order": "text", "what it does": "text", "error, % of f(0)": "number"}
+        count = Counter(self.winner)
+        found = ", ".join(f"{name} in {times}" for name, times in count.items())
+        note = f"smaller of {' and '.join(self.contestants)}: {found} of {len(self.channels)} channels"
+        return [Table({**kinds, "certified interval": "bar"}, rows, note=note, unit="%")]
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """Draw the ratios to the joint optimum.
+
+        Parameters
+        ----------
+        path : path-like, optional
+            A file for the picture that ends in .svg, .png or .pdf.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
 
         Raises
         ------
         MissingExtraError
             Without matplotlib.
-        """
-        from layerbounds.orders.picture import plot_orders
 
-        plot_orders([self], path)
+        Examples
+        --------
+        >>> gap = lb.order_gap(layer, bits=3, k=4, orders=["PQ", "QP"], channels=[0], time_limit=1)
+        >>> figure = gap.plot("orders.svg")
+        """
+        from layerbounds.orders.picture import orders_figure
+        from layerbounds.report.pictures import finished
+
+        return finished(orders_figure, [self], path)
 
 
 def _decided(names: Sequence[str], a: Sequence[float], b: Sequence[float]) -> str:

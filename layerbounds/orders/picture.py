@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from layerbounds.exceptions import InputError
 from layerbounds.orders.gap import OrderGap
@@ -27,6 +28,22 @@ def plot_orders(gaps: Sequence[OrderGap], path: str | os.PathLike[str], *, title
     path : path-like
         Ends in .svg, .png or .pdf.
     title : str, optional
+    """
+    save_figure(orders_figure(gaps, title=title), path)
+
+
+def orders_figure(gaps: Sequence[OrderGap], *, title: str | None = None) -> Any:
+    """The picture of orders, as `plot_orders` writes it.
+
+    Parameters
+    ----------
+    gaps : sequence of OrderGap
+        A group of columns each.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
     """
     shown = [gap for gap in gaps if gap.intervals]
     if not shown:
@@ -58,14 +75,16 @@ def plot_orders(gaps: Sequence[OrderGap], path: str | os.PathLike[str], *, title
         face = "white" if pair else colour
         axes.plot([], [], "s" if pair else "o", color=colour, markerfacecolor=face, label=name, markersize=5)
     axes.axhline(1.0, color="grey", linewidth=0.8)
-    axes.set_yscale("log")
+    axes.set_yscale("log", subs=(2, 3, 5))
+    for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        formatted("{x:g}")
     axes.set_ylim(0.96, top)
     axes.set_xticks(range(len(shown)), [_column(gap, shown) for gap in shown], fontsize=8)
     axes.set_ylabel("error / joint optimum")
     axes.set_title(title or f"orders of pruning and quantization, scale rule {shown[0].scale_rule}", fontsize=10)
     axes.grid(axis="y", alpha=0.3)
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, frameon=False)
-    save_figure(figure, path)
+    return figure
 
 
 def _column(gap: OrderGap, gaps: Sequence[OrderGap]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from layerbounds.arguments import check_functions, flag, members, one_of, real_number, shown, thread_count, whole_number
+from layerbounds.arguments import flag, members, one_of, real_number, shown, thread_count, whole_number
 from layerbounds.arrays import Float
 from layerbounds.certify.kept_inputs import error_interval
 from layerbounds.exceptions import CertificationError, InputError
@@ -29,6 +29,7 @@ from layerbounds.problems.grids import Granularity, Grid, Range
 from layerbounds.problems.joint import JointProblem, joint_problem
 from layerbounds.problems.patterns import Pattern
 from layerbounds.problems.problem import check_channels
+from layerbounds.progress import check_listener, watched
 from layerbounds.solve import solve
 
 #: Pivots below so many roundings, times the number of inputs, count as zero.
@@ -67,7 +68,7 @@ def order_gap(
     backend: str = "auto",
     jobs: int | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> OrderGap:
     """Certified errors of pruning before quantizing, of quantizing before pruning, and of both at once.
 
@@ -103,8 +104,9 @@ def order_gap(
         Seconds of search per channel and stage.
     node_limit, backend, jobs, seed
         As in `solve`.
-    progress : callable, optional
-        Called before each piece of work with (pieces done, pieces in all).
+    progress : bool or callable, optional
+        True for a bar on a terminal or in a notebook; a function is called before each piece of work with (pieces done,
+        pieces in all).
 
     Returns
     -------
@@ -117,8 +119,15 @@ def order_gap(
         If the arguments contradict each other.
     CertificationError
         If certified bounds contradict each other.
+
+    Examples
+    --------
+    >>> gap = lb.order_gap(layer, bits=3, k=4, orders=["PQ", "QP"], channels=[0], time_limit=1)
+    >>> low, high = gap.totals("joint")
+    >>> low <= high
+    True
     """
-    check_functions(progress=progress)
+    check_listener(progress)
     plan = Plan(
         layer,
         bits,
@@ -143,7 +152,8 @@ def order_gap(
         jobs=jobs,
         seed=seed,
     )
-    return run_orders(plan, shop, progress)
+    with watched(progress, layer.name, None, "steps") as told:
+        return run_orders(plan, shop, told)
 
 
 def workshop(

@@ -7,6 +7,7 @@ import numpy as np
 from layerbounds.arguments import shown
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError, UnknownNameError
+from layerbounds.suggestions import did_you_mean
 
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
@@ -68,5 +69,8 @@ def codebook(name: str) -> Float:
     try:
         codes = _CODEBOOKS[name.lower()]
     except (AttributeError, KeyError):
-        raise UnknownNameError(f"there is no codebook {shown(name)}; available: {', '.join(_CODEBOOKS)}.") from None
+        hint = did_you_mean(name, _CODEBOOKS)
+        raise UnknownNameError(
+            f"there is no codebook {shown(name)}; {hint}available: {', '.join(_CODEBOOKS)}."
+        ) from None
     return np.array(sorted({c + 0.0 for c in codes}), dtype=np.float64)

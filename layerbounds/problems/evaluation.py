@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from layerbounds.arguments import flag, shown
 from layerbounds.arrays import Bool, Float, Int, type_name
+from layerbounds.display import Bar, Displayed, Shape, Summary, Table, outward
 from layerbounds.exceptions import InputError
+from layerbounds.frames import Kind, data_frame
 from layerbounds.problems.float_types import FLOAT_TYPES, rounded
 from layerbounds.problems.problem import Problem, as_problem, check_channels
-from layerbounds.problems.rows import noun
+from layerbounds.problems.rows import noun, rows_text
+from layerbounds.suggestions import did_you_mean
 
 
-@dataclass(frozen=True, eq=False)
-class Evaluation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation(Displayed):
     """Error and feasibility of given weights, with one entry for each set of channels that are bound to one another.
 
     Attributes
@@ -48,6 +52,14 @@ class Evaluation:
         With ``snap``: how many weights were moved to the level that they are the rounding of.
     moved_by : ndarray of shape (sets,)
         How far, at most.
+
+    Examples
+    --------
+    >>> evaluation = lb.evaluate(problem, layer.weight, channels=[0, 1])
+    >>> evaluation.feasible
+    array([False, False])
+    >>> evaluation.off_grid
+    array([9, 9])
     """
 
     error: Float
@@ -65,7 +77,13 @@ class Evaluation:
     moved_by: Float = field(default_factory=lambda: np.zeros(0))
 
     def describe(self) -> str:
-        """One line that says whether the weights are allowed and, if not, by how much they are off."""
+        """One line that says whether the weights are allowed and, if not, by how much they are off.
+
+        Examples
+        --------
+        >>> lb.evaluate(problem, layer.weight, channels=[0, 1]).describe()
+        '18 weights off the grid, by at most 0.3 (0.68 of a step)'
+        """
         if self.moved.any():
             many = int(self.moved.sum())
             return (
@@ -73,6 +91,58 @@ class Evaluation:
                 f"{self.moved_by.max():.2g}"
             )
         return self._off()
+
+    def to_frame(self) -> Any:
+        """A table with a row for each of ``sets``.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``channels`` (such as ``3`` or ``0:24``) and the fields that have one number for each set.
+
+        Raises
+        ------
+        MissingExtraError
+            Without pandas.
+
+        Examples
+        --------
+        >>> table = lb.evaluate(problem, layer.weight).to_frame()
+        >>> table["error"].sum(), table["feasible"].any()
+        (np.float64(0.0), np.False_)
+        """
+        kinds: dict[str, Kind] = {
+            "channels": "text",
+            "error": "real",
+            "relative_error": "real",
+            "feasible": "truth",
+            "violation": "real",
+            "off_grid": "whole",
+            "excess": "whole",
+            "steps": "real",
+            "snapped_error": "real",
+        }
+        columns = {name: getattr(self, name) for name in kinds if name != "channels"} | {"channels": self._names}
+        return data_frame(kinds, [{name: columns[name][i] for name in kinds} for i in range(len(self.error))])
+
+    @property
+    def _names(self) -> list[str]:
+        return [rows_text(rows) for rows in self.sets]
+
+    def _summary(self) -> Summary:
+        count = len(self.error)
+        facts = [f"{count} {noun(self.sets, count)}", f"error {outward.rounded(float(self.error.sum()), True)}"]
+        return Summary(self.describe(), facts)
+
+    def _tables(self) -> list[Table]:
+        rows: list[list[str | Bar | None]] = []
+        for i, name in enumerate(self._names):
+            relative = float(self.relative_error[i])
+            error = outward.rounded(relative, True, 4, 2)
+            allowed = "yes" if self.feasible[i] else "no"
+            rows.append([name, error, Bar(relative, relative, f"{name}: {error} %"), allowed, str(self.off_grid[i])])
+        kinds: dict[str, Shape] = {"channels": "text", "error, % of f(0)": "number", "error": "bar", "allowed": "text"}
+        return [Table({**kinds, "off the grid": "number"}, rows, unit="%")]
 
     def _off(self) -> str:
         if self.feasible.all():
@@ -120,6 +190,13 @@ def evaluate(
     ------
     InputError
         On weights of another shape, even if they have the right number of entries, or that are no numbers of the type.
+
+    Examples
+    --------
+    >>> rounded = problem.grid.nearest(layer.matrix)
+    >>> evaluation = lb.evaluate(problem, rounded)
+    >>> bool(evaluation.feasible.all())
+    True
     """
     layer = as_problem(problem).layer
     rows = check_channels(problem, channels)
@@ -184,7 +261,8 @@ def float_type(weights: ArrayLike, dtype: object = None) -> str:
     if isinstance(dtype, type) and issubclass(dtype, np.floating):
         name = np.dtype(dtype).name
     if name not in FLOAT_TYPES:
-        raise InputError(f"dtype is {shown(dtype)}; choose {', '.join(map(repr, FLOAT_TYPES))}.")
+        hint = did_you_mean(name, FLOAT_TYPES)
+        raise InputError(f"dtype is {shown(dtype)}; {hint}choose {', '.join(map(repr, FLOAT_TYPES))}.")
     return name
 
 

@@ -21,7 +21,7 @@ from layerbounds.problems.problem import Problem, whole_sets
 from layerbounds.problems.storage import Mask, total_mask_bits
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FilterProblem(Problem):
     """At most k output channels of each group of a layer are other than zero.
 
@@ -38,6 +38,11 @@ class FilterProblem(Problem):
         Whether kept weights may take any value; otherwise they keep the original one.
     metrics : ndarray of shape (groups, rows, rows) or None
         Q of each group's output channels.
+
+    Examples
+    --------
+    >>> lb.pruning_problem(layer, k=12, pattern="filter").label
+    'pruning filter k=12 of 16 refit'
     """
 
     kept: int
@@ -90,7 +95,13 @@ class FilterProblem(Problem):
         return self.bits_per_weight + self.masks_bits(mask) / self.layer.weight.size
 
     def masks_bits(self, mask: Mask) -> int:
-        """Bits of all masks of the layer, one for each group."""
+        """Bits of all masks of the layer, one for each group.
+
+        Examples
+        --------
+        >>> lb.pruning_problem(layer, k=12, pattern="filter").masks_bits("bitmap")
+        16
+        """
         units = np.zeros(self._rows, dtype=np.int64)
         structure = Structure(np.arange(self._rows), units, np.array([self.kept], dtype=np.int64))
         return self.layer.groups * total_mask_bits(structure, mask)

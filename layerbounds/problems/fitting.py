@@ -46,6 +46,11 @@ def uniform_grid(
     ------
     InputError
         On bits outside 1…8, an unknown range or granularity, a range that is for other grids, or invalid weights.
+
+    Examples
+    --------
+    >>> lb.uniform_grid(np.array([[-1.0, 0.2, 0.5]]), bits=2, range="minmax").levels(0)[0]
+    array([-1. , -0.5,  0. ,  0.5])
     """
     codes = uniform_codes(bits, symmetric, find_range(range))
     matrix = _weight_matrix(weight)
@@ -73,6 +78,11 @@ def codebook_grid(
     range : {"mse", "minmax"}
         How the scale is fitted, as in `uniform_grid`; ``"minmax"`` maps max|w| to the largest |code|.
         The binary codebook always uses mean|w|, the minimiser of its weight error.
+
+    Examples
+    --------
+    >>> lb.codebook_grid(np.array([[-1.0, 0.2, 1.0]]), "ternary", range="minmax").levels(0)[0]
+    array([-1.,  0.,  1.])
     """
     codes = codebook_codes(codebook_name)
     matrix = _weight_matrix(weight)

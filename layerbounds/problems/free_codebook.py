@@ -166,7 +166,7 @@ def divisions(size: int, blocks: int) -> Iterator[tuple[int, ...]]:
         yield from grow((), 0)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FreeCodebookProblem(Problem):
     """The weights of every output channel take at most ``count`` different values, which may be any.
 
@@ -175,6 +175,11 @@ class FreeCodebookProblem(Problem):
     layer : Layer
     count : int
         2^bits.
+
+    Examples
+    --------
+    >>> lb.quantization_problem(layer, bits=2, codebook="free").count
+    4
     """
 
     count: int

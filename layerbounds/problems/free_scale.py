@@ -29,7 +29,7 @@ LARGEST = 256.0
 _SINGULAR = 2.0**14 * 2.0**-53
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FreeScaleProblem(Problem):
     """Every weight is a scale times a code (less a zero point), and the scales are chosen with the codes.
 
@@ -52,6 +52,11 @@ class FreeScaleProblem(Problem):
         How the label calls the codes.
     dtype : str
         The type to which weights were rounded that are evaluated.
+
+    Examples
+    --------
+    >>> lb.quantization_problem(layer, bits=2, scale="free").codes
+    array([-2., -1.,  0.,  1.])
     """
 
     codes: Float
@@ -184,7 +189,15 @@ class FreeScaleProblem(Problem):
         return Judgement(violation, off_grid, steps, snapped, scale, zero)
 
     def rescaled(self, matrix: Float, channels: Sequence[int]) -> Float:
-        """Allowed weights of the same codes as given ones, shape (rows, n), with their best scales."""
+        """Allowed weights of the same codes as given ones, shape (rows, n), with their best scales.
+
+        Examples
+        --------
+        >>> free = lb.quantization_problem(layer, bits=2, scale="free")
+        >>> codes = np.array([[1.0, -1.0, 0.0, 1.0, 0.0, 0.0, -1.0, 1.0, 0.0]])
+        >>> free.violation(free.rescaled(codes, [0]), [0])
+        array([0.])
+        """
         result = np.empty_like(matrix)
         for rows, weights in self._of_sets(matrix, channels):
             chosen = [channels[r] for r in rows]

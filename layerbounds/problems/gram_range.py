@@ -77,6 +77,11 @@ def gram_grid(
     ------
     InputError
         If the arguments contradict each other.
+
+    Examples
+    --------
+    >>> lb.gram_grid(layer, bits=2).scale.shape
+    (16, 1)
     """
     return fitted_grid(layer, bits, codebook=codebook, symmetric=symmetric, granularity=granularity, range=range)
 

@@ -12,8 +12,11 @@ from numpy.typing import ArrayLike
 
 from layerbounds.arguments import flag, shown, whole_number
 from layerbounds.arrays import Bool, Float, Int, as_float64, as_numpy
+from layerbounds.display import Displayed, Summary, Table
+from layerbounds.display.outward import ends
 from layerbounds.exceptions import InputError
 from layerbounds.problems.levels import Levels, nearest_levels
+from layerbounds.suggestions import did_you_mean
 
 Granularity = Literal["tensor", "channel"] | int
 #: A name in `layerbounds.problems.ranges.registry`.
@@ -22,14 +25,16 @@ Range = str
 MAX_BITS = 8
 
 
+#: Codes that notebooks show one by one.
+MOST_CODES = 16
 #: Step sizes beyond these underflow or overflow when they are squared.
 SMALLEST_SCALE, LARGEST_SCALE = 1e-100, 1e100
 #: The farthest that codes and zero points may lie apart, in gaps between codes: levels must stay distinct in float64.
 MOST_GAPS = 2.0**50
 
 
-@dataclass(frozen=True, eq=False)
-class Grid:
+@dataclass(frozen=True, eq=False, repr=False)
+class Grid(Displayed):
     """Level sets ``scale · (codes − zero_point) + offset`` of all weights of a layer.
 
     Arrays of any real type and lists are taken and copied to float64.
@@ -62,6 +67,13 @@ class Grid:
     ------
     InputError
         On NaN, infinity, shapes that do not agree, or levels that float64 cannot tell apart.
+
+    Examples
+    --------
+    >>> grid = lb.Grid([0, 1, 2], [0.5, 0.25], 1, in_features=2)
+    >>> grid.levels(0)
+    array([[-0.5,  0. ,  0.5],
+           [-0.5,  0. ,  0.5]])
     """
 
     codes: Float
@@ -100,6 +112,26 @@ class Grid:
         for name, value in {**values, "group_size": size, "uniform": uniform, "label": str(self.label)}.items():
             object.__setattr__(self, name, value)
 
+    def _summary(self) -> Summary:
+        groups = self.scale.shape[1]
+        shared = "a scale for each channel" if groups == 1 else f"{groups} scales for each channel"
+        return Summary(
+            self.label,
+            [f"{len(self.codes)} levels", f"{self.out_features} channels of {self.in_features} inputs", shared],
+        )
+
+    def _tables(self) -> list[Table]:
+        codes = [f"{code:g}" for code in self.codes]
+        if self.uniform and len(codes) > 2:
+            codes = [f"{codes[0]} to {codes[-1]}"]
+        elif len(codes) > MOST_CODES:
+            codes = [*codes[: MOST_CODES - 1], "…", codes[-1]]
+        rows = [["codes", ", ".join(codes)]]
+        for name, values in (("scale", self.scale), ("zero point", self.zero_point), ("offset", self.offset)):
+            if name == "scale" or np.any(values):
+                rows.append([name, ends((float(values.min()), float(values.max())))])
+        return [Table({"": "text", " ": "text"}, rows)]
+
     @property
     def out_features(self) -> int:
         """Number of output channels."""
@@ -119,12 +151,27 @@ class Grid:
         return found
 
     def allowed(self, channel: int) -> Levels:
-        """The levels of each weight of a channel, as an allowed set."""
+        """The levels of each weight of a channel, as an allowed set.
+
+        Examples
+        --------
+        >>> grid = lb.Grid([0, 1, 2], [0.5, 0.25], 1, in_features=2)
+        >>> grid.allowed(0).nearest(np.array([0.3, -2.0]))
+        array([ 0.5, -0.5])
+        """
         codes, scale, zero_point = self.lattice(channel)
         return Levels(self.levels(channel), codes, scale, zero_point, self.uniform)
 
     def levels(self, channel: int) -> Float:
-        """Sorted values that each weight of a channel may take, shape (n, levels)."""
+        """Sorted values that each weight of a channel may take, shape (n, levels).
+
+        Examples
+        --------
+        >>> grid = lb.Grid([0, 1, 2], [0.5, 0.25], 1, in_features=2)
+        >>> grid.levels(1)
+        array([[-0.25,  0.  ,  0.25],
+               [-0.25,  0.  ,  0.25]])
+        """
         scale, zero = self.scale[channel, self.group], self.zero_point[channel, self.group]
         levels = scale[:, None] * (self.codes[None, :] - zero[:, None]) + self.offset[channel, self.group][:, None]
         mirrored = scale < 0
@@ -132,12 +179,26 @@ class Grid:
         return np.asarray(levels)
 
     def weights(self, channel: int, positions: Int) -> Float:
-        """The levels that a channel's weights have whose codes are at these positions of ``codes``, shape (n,)."""
+        """The levels that a channel's weights have whose codes are at these positions of ``codes``, shape (n,).
+
+        Examples
+        --------
+        >>> grid = lb.Grid([0, 1, 2], [0.5, 0.25], 1, in_features=2)
+        >>> grid.weights(0, np.array([0, 2]))
+        array([-0.5,  0.5])
+        """
         scale, zero = self.scale[channel, self.group], self.zero_point[channel, self.group]
         return np.asarray(scale * (self.codes[positions] - zero) + self.offset[channel, self.group])
 
     def rows(self, channels: Sequence[int]) -> Grid:
-        """The grid of some output channels, any of them several times."""
+        """The grid of some output channels, any of them several times.
+
+        Examples
+        --------
+        >>> grid = lb.Grid([0, 1, 2], [0.5, 0.25], 1, in_features=2)
+        >>> grid.rows([1]).scale
+        array([[0.25]])
+        """
         chosen = list(channels)
         return Grid(
             self.codes,
@@ -165,6 +226,13 @@ class Grid:
         scale, zero_point : ndarray of shape (n,)
             ``scale[:, None] * (codes - zero_point[:, None])`` is `levels` up to the rounding of the zero point, which
             an offset moves by −offset/scale.
+
+        Examples
+        --------
+        >>> grid = lb.Grid([0, 1, 2], [0.5, 0.25], 1, in_features=2)
+        >>> codes, scale, zero_point = grid.lattice(1)
+        >>> scale, zero_point
+        (array([0.25, 0.25]), array([1., 1.]))
         """
         scale, zero, offset = (array[channel, self.group] for array in (self.scale, self.zero_point, self.offset))
         codes = np.repeat(self.codes[None, :], len(scale), axis=0)
@@ -181,7 +249,15 @@ class Grid:
         return codes, size, zero - offset / size
 
     def nearest(self, matrix: Float, channels: Sequence[int] | None = None) -> Float:
-        """Round weights, shape (channels, n), to the nearest level each (ties go to the lower level)."""
+        """Round weights, shape (channels, n), to the nearest level each (ties go to the lower level).
+
+        Examples
+        --------
+        >>> grid = lb.Grid([0, 1, 2], [0.5, 0.25], 1, in_features=2)
+        >>> grid.nearest(np.array([[0.3, -2.0], [0.3, 0.1]]))
+        array([[ 0.5 , -0.5 ],
+               [ 0.25,  0.  ]])
+        """
         rows = range(self.out_features) if channels is None else channels
         result = np.empty_like(matrix)
         for row, channel in enumerate(rows):
@@ -280,8 +356,10 @@ def granularity_size(granularity: Granularity, n: int) -> int:
         return n
     whole = isinstance(granularity, (int, np.integer)) and not isinstance(granularity, bool)
     if not whole or int(granularity) <= 0:
+        hint = did_you_mean(granularity, ("tensor", "channel"))
         raise InputError(
-            f"granularity is {shown(granularity)}; choose 'tensor', 'channel' or a positive number of inputs per group."
+            f"granularity is {shown(granularity)}; {hint}choose 'tensor', 'channel' or a positive number of inputs per "
+            "group."
         )
     return min(int(granularity), n)
 

@@ -27,7 +27,7 @@ from layerbounds.problems.snapping import moved_to_levels
 from layerbounds.problems.storage import Mask, mask_bits
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class JointProblem(Problem):
     """Every weight of every output channel is zero or a level of its grid, and the nonzero ones fit a pattern.
 
@@ -39,6 +39,11 @@ class JointProblem(Problem):
     pattern : Pattern
     kept : int
         Number k of inputs that may differ from zero, dead ones included; what an N:M pattern implies.
+
+    Examples
+    --------
+    >>> lb.joint_problem(layer, bits=2, k=3).kept
+    3
     """
 
     grid: Grid
@@ -99,7 +104,13 @@ class JointProblem(Problem):
         return total + (self._value_bits(1) - self._value_bits(0)) * more / self.layer.in_features
 
     def with_zero(self, mask: Mask, kept: int) -> int:
-        """How many of the kept weights of a channel need a code for zero beside the levels: the mask does not say."""
+        """How many of the kept weights of a channel need a code for zero beside the levels: the mask does not say.
+
+        Examples
+        --------
+        >>> lb.joint_problem(layer, bits=4, k=3).with_zero("none", 3)
+        0
+        """
         if mask == "none" or self.zero == "level":
             return 0
         said = 0
@@ -221,7 +232,7 @@ def joint_problem(
     >>> import layerbounds as lb
     >>> layer = lb.demo_layers()["conv1"]
     >>> lb.joint_problem(layer, bits=4, pattern="2:4").label
-    'joint 4-bit symmetric, per channel, mse, 2:4, zero a level'
+    'joint 4-bit symmetric per channel, mse, 2:4, zero a level'
     """
     layer = apply_bias(as_layer(layer), bias)
     if refit is not None and flag(refit, "refit") is False:

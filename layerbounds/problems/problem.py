@@ -12,9 +12,11 @@ import numpy as np
 
 from layerbounds.arguments import members, shown
 from layerbounds.arrays import Float, Int
+from layerbounds.display import Displayed, Summary
 from layerbounds.exceptions import InputError
 from layerbounds.layers.gram import raise_diagonal
 from layerbounds.layers.layer import Layer
+from layerbounds.mistaken import instead
 from layerbounds.problems.allowed import AllowedSet
 from layerbounds.problems.grids import Grid
 from layerbounds.problems.judgement import Judgement
@@ -22,8 +24,8 @@ from layerbounds.problems.parts import Parts
 from layerbounds.problems.storage import Mask, check_mask
 
 
-@dataclass(frozen=True, eq=False)
-class Problem(ABC):
+@dataclass(frozen=True, eq=False, repr=False)
+class Problem(Displayed, ABC):
     """A layer and its allowed weights; a family of problems is a subclass.
 
     Attributes
@@ -67,6 +69,11 @@ class Problem(ABC):
         ----------
         mask : {"none", "bitmap", "entropy", "metadata"}
             How a pattern's choice is stored, as in `layerbounds.problems.storage`; without a pattern there is none.
+
+        Examples
+        --------
+        >>> lb.pruning_problem(layer, k=3).storage("bitmap")
+        6.333333333333333
         """
         check_mask(mask)
         return self.bits_per_weight
@@ -78,13 +85,24 @@ class Problem(ABC):
 
     @abstractmethod
     def allowed(self, channel: int) -> AllowedSet:
-        """The allowed weights of a channel (or of the set of rows that begins with it), dead inputs included."""
+        """The allowed weights of a channel (or of the set of rows that begins with it), dead inputs included.
+
+        Examples
+        --------
+        >>> problem.allowed(0).violation(layer.matrix[0]) > 0
+        True
+        """
 
     def gram(self, channel: int) -> Float:
         """The Gram matrix that counts for a channel, shape (n, n).
 
         Where weights may take any value, a matrix of few inputs that rounding left indefinite counts with a diagonal
         larger by the share `layerbounds.layers.gram.GramReport.raised`: without it there would be no least error.
+
+        Examples
+        --------
+        >>> problem.gram(0).shape
+        (9, 9)
         """
         stored = self.layer.channel_gram(channel)
         raised = self.layer.gram_reports[self.layer.group_of(channel)].raised
@@ -101,11 +119,22 @@ class Problem(ABC):
         Returns
         -------
         ndarray of shape (rows, rows) or None
+
+        Examples
+        --------
+        >>> problem.metric(0) is None
+        True
         """
         return None
 
     def energy(self) -> Float:
-        """f(0) of each output channel, shape (out,); of a metric's the sums over sets are what counts."""
+        """f(0) of each output channel, shape (out,); of a metric's the sums over sets are what counts.
+
+        Examples
+        --------
+        >>> problem.energy().shape
+        (16,)
+        """
         value, layer = self.layer.energy(), self.layer
         for rows in layer.group_rows():
             metric = self.metric(rows.start)
@@ -117,21 +146,47 @@ class Problem(ABC):
 
     @abstractmethod
     def row_template(self, channel: int) -> Float:
-        """Weights of the channel's dead inputs (and others to be overwritten), shape (n,)."""
+        """Weights of the channel's dead inputs (and others to be overwritten), shape (n,).
+
+        Examples
+        --------
+        >>> problem.row_template(0).shape
+        (9,)
+        """
 
     def complete(self, channel: int, weights: Float) -> Float:
-        """Weights of all inputs of a channel, shape (n,), from allowed ones of the live inputs."""
+        """Weights of all inputs of a channel, shape (n,), from allowed ones of the live inputs.
+
+        Examples
+        --------
+        >>> row = problem.allowed(0).nearest(layer.matrix[0])
+        >>> bool(np.array_equal(problem.complete(0, row[layer.live()]), row))
+        True
+        """
         row = self.row_template(channel)
         row[self.layer.live(self.layer.group_of(channel))] = weights
         return row
 
     @abstractmethod
     def like(self, layer: Layer) -> Self:
-        """A small problem of the same kind, for another layer: what compiles and refuses the same."""
+        """A small problem of the same kind, for another layer: what compiles and refuses the same.
+
+        Examples
+        --------
+        >>> small = lb.Layer(np.ones((1, 4)), np.eye(4))
+        >>> problem.like(small).label
+        '2-bit symmetric per channel, mse'
+        """
 
     @abstractmethod
     def rule(self) -> bytes:
-        """What is allowed, as bytes: equal for equal sets of weights."""
+        """What is allowed, as bytes: equal for equal sets of weights.
+
+        Examples
+        --------
+        >>> problem.rule() == lb.quantization_problem(layer, bits=2).rule()
+        True
+        """
 
     def sets(self, channels: Sequence[int]) -> list[list[int]]:
         """The sets of output channels whose weights are bound to one another; single ones unless a family says more.
@@ -140,15 +195,35 @@ class Problem(ABC):
         ------
         InputError
             If ``channels`` has some but not all rows of a set.
+
+        Examples
+        --------
+        >>> problem.sets([0, 1])
+        [[0], [1]]
+        >>> lb.pruning_problem(layer, k=3, pattern="column").sets(range(16)) == [list(range(16))]
+        True
         """
         return [[c] for c in channels]
 
     def violation(self, matrix: Float, channels: Sequence[int]) -> Float:
-        """How far weights, shape (rows, n), are from being allowed, per set of rows; 0 exactly when they are."""
+        """How far weights, shape (rows, n), are from being allowed, per set of rows; 0 exactly when they are.
+
+        Examples
+        --------
+        >>> problem.violation(problem.project(layer.matrix[:2], [0, 1]), [0, 1])
+        array([0., 0.])
+        """
         return np.array([self.allowed(s[0]).violation(w) for s, w in self._per_set(matrix, channels)])
 
     def project(self, matrix: Float, channels: Sequence[int]) -> Float:
-        """Allowed weights near given ones, shape (rows, n)."""
+        """Allowed weights near given ones, shape (rows, n).
+
+        Examples
+        --------
+        >>> near = problem.project(layer.matrix[:2], [0, 1])
+        >>> problem.violation(near, [0, 1])
+        array([0., 0.])
+        """
         result = np.empty_like(matrix)
         position = {channel: i for i, channel in enumerate(channels)}
         for s, weights in self._per_set(matrix, channels):
@@ -156,19 +231,47 @@ class Problem(ABC):
         return result
 
     def complete_set(self, rows: Sequence[int], weights: Float) -> Float:
-        """Weights of all inputs of a set of channels, shape (rows, n), from allowed ones of the live inputs."""
+        """Weights of all inputs of a set of channels, shape (rows, n), from allowed ones of the live inputs.
+
+        Examples
+        --------
+        >>> row = problem.allowed(0).nearest(layer.matrix[0])
+        >>> problem.complete_set([0], row[layer.live()]).shape
+        (1, 9)
+        """
         return np.stack([self.complete(c, w) for c, w in zip(rows, np.atleast_2d(weights), strict=True)])
 
     def rounded_to(self, dtype: str) -> Problem:
-        """The problem for evaluated weights that were rounded to a floating-point type; most do not ask."""
+        """The problem for evaluated weights that were rounded to a floating-point type; most do not ask.
+
+        Examples
+        --------
+        >>> free = lb.quantization_problem(layer, bits=2, scale="free")
+        >>> free.rounded_to("float16").dtype
+        'float16'
+        """
         return self
 
     def unrounded(self, matrix: Float, channels: Sequence[int], dtype: str) -> Float:
-        """Weights, shape (rows, n), at the levels from which one rounding to a type gives them, where it does."""
+        """Weights, shape (rows, n), at the levels from which one rounding to a type gives them, where it does.
+
+        Examples
+        --------
+        >>> free = lb.quantization_problem(layer, bits=2, scale="free")
+        >>> near = free.project(layer.matrix[:1], [0])
+        >>> free.unrounded(near.astype(np.float16).astype(float), [0], "float16").shape
+        (1, 9)
+        """
         return matrix
 
     def judged(self, matrix: Float, channels: Sequence[int]) -> Judgement:
-        """Whether weights, shape (rows, n), are allowed, and which allowed ones they stand for."""
+        """Whether weights, shape (rows, n), are allowed, and which allowed ones they stand for.
+
+        Examples
+        --------
+        >>> problem.judged(layer.matrix[:2], [0, 1]).off_grid
+        array([9, 9])
+        """
         violation = self.violation(matrix, channels)
         off_grid, steps = self.off_grid(matrix, channels)
         snapped = matrix.copy()
@@ -180,33 +283,82 @@ class Problem(ABC):
         return Judgement(violation, off_grid, steps, snapped, *self.scales(matrix, channels))
 
     def scales(self, matrix: Float, channels: Sequence[int]) -> tuple[Float, Float] | tuple[None, None]:
-        """Scales and zero points of allowed weights, each of shape (rows, scale groups); None where there are none."""
+        """Scales and zero points of allowed weights, each of shape (rows, scale groups); None where there are none.
+
+        Examples
+        --------
+        >>> scale, zero_point = problem.scales(problem.project(layer.matrix[:2], [0, 1]), [0, 1])
+        >>> scale.shape
+        (2, 1)
+        """
         return None, None
 
     def grid_of(self, matrix: Float, channels: Sequence[int]) -> Grid | None:
-        """The grid that allowed weights, shape (rows, n), are on; None where there is none."""
+        """The grid that allowed weights, shape (rows, n), are on; None where there is none.
+
+        Examples
+        --------
+        >>> problem.grid_of(solution.weights.reshape(2, -1), [0, 1]).codes
+        array([-2., -1.,  0.,  1.])
+        """
         return None
 
     def off_grid(self, matrix: Float, channels: Sequence[int]) -> tuple[Int, Float]:
-        """How many weights of each set are no level, and how far the worst is from one, in gaps between levels."""
+        """How many weights of each set are no level, and how far the worst is from one, in gaps between levels.
+
+        Examples
+        --------
+        >>> weights_off, distance = problem.off_grid(layer.matrix[:2], [0, 1])
+        >>> weights_off
+        array([9, 9])
+        """
         count = len(self.sets(channels))
         return np.zeros(count, dtype=np.int64), np.zeros(count)
 
     def excess(self, matrix: Float, channels: Sequence[int]) -> Int:
-        """How many units of each set of rows are kept beyond the capacities of a pattern."""
+        """How many units of each set of rows are kept beyond the capacities of a pattern.
+
+        Examples
+        --------
+        >>> pruned = lb.pruning_problem(layer, k=3)
+        >>> pruned.excess(layer.matrix[:2], [0, 1])
+        array([6, 6])
+        """
         return np.zeros(len(self.sets(channels)), dtype=np.int64)
 
     def kept_units(self, matrix: Float, channels: Sequence[int]) -> list[list[int]] | None:
-        """Which units of a pattern each set of rows keeps, by their numbers; None where rows do not share a mask."""
+        """Which units of a pattern each set of rows keeps, by their numbers; None where rows do not share a mask.
+
+        Examples
+        --------
+        >>> filters = lb.pruning_problem(layer, k=1, pattern="filter")
+        >>> filters.kept_units(filters.project(layer.matrix, range(16)), range(16))
+        [[5]]
+        """
         return None
 
     def fingerprint(self) -> str:
-        """SHA-256 of everything that the optimum depends on."""
+        """SHA-256 of everything that the optimum depends on.
+
+        Examples
+        --------
+        >>> len(problem.fingerprint())
+        64
+        """
         digest = hashlib.sha256()
         for array in (self.layer.gram, self.layer.target, self.layer.constant, self.layer.matrix):
             digest.update(np.ascontiguousarray(array).reshape(-1).data)
         digest.update(self.rule())
         return digest.hexdigest()
+
+    def _summary(self) -> Summary:
+        layer, bits = self.layer, self.storage()
+        facts = [
+            f"{layer.out_features} channels of {layer.in_features} inputs",
+            f"{bits:.4g} bits per weight, scales{' and masks' if self.pattern_kind else ''} not counted",
+            f"for solvers that can treat {self.requirement}",
+        ]
+        return Summary(f"{layer.name} · {self.label}", facts)
 
     def _per_set(self, matrix: Float, channels: Sequence[int]) -> list[tuple[list[int], Float]]:
         position = {channel: i for i, channel in enumerate(channels)}
@@ -254,9 +406,8 @@ def as_problem(value: Any) -> Problem:
         If it is something else.
     """
     if not isinstance(value, Problem):
-        raise InputError(
-            f"problem is {shown(value)}; pass what quantization_problem, pruning_problem or joint_problem returns."
-        )
+        usual = f"{shown(value)}; pass what quantization_problem, pruning_problem or joint_problem returns."
+        raise InputError(f"problem is {instead('problem', value) or usual}")
     return value
 
 

@@ -33,7 +33,7 @@ from layerbounds.problems.tiled_support import TiledSupport
 DENSE_BITS = 16
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PruningProblem(Problem):
     """The nonzero weights of every output channel must fit a sparsity pattern.
 
@@ -48,6 +48,11 @@ class PruningProblem(Problem):
         Whether kept weights may take any value; otherwise they keep the original one.
     share : int or None
         How many consecutive output channels have one mask; None for all that share a Gram matrix.
+
+    Examples
+    --------
+    >>> lb.pruning_problem(layer, density=0.5).kept
+    4
     """
 
     pattern: Pattern
@@ -105,7 +110,13 @@ class PruningProblem(Problem):
         return self.bits_per_weight + self.masks_bits(mask) / self.layer.weight.size
 
     def masks_bits(self, mask: Mask) -> int:
-        """Bits of all masks of the layer."""
+        """Bits of all masks of the layer.
+
+        Examples
+        --------
+        >>> lb.pruning_problem(layer, density=0.5).masks_bits("bitmap")
+        144
+        """
         out = self.layer.out_features
         bands = len(self.sets(range(out)))
         if not isinstance(self.pattern, Tiled):
@@ -154,7 +165,13 @@ class PruningProblem(Problem):
         return SharedSupport(self.structure, self.layer.matrix[list(self._set_of(channel))], self.refit, idle)
 
     def support(self, channel: int) -> Support:
-        """The structure and the weights of one channel on its own."""
+        """The structure and the weights of one channel on its own.
+
+        Examples
+        --------
+        >>> lb.pruning_problem(layer, k=3).support(0).structure.capacity
+        array([3])
+        """
         idle = ~self.layer.live(self.layer.group_of(channel))
         return Support(self.structure, self.layer.matrix[channel], self.refit, idle)
 

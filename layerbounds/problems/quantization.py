@@ -27,7 +27,7 @@ from layerbounds.problems.problem import Problem
 from layerbounds.problems.snapping import moved_to_levels
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class QuantizationProblem(Problem):
     """Every weight of every output channel must be a level of its grid.
 
@@ -35,6 +35,13 @@ class QuantizationProblem(Problem):
     ----------
     layer : Layer
     grid : Grid
+
+    Examples
+    --------
+    >>> problem.label
+    '2-bit symmetric per channel, mse'
+    >>> problem.grid.levels(0).shape
+    (9, 4)
     """
 
     grid: Grid
@@ -202,6 +209,15 @@ def quantization_problem(
     ------
     InputError
         If the arguments contradict each other.
+
+    Examples
+    --------
+    >>> lb.quantization_problem(layer, bits=3).label
+    '3-bit symmetric per channel, mse'
+    >>> lb.quantization_problem(layer, codebook="nf4").label
+    'nf4 per channel, mse'
+    >>> lb.quantization_problem(layer, bits=2, scale="free").label
+    '2-bit symmetric, all scales per channel'
     """
     for name, of_pruning in (("density", density), ("pattern", pattern)):
         if of_pruning is not None:

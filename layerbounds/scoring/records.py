@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from layerbounds.display import INTERVAL, PRUNING, Bar, Displayed, Shape, Summary, Table, picture
+from layerbounds.display.outward import ends, rounded
 from layerbounds.exceptions import UnknownNameError
 from layerbounds.frames import Kind, data_frame
 from layerbounds.scoring.verdict import Distance
+from layerbounds.suggestions import did_you_mean
 
 #: What a layer's score may be.
 SCORED, MISMATCH = "scored", "suspected mismatch"
 
 _TRIVIAL = "only a trivial bound"
+#: Names that a line has at most.
+_NAMED = 6
 #: From so many per cent on, the least error is 0 up to rounding.
 _SILLY = 1e7
 
 
-@dataclass(frozen=True)
-class Standing:
+@dataclass(frozen=True, repr=False)
+class Standing(Displayed):
     """The error of stored weights beside a certified interval of the least one; sums over the channels.
 
     Attributes
@@ -58,6 +64,9 @@ class Standing:
     fingerprint: str
     notes: tuple[str, ...] = ()
 
+    def _summary(self) -> Summary:
+        return Summary(self.label, [f"least error {ends((self.lower_bound, self.upper_bound))}", self.words()])
+
     def words(self) -> str:
         """How far the weights are from optimal; both figures hold as they are written."""
         if not self.trivial:
@@ -73,8 +82,8 @@ class Standing:
         return record
 
 
-@dataclass(frozen=True)
-class LayerScore:
+@dataclass(frozen=True, repr=False)
+class LayerScore(Displayed):
     """A layer of a checkpoint.
 
     Attributes
@@ -107,6 +116,17 @@ class LayerScore:
     estimated : bool
         Whether factors were estimated: which ones the checkpoint meant is then not certain.
     notes : tuple of str
+
+    Examples
+    --------
+    >>> from safetensors.numpy import save_file
+    >>> packed = {"fc.qweight": np.zeros((2, 1), np.int32), "fc.qzeros": np.zeros((1, 1), np.int32)}
+    >>> save_file({**packed, "fc.scales": np.ones((1, 8), np.float16)}, "awq.safetensors")
+    >>> inputs = np.random.default_rng(0).normal(size=(64, 2))
+    >>> fc = lb.Layer.from_activations(np.full((8, 2), 0.4), inputs, "fc")
+    >>> score = lb.score("awq.safetensors", {"fc": fc}, channels=[0], time_limit=1).layers[0]
+    >>> score.own.lower_bound <= score.error
+    True
     """
 
     layer: str
@@ -132,8 +152,41 @@ class LayerScore:
             return None
         return -10.0 * math.log10(self.relative_error) if self.relative_error > 0 else math.inf
 
+    def _summary(self) -> Summary:
+        facts = [f"{self.format}, {self.bits_per_weight:.4g} bits per weight"]
+        if self.relative_error is not None:
+            facts.append(f"error {rounded(self.relative_error, True, 4, 2)} % of f(0)")
+        if self.status == MISMATCH:
+            facts.append(MISMATCH)
+        facts += [f"{what}: {standing.words()}" for what, standing, _ in self._standings if standing is not None]
+        return Summary(self.layer, facts)
+
+    @property
+    def _standings(self) -> list[tuple[str, Standing | None, str]]:
+        return [("its own grid", self.own, INTERVAL), ("any scales", self.free, PRUNING)]
+
+    def _tables(self) -> list[Table]:
+        rows: list[list[str | Bar | None]] = [
+            [what, _distance(standing, colour), standing.words(), ends((standing.lower_bound, standing.upper_bound))]
+            for what, standing, colour in self._standings
+            if standing is not None
+        ]
+        kinds: dict[str, Shape] = {"beside the best of": "text", _RATIO: "bar", "": "text", "least error": "number"}
+        return [Table(kinds, rows)] if rows else []
+
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Ready for JSON.
+
+        Examples
+        --------
+        >>> from safetensors.numpy import save_file
+        >>> packed = {"fc.qweight": np.zeros((2, 1), np.int32), "fc.qzeros": np.zeros((1, 1), np.int32)}
+        >>> save_file({**packed, "fc.scales": np.ones((1, 8), np.float16)}, "awq.safetensors")
+        >>> inputs = np.random.default_rng(0).normal(size=(64, 2))
+        >>> fc = lb.Layer.from_activations(np.full((8, 2), 0.4), inputs, "fc")
+        >>> lb.score("awq.safetensors", {"fc": fc}, channels=[0], time_limit=1).layers[0].to_dict()["layer"]
+        'fc'
+        """
         record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         record |= {
             "sqnr_db": self.sqnr_db,
@@ -141,6 +194,19 @@ class LayerScore:
             "free": None if self.free is None else self.free.to_dict(),
         }
         return record
+
+
+#: Heading of bars of how far above the least error weights are.
+_RATIO = "error / least error"
+
+
+def _distance(standing: Standing | None, colour: str) -> Bar | None:
+    """From the ratio to the least error that is certain to the one that is possible."""
+    if standing is None:
+        return None
+    least, most = standing.distance.at_least, standing.distance.at_most
+    high = math.inf if most is None or standing.trivial else 1.0 + most / 100.0
+    return Bar(1.0 + least / 100.0, high, standing.words(), colour)
 
 
 _COLUMNS: dict[str, Kind] = {
@@ -166,8 +232,8 @@ _STANDING: dict[str, Kind] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Scores:
+@dataclass(frozen=True, eq=False, repr=False)
+class Scores(Displayed):
     """The layers of a checkpoint, in the order of the capture.
 
     Attributes
@@ -185,6 +251,17 @@ class Scores:
         Captured layers that the checkpoint does not quantize.
     interrupted : bool
         Whether Ctrl-C ended the work.
+
+    Examples
+    --------
+    >>> from safetensors.numpy import save_file
+    >>> packed = {"fc.qweight": np.zeros((2, 1), np.int32), "fc.qzeros": np.zeros((1, 1), np.int32)}
+    >>> save_file({**packed, "fc.scales": np.ones((1, 8), np.float16)}, "awq.safetensors")
+    >>> inputs = np.random.default_rng(0).normal(size=(64, 2))
+    >>> fc = lb.Layer.from_activations(np.full((8, 2), 0.4), inputs, "fc")
+    >>> scores = lb.score("awq.safetensors", {"fc": fc}, channels=[0], time_limit=1)
+    >>> [entry.layer for entry in scores]
+    ['fc']
     """
 
     checkpoint: str
@@ -206,7 +283,70 @@ class Scores:
             if score.layer == name:
                 return score
         why = self.refused.get(name) if isinstance(name, str) else None
-        raise UnknownNameError(why or f"no layer {name!r} was scored; there are {', '.join(s.layer for s in self)}.")
+        names = [score.layer for score in self]
+        hint = did_you_mean(name, names)
+        raise UnknownNameError(why or f"no layer {name!r} was scored; {hint}there are {', '.join(names)}.")
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """Draw for each layer between which two figures its error over the least error lies.
+
+        Parameters
+        ----------
+        path : path-like, optional
+            A file for the picture that ends in .svg, .png or .pdf.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        MissingExtraError
+            Without matplotlib.
+        InputError
+            If no layer was scored, or no picture can be written to the path.
+
+        Examples
+        --------
+        >>> from safetensors.numpy import save_file
+        >>> packed = {"fc.qweight": np.zeros((2, 1), np.int32), "fc.qzeros": np.zeros((1, 1), np.int32)}
+        >>> save_file({**packed, "fc.scales": np.ones((1, 8), np.float16)}, "awq.safetensors")
+        >>> inputs = np.random.default_rng(0).normal(size=(64, 2))
+        >>> fc = lb.Layer.from_activations(np.full((8, 2), 0.4), inputs, "fc")
+        >>> figure = lb.score("awq.safetensors", {"fc": fc}, channels=[0], time_limit=1).plot("scores.svg")
+        """
+        return picture(self, path)
+
+    def _summary(self) -> Summary:
+        count = len(self.layers)
+        facts = [self.label, f"{count} layer{'' if count == 1 else 's'} scored"]
+        known = [(score.own.distance.at_most, score) for score in self if score.own is not None]
+        worst = max(
+            ((most, score) for most, score in known if most is not None), key=lambda pair: pair[0], default=None
+        )
+        if worst is not None and worst[1].own is not None:
+            facts.append(f"farthest from the best of its own grid: {worst[1].layer}, {worst[1].own.words()}")
+        if self.refused:
+            facts.append(f"{len(self.refused)} cannot be compared: {', '.join(list(self.refused)[:_NAMED])}")
+        if self.interrupted:
+            facts.append("interrupted")
+        return Summary(self.checkpoint, facts)
+
+    def _tables(self) -> list[Table]:
+        free = any(score.free is not None for score in self)
+        rows = []
+        for score in self:
+            error = rounded(score.relative_error, True, 4, 2)
+            row: list[str | Bar | None] = [score.layer, score.format, f"{score.bits_per_weight:.4g}", error]
+            for _, standing, colour in score._standings[: 1 + free]:
+                words = "" if standing is None else standing.words()
+                row += [_distance(standing, colour), MISMATCH if score.status == MISMATCH else words]
+            rows.append(row)
+        kinds: dict[str, Shape] = {"layer": "text", "stored as": "text", "bits": "number", "error, % of f(0)": "number"}
+        kinds |= {_RATIO: "bar", "its own grid": "text"}
+        if free:
+            kinds |= {"any scales": "bar", "": "text"}
+        return [Table(kinds, rows)]
 
     def to_frame(self) -> Any:
         """A pandas data frame, a row for each layer.
@@ -215,6 +355,16 @@ class Scores:
         ------
         MissingExtraError
             Without pandas.
+
+        Examples
+        --------
+        >>> from safetensors.numpy import save_file
+        >>> packed = {"fc.qweight": np.zeros((2, 1), np.int32), "fc.qzeros": np.zeros((1, 1), np.int32)}
+        >>> save_file({**packed, "fc.scales": np.ones((1, 8), np.float16)}, "awq.safetensors")
+        >>> inputs = np.random.default_rng(0).normal(size=(64, 2))
+        >>> fc = lb.Layer.from_activations(np.full((8, 2), 0.4), inputs, "fc")
+        >>> lb.score("awq.safetensors", {"fc": fc}, channels=[0], time_limit=1).to_frame().shape[0]
+        1
         """
         kinds = {**_COLUMNS, **{f"{part}_{name}": kind for part in ("own", "free") for name, kind in _STANDING.items()}}
         rows = []
@@ -227,7 +377,18 @@ class Scores:
         return data_frame(kinds, rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Ready for JSON.
+
+        Examples
+        --------
+        >>> from safetensors.numpy import save_file
+        >>> packed = {"fc.qweight": np.zeros((2, 1), np.int32), "fc.qzeros": np.zeros((1, 1), np.int32)}
+        >>> save_file({**packed, "fc.scales": np.ones((1, 8), np.float16)}, "awq.safetensors")
+        >>> inputs = np.random.default_rng(0).normal(size=(64, 2))
+        >>> fc = lb.Layer.from_activations(np.full((8, 2), 0.4), inputs, "fc")
+        >>> lb.score("awq.safetensors", {"fc": fc}, channels=[0], time_limit=1).to_dict()["format"]
+        'AWQ'
+        """
         return {
             "checkpoint": self.checkpoint,
             "format": self.label,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from layerbounds.arguments import check_functions, flag, one_of, real_number, shown
+from layerbounds.arguments import flag, one_of, real_number, shown
 from layerbounds.arrays import Float
 from layerbounds.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from layerbounds.checkpoints.weight import QuantizedWeight
@@ -18,10 +18,12 @@ from layerbounds.layers.bias import Bias, apply_bias
 from layerbounds.layers.files import named_layers
 from layerbounds.layers.layer import Layer
 from layerbounds.layers.layer_file import LayerFile
+from layerbounds.mistaken import instead
 from layerbounds.names import match_names
 from layerbounds.problems.float_types import rounded
 from layerbounds.problems.problem import Problem, check_rows
 from layerbounds.problems.quantization import QuantizationProblem
+from layerbounds.progress import check_listener, watched
 from layerbounds.proofs import BoundKind, Status
 from layerbounds.scoring.free import contains, freed
 from layerbounds.scoring.original import open_original
@@ -59,7 +61,7 @@ def score(
     backend: str = "auto",
     jobs: int | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Scores:
     """Put the weights of a quantized checkpoint beside the certified interval of the best that was possible.
 
@@ -94,8 +96,9 @@ def score(
         Seconds of search for each layer and question; default: 30, if there is no ``time_limit``.
     gap, node_limit, backend, jobs, seed
         As in `solve`.
-    progress : callable, optional
-        Called before each layer with (layers done, layers in all, name).
+    progress : bool or callable, optional
+        True for a bar on a terminal or in a notebook; a function is called before each layer with (layers done, layers
+        in all, name).
 
     Returns
     -------
@@ -110,12 +113,23 @@ def score(
         If a name matches nothing.
     InputError
         If the checkpoint and the capture have no layer in common, or all layers that they share are refused.
+
+    Examples
+    --------
+    >>> from safetensors.numpy import save_file
+    >>> packed = {"fc.qweight": np.zeros((2, 1), np.int32), "fc.qzeros": np.zeros((1, 1), np.int32)}
+    >>> save_file({**packed, "fc.scales": np.ones((1, 8), np.float16)}, "awq.safetensors")
+    >>> inputs = np.random.default_rng(0).normal(size=(64, 2))
+    >>> fc = lb.Layer.from_activations(np.full((8, 2), 0.4), inputs, "fc")
+    >>> scores = lb.score("awq.safetensors", {"fc": fc}, channels=[0], time_limit=1)
+    >>> scores.layers[0].status
+    'scored'
     """
     one_of(scale, "scale", ("own", "free"))
     one_of(bias, "bias", ("keep", "refit"))
     flag(estimate, "estimate")
     real_number(gap, "gap", 0.0, 1.0)
-    check_functions(progress=progress)
+    check_listener(progress)
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
     captured = _captured(layers)
     given = partners(names, list(captured))
@@ -151,7 +165,7 @@ def score(
     }
     scores: list[LayerScore] = []
     interrupted = False
-    with ExitStack() as stack:
+    with ExitStack() as stack, watched(progress, str(opened.path), len(paired), "layers") as told:
         first = captured[next(iter(paired))]
         dense = stack.enter_context(open_original(original, first))
 
@@ -164,8 +178,8 @@ def score(
             layer = captured[name]
             rows = check_rows(layer, channels)
             try:
-                if progress is not None:
-                    progress(done, len(paired), name)
+                if told is not None:
+                    told(done, len(paired), name)
                 around = _around(layer, surroundings, said=original is not None)
                 found, interrupted = _scored(layer, opened[its], around, rows, scale, bias, limits)
             except (UnsupportedProblemError, FileFormatError) as error:
@@ -204,7 +218,8 @@ def _captured(layers: Any) -> Mapping[str, Layer]:
     if isinstance(layers, LayerFile):
         return layers
     if not isinstance(layers, (Mapping, Iterable)):
-        raise InputError(f"layers is {shown(layers)}; pass captured layers, or the file that they are in.")
+        usual = f"{shown(layers)}; pass captured layers, or the file that they are in."
+        raise InputError(f"layers is {instead('layers', layers) or usual}")
     named = named_layers(layers)
     if not named:
         raise InputError("there are no layers to score; capture at least one.")

@@ -15,6 +15,7 @@ from layerbounds.exceptions import InputError
 from layerbounds.problems.problem import Problem
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import Control, RawSolve
+from layerbounds.suggestions import did_you_mean
 
 
 class Capability(StrEnum):
@@ -125,7 +126,8 @@ def read_options(backend: Backend, given: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in given.items():
         if name not in result:
             known = ", ".join(result) or "none"
-            raise InputError(f"backend {backend.name!r} has no option {name!r}; its options are: {known}.")
+            hint = did_you_mean(name, result)
+            raise InputError(f"backend {backend.name!r} has no option {name!r}; {hint}its options are: {known}.")
         result[name] = _read_option(name, backend.options[name], value)
     return result
 
@@ -134,7 +136,8 @@ def _read_option(name: str, option: Option, value: Any) -> bool | int | float | 
     kind = type(option.default)
     if kind is str:
         if str(value) not in option.choices:
-            raise InputError(f"option {name} is {value!r}; choose {' or '.join(option.choices)}.")
+            hint = did_you_mean(value, option.choices)
+            raise InputError(f"option {name} is {value!r}; {hint}choose {' or '.join(option.choices)}.")
         return str(value)
     if kind is bool:
         words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}

@@ -64,7 +64,13 @@ def is_own(name: str) -> bool:
 
 
 def backends() -> list[BackendInfo]:
-    """List every backend with its version, whether it is available, and what it can solve."""
+    """List every backend with its version, whether it is available, and what it can solve.
+
+    Examples
+    --------
+    >>> [backend.name for backend in lb.backends()][:2]
+    ['native', 'batched']
+    """
     rows = []
     for name, make in _BACKENDS.items():
         backend = make()

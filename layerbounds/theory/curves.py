@@ -27,6 +27,11 @@ class Point:
         At its optimal range.
     pruning : PruningError
         At the sparsity of equal storage.
+
+    Examples
+    --------
+    >>> lb.theory.curve(lb.theory.normal(), bits=[4]).points[0].bits
+    4
     """
 
     bits: int
@@ -50,6 +55,11 @@ class Curve:
         In the order asked for.
     mask : {"none", "bitmap", "entropy"}
     natural_zeros : bool
+
+    Examples
+    --------
+    >>> lb.theory.curve(lb.theory.normal(), bits=[4]).mask
+    'none'
     """
 
     distribution: Distribution
@@ -72,6 +82,13 @@ def curve(
         Storage of the mask, as in `equal_density`.
     natural_zeros : bool
         Whether zeros among the quantized weights count as not stored.
+
+    Examples
+    --------
+    >>> compared = lb.theory.curve(lb.theory.normal(), bits=[4])
+    >>> point = compared.points[0]
+    >>> point.quantization.total < point.pruning.total
+    True
     """
     values = as_distribution(distribution)
     points = []
@@ -93,6 +110,11 @@ def crossings(compared: Curve) -> list[float]:
     -------
     list of float
         Falling; empty where one method is better throughout.
+
+    Examples
+    --------
+    >>> lb.theory.crossings(lb.theory.curve(lb.theory.normal(), bits=[3, 4]))
+    []
     """
     points = sorted(compared.points, key=lambda p: p.bits)
     found = []

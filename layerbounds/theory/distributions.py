@@ -23,6 +23,11 @@ class Distribution(ABC):
     ----------
     label : str
         How tables and figures call it.
+
+    Examples
+    --------
+    >>> lb.theory.normal().label
+    'normal'
     """
 
     label: str
@@ -41,11 +46,23 @@ class Distribution(ABC):
         Returns
         -------
         ndarray of shape (intervals,)
+
+        Examples
+        --------
+        >>> ends = (np.array([-1.0]), np.array([1.0]), np.array([0.0]))
+        >>> np.round(lb.theory.uniform(1.0).partial(2, *ends), 6)
+        array([0.333333])
         """
 
     @abstractmethod
     def absolute_quantile(self, probability: float) -> float:
-        """The t with P(|x| ≤ t) = probability; for samples the smallest with at least that."""
+        """The t with P(|x| ≤ t) = probability; for samples the smallest with at least that.
+
+        Examples
+        --------
+        >>> round(lb.theory.normal().absolute_quantile(0.95), 3)
+        1.96
+        """
 
     @property
     @abstractmethod
@@ -53,7 +70,13 @@ class Distribution(ABC):
         """Smallest interval with probability 1."""
 
     def expectation(self, power: int, centre: float = 0.0) -> float:
-        """E[(x − centre)^power]."""
+        """E[(x − centre)^power].
+
+        Examples
+        --------
+        >>> round(lb.theory.normal(2.0).expectation(2), 9)
+        4.0
+        """
         whole = (np.array([-np.inf]), np.array([np.inf]))
         return float(self.partial(power, *whole, np.array([centre]))[0])
 

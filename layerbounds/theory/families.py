@@ -15,7 +15,13 @@ from layerbounds.theory.distributions import Continuous, Density, Distribution, 
 
 
 def normal(sigma: float = 1.0) -> Continuous:
-    """Normal distribution of mean 0."""
+    """Normal distribution of mean 0.
+
+    Examples
+    --------
+    >>> round(lb.theory.normal(2.0).expectation(2), 9)
+    4.0
+    """
     import scipy.stats
 
     sigma = _positive(sigma, "sigma")
@@ -29,7 +35,13 @@ def normal(sigma: float = 1.0) -> Continuous:
 
 
 def laplace(scale: float = 1.0) -> Continuous:
-    """Laplace distribution of mean 0 with density exp(−|x|/scale)/(2·scale)."""
+    """Laplace distribution of mean 0 with density exp(−|x|/scale)/(2·scale).
+
+    Examples
+    --------
+    >>> round(lb.theory.laplace().expectation(2), 9)
+    2.0
+    """
     import scipy.stats
 
     scale = _positive(scale, "scale")
@@ -43,7 +55,13 @@ def laplace(scale: float = 1.0) -> Continuous:
 
 
 def logistic(scale: float = 1.0) -> Continuous:
-    """Logistic distribution of mean 0."""
+    """Logistic distribution of mean 0.
+
+    Examples
+    --------
+    >>> round(lb.theory.logistic().expectation(2), 4)
+    3.2899
+    """
     import scipy.stats
 
     scale = _positive(scale, "scale")
@@ -56,7 +74,13 @@ def logistic(scale: float = 1.0) -> Continuous:
 
 
 def uniform(limit: float = 1.0) -> Continuous:
-    """Uniform distribution on [−limit, limit]."""
+    """Uniform distribution on [−limit, limit].
+
+    Examples
+    --------
+    >>> round(lb.theory.uniform(1.0).expectation(2), 6)
+    0.333333
+    """
     import scipy.stats
 
     limit = _positive(limit, "limit")
@@ -73,6 +97,11 @@ def student_t(df: float, quantile: float = 0.0, scale: float = 1.0) -> Continuou
     quantile : float
         Truncated to the values between this quantile and its mirror image, in [0, 1/2); 0 truncates nothing.
     scale : float
+
+    Examples
+    --------
+    >>> round(lb.theory.student_t(5.0).expectation(2), 4)
+    1.6667
     """
     import scipy.special
     import scipy.stats
@@ -100,6 +129,12 @@ def truncated(frozen: Any, quantile: float, kinks: Sequence[float] = ()) -> Cont
         In (0, 1/2).
     kinks : sequence of float
         Where the density is not smooth.
+
+    Examples
+    --------
+    >>> import scipy.stats
+    >>> lb.theory.truncated(scipy.stats.norm(), 0.1).absolute_quantile(1.0) < 1.3
+    True
     """
     _check_frozen(frozen)
     known = _known_kinks(frozen)
@@ -121,6 +156,12 @@ def mixture(components: Sequence[Any], weights: ArrayLike) -> Mixture:
     components : sequence of Distribution or scipy.stats frozen continuous distribution
     weights : array_like of shape (components,)
         Positive; normalised to sum 1.
+
+    Examples
+    --------
+    >>> both = lb.theory.mixture([lb.theory.normal(1.0), lb.theory.normal(3.0)], [0.5, 0.5])
+    >>> round(both.expectation(2), 9)
+    5.0
     """
     parts = [as_distribution(c) for c in components]
     shares = as_float64(weights, "weights")
@@ -139,6 +180,11 @@ def empirical(samples: ArrayLike, label: str = "samples") -> Empirical:
     samples : array_like
         Any shape.
     label : str
+
+    Examples
+    --------
+    >>> lb.theory.empirical(np.array([-1.0, 0.5, 1.0]), "three weights").label
+    'three weights'
     """
     values = as_float64(samples, "samples").ravel()
     if values.size == 0:
@@ -159,6 +205,11 @@ def as_distribution(value: Any, kinks: Sequence[float] = ()) -> Distribution:
     ------
     InputError
         If it is none of these, or has an infinite variance.
+
+    Examples
+    --------
+    >>> lb.theory.as_distribution(np.array([-1.0, 0.5, 1.0])).label
+    'samples'
     """
     if isinstance(value, Distribution):
         return value

@@ -41,6 +41,11 @@ def typical_error(gram: ArrayLike, scale: ArrayLike) -> float | None:
     Raises
     ------
     InputError
+
+    Examples
+    --------
+    >>> round(lb.theory.typical_error(np.eye(2), 1.0), 4)
+    0.1592
     """
     return error_of_lattice(spectrum(gram), scale)
 
@@ -64,6 +69,11 @@ def chance_below(gram: ArrayLike, scale: ArrayLike, error: float) -> float | Non
     Raises
     ------
     InputError
+
+    Examples
+    --------
+    >>> round(lb.theory.chance_below(np.eye(2), 1.0, 0.01), 4)
+    0.0314
     """
     values = spectrum(gram)
     real_number(error, "error", 0.0)

@@ -26,6 +26,12 @@ class PruningError:
         E[x²; |x| ≤ t].
     power : float
         E[x²].
+
+    Examples
+    --------
+    >>> error = lb.theory.pruning_error(lb.theory.uniform(1.0), 0.5)
+    >>> round(error.threshold, 9)
+    0.5
     """
 
     sparsity: float
@@ -48,6 +54,11 @@ def pruning_error(distribution: Any, sparsity: float) -> PruningError:
         Of n samples the ⌊(1 − sparsity)·n⌋ largest magnitudes are kept.
     sparsity : float
         In [0, 1].
+
+    Examples
+    --------
+    >>> round(lb.theory.pruning_error(lb.theory.uniform(1.0), 0.5).total, 6)
+    0.041667
     """
     values = as_distribution(distribution)
     if not 0.0 <= sparsity <= 1.0:

@@ -38,6 +38,12 @@ class QuantizationError:
         P(Q(x) = 0), the natural sparsity of the quantized values.
     power : float
         E[x²].
+
+    Examples
+    --------
+    >>> error = lb.theory.quantization_error(lb.theory.normal(), 4)
+    >>> round(error.rounding + error.clipping, 4)
+    0.0119
     """
 
     bits: int
@@ -88,6 +94,11 @@ def quantization_error(
     Raises
     ------
     InputError
+
+    Examples
+    --------
+    >>> round(lb.theory.quantization_error(lb.theory.normal(), 4, limit=3.0).scale, 4)
+    0.4
     """
     values = as_distribution(distribution)
     half = _half(bits)
@@ -120,6 +131,11 @@ def optimal_scale(distribution: Any, bits: int) -> float:
     distribution : as in `quantization_error`
     bits : int
         2 to 8.
+
+    Examples
+    --------
+    >>> round(lb.theory.optimal_scale(lb.theory.normal(), 4), 4)
+    0.3386
     """
     values = as_distribution(distribution)
     half = _half(bits)

@@ -48,6 +48,11 @@ def least_distortion(gram: ArrayLike, weights: ArrayLike, bits: float) -> float:
     Raises
     ------
     InputError
+
+    Examples
+    --------
+    >>> round(lb.theory.least_distortion(np.eye(2), np.array([1.0, -1.0]), 2.0), 4)
+    0.125
     """
     real_number(bits, "bits", 0.0)
     values = spectrum(gram)

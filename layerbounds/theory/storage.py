@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from layerbounds.arguments import one_of
 from layerbounds.exceptions import InputError
 from layerbounds.problems.pruning import DENSE_BITS
 
@@ -33,11 +34,17 @@ def equal_density(bits: float, mask: Mask = "none", zeros: float = 0.0) -> float
     -------
     float
         b/16 by default. 0 where the mask alone costs as much as the quantized weights.
+
+    Examples
+    --------
+    >>> lb.theory.equal_density(4)
+    0.25
+    >>> lb.theory.equal_density(4, mask="bitmap")
+    0.1875
     """
     from scipy.optimize import brentq
 
-    if mask not in ("none", "bitmap", "entropy"):
-        raise InputError(f"mask is {mask!r}; choose 'none', 'bitmap' or 'entropy'.")
+    one_of(mask, "mask", ("none", "bitmap", "entropy"))
     if not 0 <= bits <= DENSE_BITS:
         raise InputError(f"bits is {bits}; pass a number from 0 to {DENSE_BITS}.")
     if not 0 <= zeros <= 1:

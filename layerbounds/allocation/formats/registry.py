@@ -9,6 +9,7 @@ from layerbounds.allocation.formats.compression import Format, InexpressibleErro
 from layerbounds.allocation.options import LayerOptions
 from layerbounds.arguments import shown
 from layerbounds.exceptions import InputError, UnknownNameError
+from layerbounds.suggestions import did_you_mean
 
 FORMATS: dict[str, Format] = {
     module.FORMAT.name: module.FORMAT for module in (gptqmodel, llm_compressor, auto_round, llama_cpp)
@@ -24,7 +25,8 @@ def find_format(tool: str) -> Format:
         If there is none.
     """
     if not isinstance(tool, str) or tool.lower() not in FORMATS:
-        raise UnknownNameError(f"there is no format {shown(tool)}; choose {', '.join(FORMATS)}.")
+        hint = did_you_mean(tool, FORMATS)
+        raise UnknownNameError(f"there is no format {shown(tool)}; {hint}choose {', '.join(FORMATS)}.")
     return FORMATS[tool.lower()]
 
 

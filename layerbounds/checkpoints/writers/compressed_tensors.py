@@ -17,6 +17,7 @@ from layerbounds.checkpoints.writers.stored import Stored, stored
 from layerbounds.exceptions import InputError, UnknownNameError, UnsupportedProblemError
 from layerbounds.layers.tensor_files import FLOAT_NAMES, NARROW_FLOATS
 from layerbounds.problems.grids import Grid
+from layerbounds.suggestions import did_you_mean
 
 #: In the order in which they are tried where none is asked for.
 FORMS = ("pack-quantized", "int-quantized", "mxfp4-pack-quantized", "nvfp4-pack-quantized", "float-quantized")
@@ -138,9 +139,10 @@ def _planned(grid: Grid, form: str | None, dtype: str, bits: int | None, parts: 
         # Integers are what most grids are meant to be, uniform ones in any case.
         raise reasons[0]
     if form not in FORMS:
-        raise UnknownNameError(f"there is no form {shown(form)} that can be written; choose {', '.join(FORMS)}.")
+        hint = did_you_mean(form, FORMS)
+        raise UnknownNameError(f"there is no form {shown(form)} that can be written; {hint}choose {', '.join(FORMS)}.")
     if dtype not in _KINDS:
-        raise UnknownNameError(f"dtype is {shown(dtype)}; choose {', '.join(_KINDS)}.")
+        raise UnknownNameError(f"dtype is {shown(dtype)}; {did_you_mean(dtype, _KINDS)}choose {', '.join(_KINDS)}.")
     if np.any(grid.offset):
         raise _refused(form, "levels are codes times scales, without an offset")
     size = _group_size(grid, form)

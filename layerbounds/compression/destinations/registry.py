@@ -8,6 +8,7 @@ from typing import Any
 from layerbounds.arguments import as_path, shown
 from layerbounds.compression.destinations.base import Destination
 from layerbounds.exceptions import InputError, UnknownNameError
+from layerbounds.suggestions import did_you_mean
 
 #: What `compress` can write.
 DESTINATIONS = ("dense", "compressed-tensors", "gptq", "gguf")
@@ -47,7 +48,8 @@ def find_destination(name: Any, template: Any) -> str | None:
             raise InputError("template is for a format; pass format, too, or leave it out.")
         return None
     if not isinstance(name, str) or name.lower() not in DESTINATIONS:
-        raise UnknownNameError(f"there is no format {shown(name)}; choose {', '.join(DESTINATIONS)}.")
+        hint = did_you_mean(name, DESTINATIONS)
+        raise UnknownNameError(f"there is no format {shown(name)}; {hint}choose {', '.join(DESTINATIONS)}.")
     if name.lower() == "gguf" and template is None:
         raise InputError("format 'gguf' replaces tensors of a GGUF file of the model; pass it as template.")
     return name.lower()

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from layerbounds.arguments import one_of
 from layerbounds.arrays import Float
-from layerbounds.exceptions import InputError
 from layerbounds.methods.base import HEURISTICS
 from layerbounds.methods.joint.view import JointView
 from layerbounds.methods.options import read_parts, resolve_options
@@ -93,8 +93,7 @@ def check_stages(options: dict[str, Any]) -> None:
     """
     for name in STAGES:
         _stage(options[name], name)
-    if options["target"] not in TARGETS:
-        raise InputError(f"target is {options['target']!r}; choose {' or '.join(map(repr, TARGETS))}.")
+    one_of(options["target"], "target", tuple(TARGETS))
 
 
 def _stage(text: str, stage: str) -> Callable[[Any], Float]:

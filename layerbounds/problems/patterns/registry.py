@@ -11,6 +11,7 @@ from layerbounds.problems.patterns.filters import Filter
 from layerbounds.problems.patterns.shared_units import Channel, Column, Head, Position, given_units
 from layerbounds.problems.patterns.single_rows import Block, NOfM, Unstructured
 from layerbounds.problems.patterns.tiles import Transposable, Venom
+from layerbounds.suggestions import did_you_mean
 
 #: All patterns.
 PATTERNS: tuple[type[Pattern], ...] = (
@@ -42,4 +43,6 @@ def parse_pattern(text: str) -> Pattern:
         if (found := pattern.parse(name)) is not None:
             return found
     *forms, last = (pattern.form for pattern in PATTERNS)
-    raise InputError(f"there is no pattern {shown(text)}; choose {', '.join(forms)} or {last}.")
+    words = [word for word in (pattern.form.partition(":")[0] for pattern in PATTERNS) if word.islower()]
+    hint = did_you_mean(name.partition(":")[0], words)
+    raise InputError(f"there is no pattern {shown(text)}; {hint}choose {', '.join(forms)} or {last}.")

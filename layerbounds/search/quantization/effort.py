@@ -11,10 +11,16 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from layerbounds.kernels.factorization import cholesky, symmetric_inverse
+from layerbounds.progress import listening, tell
 from layerbounds.search.quantization.preparation import DOUBLE_SIZE
 
-#: Preparations of fewer inputs take a minute at most and are not announced.
+#: Preparations of fewer inputs take a minute at most and are not announced on standard error.
 ANNOUNCED = 1000
+#: Those of so many are said to who listens (`layerbounds.progress.telling`); of fewer they are over in a moment.
+SAID = 200
+#: What preparations of up to so many inputs take, in factorizations with inverse and product of as many inputs; by the
+#: matrix half or twice as many. The first ones end with what shared forms and cuts need.
+SMALL_WORK = ((400, 1100.0), (ANNOUNCED, 320.0))
 #: Seconds from which on the user is told.
 PATIENCE = 10.0
 #: Inputs of the matrices that are timed, of a factorization and of a rank-one update.
@@ -81,7 +87,7 @@ def preparation_seconds(n: int, speed: Speed, work: Work | None = None) -> float
 
 
 def announce(n: int, threads: int, work: Work | None = None) -> None:
-    """Say on standard error how long a preparation will take, if that is more than a moment.
+    """Say how long a preparation will take: to who listens, and on standard error if it is more than a moment.
 
     Parameters
     ----------
@@ -91,11 +97,28 @@ def announce(n: int, threads: int, work: Work | None = None) -> None:
     work : tuple, optional
         What it takes; default: what the preparation of quantization does.
     """
-    if n < ANNOUNCED:
+    if n < (SAID if work is None and listening() else ANNOUNCED):
         return
-    seconds = preparation_seconds(n, measure(threads), work)
-    if seconds > PATIENCE:
-        print(f"layerbounds: preparing {n} inputs: about {duration(seconds)}", file=sys.stderr, flush=True)
+    seconds = small_seconds(n) if n < ANNOUNCED else preparation_seconds(n, measure(threads), work)
+    text = f"preparing {n} inputs: about {duration(seconds)}"
+    tell(text)
+    if n >= ANNOUNCED and seconds > PATIENCE:
+        print(f"layerbounds: {text}", file=sys.stderr, flush=True)
+
+
+def small_seconds(n: int) -> float:
+    """Very roughly what the preparation of fewer than `ANNOUNCED` inputs takes, by timing a piece of it."""
+    gram = np.eye(n) + 1.0 / n
+    units = next(units for most, units in SMALL_WORK if n <= most)
+
+    def piece() -> None:
+        factor = cholesky(gram)
+        assert factor is not None
+        symmetric_inverse(factor)
+        gram @ gram
+
+    with threadpool_limits(limits=1):
+        return units * _seconds(piece)
 
 
 def duration(seconds: float) -> str:

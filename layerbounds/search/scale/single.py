@@ -16,6 +16,7 @@ from layerbounds.problems.scaled import ScaledLevels
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import Control, RawSolve, SearchProof, Status
 from layerbounds.search.quantization.cut_tests import prepare_cuts
+from layerbounds.search.quantization.effort import announce
 from layerbounds.search.quantization.preparation import Preparation, order_exponent, prepare
 from layerbounds.search.scale.channel import CLOSE_AT_ONCE, LARGEST_TREE, Found, ScaleSearch
 from layerbounds.search.scale.fixed_scale import prepare_points
@@ -61,7 +62,8 @@ def prepare_shared(gram: Float, allowed: ScaledLevels) -> Shared:
 
 def _factorize(gram: Float, real_zero: bool) -> Shared:
     if not real_zero:
-        return Shared(prepare(gram, order_exponent(len(gram))), gram)
+        say = partial(announce, len(gram), 1)
+        return Shared(prepare(gram, order_exponent(len(gram)), before=say), gram)
     group = np.zeros(len(gram), dtype=np.int64)
     (dropped,) = counted_from(gram, group)
     found = project(gram, group, (dropped,)) if len(gram) > 1 else None
