@@ -188,7 +188,8 @@ def test_nothing_loose_in_the_root() -> None:
     loose = {path.name for path in PACKAGE.iterdir() if path.is_file() and path.suffix != ".pyc"}
     assert loose == {
         "__init__.py", "__main__.py", "arguments.py", "arrays.py", "cancellation.py", "exceptions.py", "frames.py",
-        "names.py", "proofs.py", "py.typed", "solution.py", "solve.py", "version.py",
+        "mistaken.py", "names.py", "progress.py", "proofs.py", "py.typed", "solution.py", "solve.py", "suggestions.py",
+        "version.py",
     }  # fmt: skip
 
 

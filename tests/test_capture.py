@@ -250,8 +250,6 @@ def test_masked_tokens_do_not_count() -> None:
         lb.capture(model, [batch], mask=lambda b: b["attention_mask"].flatten())
     with pytest.raises(InputError, match=r"the mask has shape \(2, 4\), but no tensor of the batch has that many"):
         lb.capture(model, [batch], mask=lambda _: torch.ones(2, 4))
-    with pytest.raises(InputError, match="an encoder and a decoder"):
-        lb.capture(model, [{**batch, "decoder_input_ids": mask}])
 
 
 def test_nan_names_the_batch_and_the_layer(network: Network, images: list[Tensor]) -> None:
@@ -432,7 +430,7 @@ def test_batches_of_every_form() -> None:
         lb.capture(Two(), x)
     with pytest.raises(InputError, match="there are no batches"):
         lb.capture(Two(), [])
-    with pytest.raises(InputError, match="model is a str"):
+    with pytest.raises(InputError, match="model is 'resnet', which is no folder with"):
         lb.capture("resnet", [x])
     with pytest.raises(InputError, match=r"batch 0 \(the first is 0\): the model failed \(RuntimeError: mat1 and mat2"):
         lb.capture(Two(), [{"a": torch.arange(4)}])
@@ -575,3 +573,21 @@ def test_the_file_can_be_read_with_numpy_alone(tmp_path: Path, monkeypatch: pyte
     exec(code, names)
     np.testing.assert_array_equal(names["gram"], layer.gram[0])
     assert names["samples"] == layer.samples
+
+
+def test_fewer_positions_than_inputs_are_said() -> None:
+    model = nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 3))
+    batches = [torch.randn(10, 12), torch.randn(5, 12)]
+    words = r"layer '2' has 15 positions for 40 inputs: .* singular.* at least 3 times as much data, better 11 times"
+    with pytest.warns(CaptureWarning, match=words):
+        layers = lb.capture(model, batches)
+    assert layers.report.few_positions == {"2": 15}
+    assert np.linalg.matrix_rank(layers["2"].gram) == 15
+    # In a direction that no input has, a change costs nothing.
+    unseen = np.linalg.eigh(layers["2"].gram[0])[1][:, 0]
+    assert unseen @ layers["2"].gram[0] @ unseen < 1e-12
+    with pytest.warns(CaptureWarning, match=r"layer '2' has 10 positions for 40 inputs \(1 other layer has too few"):
+        lb.capture(model, batches[:1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert lb.capture(model, [torch.randn(40, 12)]).report.few_positions == {}

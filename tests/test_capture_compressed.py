@@ -303,7 +303,7 @@ def test_wrong_activation_options(images: list[Tensor]) -> None:
     for bits in (1, 9, True, 4.0):
         with pytest.raises(InputError, match="pass 2 to 8"):
             quantize_activations(network(), bits)
-    with pytest.raises(InputError, match="choose dynamic or static"):
+    with pytest.raises(InputError, match="choose 'dynamic' or 'static'"):
         quantize_activations(network(), 8, scheme="both")
     with pytest.raises(InputError, match="pass batches"):
         quantize_activations(network(), 8, scheme="static")

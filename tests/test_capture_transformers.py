@@ -232,6 +232,39 @@ def test_narrow_floats_in_directories_are_exact(tmp_path: Path) -> None:
     assert torch.equal(load_model(tmp_path).state_dict()[FC], stored.float())
 
 
+@pytest.mark.parametrize(("option", "used"), [(None, "float32"), ("stored", "float16"), ("float64", "float64")])
+def test_precision_of_the_model(
+    option: str | None, used: str, tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpt2().half().save_pretrained(tmp_path)
+    write_tokenizer(tmp_path, eos_token="[PAD]")
+    command = ["capture", "--model", str(tmp_path), "--data", str(text), "--out", str(tmp_path / "c.safetensors")]
+    assert main(command if option is None else [*command, "--model-dtype", option]) == 0
+    layer = load_layers(tmp_path / "c.safetensors")["transformer.h.0.mlp.c_fc"]
+    source = layer.provenance["source"]
+    assert source["model_dtype"] == used and source.get("stored_dtype") == ("float16" if option is None else None)
+    assert ("stored in float16 and runs in float32" in capsys.readouterr().err) == (option is None)
+    batches = TextBatches(tmp_path, text, 64, None, 512)
+    again = lb.capture(tmp_path, batches, "mlp.c_fc", model_dtype=option)["transformer.h.0.mlp.c_fc"]
+    assert again.provenance["model_dtype"] == used
+    np.testing.assert_array_equal(again.gram, layer.gram)
+    exact = lb.capture(load_model(tmp_path, "float64"), batches, "mlp.c_fc")["transformer.h.0.mlp.c_fc"]
+    difference = np.abs(exact.gram - layer.gram).max() / np.abs(exact.gram).max()
+    assert difference < {"float16": 1e-2, "float32": 1e-5, "float64": 1e-12}[used]
+    np.testing.assert_array_equal(layer.matrix, exact.matrix)
+
+
+def test_the_precision_of_a_model_is_a_type(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gpt2().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="model_dtype is 'half'; choose 'stored', 'float32'"):
+        lb.capture(tmp_path, [], model_dtype="half")
+    with pytest.raises(InputError, match="model_dtype is for model directories"):
+        lb.capture(gpt2(), [], model_dtype="float32")
+    out = ["--data", "x.npy", "--out", str(tmp_path / "c.safetensors"), "--model-dtype", "float32"]
+    assert main(["capture", "--model", "torch.nn:Identity", *out]) == 2
+    assert "--model-dtype is about model directories" in capsys.readouterr().err
+
+
 # --- tokens, padding, positions --------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from certificates import correct
 
 import layerbounds as lb
 from layerbounds.certificates import families
-from layerbounds.certify.solution_file import ABOUT_KEY
+from layerbounds.certify.solution_file import SOLUTIONS
 from layerbounds.cli.main import main
 from layerbounds.exceptions import UnprovenWarning
 from layerbounds.layers.tensor_files import read_tensors
@@ -49,7 +49,7 @@ def test_less_is_claimed_where_a_search_cannot_be_proven(tmp_path: Path, name: s
     )
     assert read.upper_bound.tobytes() == solution.upper_bound.tobytes()
     lowered = [rows for i, rows in enumerate(solution.sets) if read.lower_bound[i] < solution.lower_bound[i]]
-    assert lowered and json.loads(read_tensors(path)[1][ABOUT_KEY])["lowered"] == lowered
+    assert lowered and json.loads(read_tensors(path)[1][SOLUTIONS.key])["lowered"] == lowered
     for i, rows in enumerate(solution.sets):
         closed = read.upper_bound[i] - read.lower_bound[i] <= 1e-6 * read.upper_bound[i]
         assert read.status[i] == (solution.status[i] if rows not in lowered or closed else lb.Status.UNRESOLVED)

@@ -574,7 +574,7 @@ def test_the_package_decompresses_what_was_written(
         (integers(0, 7, ZEROS), {"form": "float-quantized"}, "floats have no zero points"),
         (integers(0, 255), {"form": "float-quantized"}, r"codes are 8-bit floats \(E4M3\)"),
         (integers(0, 255), {"form": "marlin-24"}, "no form 'marlin-24'"),
-        (integers(0, 7), {"dtype": "float64"}, "dtype is 'float64'; choose"),
+        (integers(0, 7), {"dtype": "float64"}, "dtype is 'float64'; did you mean float16"),
     ],
 )
 def test_grids_that_a_form_cannot_hold(grid: Grid, options: dict[str, Any], message: str) -> None:

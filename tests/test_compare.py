@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from layerbounds.comparison.records import Record, compare_problems
 from layerbounds.exceptions import CertificationError, InputError, LayerboundsError
 from layerbounds.layers.weight_files import load_weights
 from layerbounds.report.comparison import comparison_tables, excess
-from layerbounds.report.comparison_plot import plot_comparison
+from layerbounds.report.comparison_plot import comparison_figure, plot_comparison
 
 METHODS = ["rtn", "gptq", "gptq:act_order=true", "magnitude", "obs"]
 Run = Callable[..., tuple[int, str, str]]
@@ -391,3 +392,26 @@ def test_pictures(rows: list[dict[str, Any]], tmp_path: Path, suffix: str) -> No
         assert again.read_bytes() == file.read_bytes()
     with pytest.raises(InputError, match="no records"):
         plot_comparison([], file)
+
+
+def test_points_stand_at_their_bits(rows: list[dict[str, Any]]) -> None:
+    pytest.importorskip("matplotlib")
+    panels = comparison_figure(rows).axes
+    assert len(panels) == len({re.sub(r"^\S*-bit | k=\d+ of \d+", "", row["grid"]) for row in rows})
+    places = {row["bits_per_weight"] for row in rows}
+    points = [line for axes in panels for line in axes.lines if line.get_linestyle() == "None"]
+    assert len(points) >= sum(row["kind"] != "certified" for row in rows) > 0
+    assert {float(line.get_xdata()[0]) for line in points} <= places
+    for axes in panels:
+        low, high = axes.get_xlim()
+        assert all(low < tick < high for tick in axes.get_xticks())
+
+
+@pytest.mark.parametrize("name", ["conv3", "model.layers.15.self_attn.q_proj", "decoder." * 12 + "q_proj"])
+def test_titles_leave_the_key_free(rows: list[dict[str, Any]], name: str) -> None:
+    pytest.importorskip("matplotlib")
+    figure = comparison_figure([{**row, "layer": name} for row in rows if row["grid"] == rows[0]["grid"]])
+    figure.draw_without_rendering()
+    (title,) = figure.texts
+    assert title.get_text().split(":")[0].endswith(name[-20:])
+    assert not title.get_window_extent().overlaps(figure.legends[0].get_window_extent())

@@ -77,7 +77,7 @@ def test_a_file_of_another_tool_chooses(model: nn.Sequential, batches: list[Tens
         ({"0": 16, "2": None}, "leave all layers as they are"),
         ({"0": 9}, "bits"),
         ({0: 4}, "has? the key|have the key 0"),
-        ({"0": {"bit": 4}}, "say 'bit'; choose bits, granularity"),
+        ({"0": {"bit": 4}}, "say 'bit'; did you mean bits\\? choose bits, granularity"),
         ({"0": {"bits": 4, "range": "ms"}}, "ms"),
         ({"0": {"bits": 4, "granularity": "rows"}}, "granularity is 'rows'"),
         ({"0": 4, "7": 3}, "there is no layer '7'"),

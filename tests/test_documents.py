@@ -1,8 +1,9 @@
 """README and docs: every code block runs, every option of every command is described, what is named exists.
 
 Blocks are found, not listed: a new block that does not run fails here. Python blocks of a file share their names and
-start from those of `names`; of shell blocks the ``layerbounds`` commands run, on small inputs and with a short time
-limit. Blocks marked ``text`` show output.
+start from those of `NAMES`; of shell blocks the ``layerbounds`` commands run, on small inputs and with a short time
+limit. Blocks marked ``text`` show output. A Python block that begins with ``# NAME.py`` is that file for the shell
+blocks of its page, which may run it. The commands of some pages (`CHAINS`) follow one another, so that they run as one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import importlib
 import importlib.util
 import inspect
 import re
+import runpy
 import shlex
 from collections.abc import Callable
 from functools import cache
@@ -27,11 +29,21 @@ import layerbounds as lb
 from layerbounds.cli.main import app, main
 
 PROJECT = Path(__file__).resolve().parent.parent
-FILES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+DOCS = PROJECT / "docs"
+FILES = [PROJECT / "README.md", *sorted(DOCS.rglob("*.md"))]
 BLOCK = re.compile(r"^```(.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 #: What sets an environment up or runs the tests is not run by a test.
 SETUP = ("python -m venv ", ". .venv/bin/activate", "pip install ", "python -m pytest")
+#: A block that is a file.
+SCRIPT = re.compile(r"# (\w+\.py)\n")
+#: Pages, or folders of them, whose shell blocks follow one another.
+CHAINS = ("llm.md", "tutorial.md", "how-to/")
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def page(path: Path) -> str:
+    """The name of a file within the documents, such as ``how-to/score-a-checkpoint.md``."""
+    return path.relative_to(DOCS).as_posix() if path.is_relative_to(DOCS) else path.name
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -65,7 +77,14 @@ def model_names() -> dict[str, Any]:
     model.add_module("layer1", body)
     model.add_module("head", torch.nn.Linear(5, 3))
     generator = torch.Generator().manual_seed(0)
+    make_onnx(Path())
     return {"lb": lb, "model": model.eval(), "batches": [torch.randn(16, 6, generator=generator)]}
+
+
+def training_names() -> dict[str, Any]:
+    torch = importlib.import_module("torch")
+    names = model_names()
+    return {**names, "x": torch.cat(names["batches"]), "y": torch.arange(16) % 3}
 
 
 def problem_names() -> dict[str, Any]:
@@ -109,11 +128,15 @@ NAMES: dict[str, Callable[[], dict[str, Any]]] = {
     "compress.md": lambda: llama_names(),
     "heuristics.md": problem_names,
     "gguf.md": gguf_names,
+    "how-to/capture-transformers.md": lambda: llama_names(),
+    "how-to/score-a-checkpoint.md": make_checkpoints,
     "grids.md": problem_names,
     "joint.md": problem_names,
     "patterns.md": problem_names,
     "report.md": run_names,
     "score.md": make_checkpoints,
+    "training.md": training_names,
+    "tutorial.md": lambda: {"__name__": "digits"},
 }
 
 
@@ -127,7 +150,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", FILES, ids=page)
 def test_blocks_are_of_known_kinds(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     fences = re.findall(r"^\s*```", text, re.MULTILINE)
@@ -138,9 +161,9 @@ def test_blocks_are_of_known_kinds(path: Path) -> None:
             assert not re.search(r"^\s*(\$|>>>|layerbounds [a-z]+ |import |pip )", content, re.MULTILINE)
 
 
-@pytest.mark.parametrize("path", [f for f in FILES if blocks(f, "python")], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [f for f in FILES if blocks(f, "python")], ids=page)
 def test_python_blocks_run(path: Path, workplace: Path) -> None:
-    names = NAMES.get(path.name, dict)()
+    names = NAMES.get(page(path), dict)()
     for text in blocks(path, "python"):
         if importlib.util.find_spec("pandas") is None:
             text = re.sub(r"^.*\bpandas\b.*$", "", text, flags=re.MULTILINE)
@@ -160,10 +183,16 @@ def test_calls_within_the_text_of_the_readme_run(workplace: Path) -> None:
         assert [row["feasible"] for row in given] == [True]
 
 
+def shell_of(path: Path) -> list[str]:
+    """What runs as one: a block, or all blocks of a page on which one goes on from the other."""
+    found = blocks(path, "sh")
+    return ["".join(found)] if found and page(path).startswith(CHAINS) else found
+
+
 SHELL = [
-    pytest.param(path, text, id=f"{path.name}-{number}", marks=[pytest.mark.slow] if "resnet20" in text else [])
+    pytest.param(path, text, id=f"{page(path)}-{number}", marks=[pytest.mark.slow] if "resnet20" in text else [])
     for path in FILES
-    for number, text in enumerate(blocks(path, "sh"))
+    for number, text in enumerate(shell_of(path))
 ]
 
 
@@ -175,13 +204,26 @@ def test_shell_blocks_run(
         make_network(workplace)
     if "--model llama" in text:
         make_llama(workplace)
+    if "--model t5" in text:
+        make_t5(workplace)
+    if "--model model.onnx" in text:
+        make_onnx(workplace)
+    for script in blocks(path, "python"):
+        if name := SCRIPT.match(script):
+            (workplace / name[1]).write_text(script, encoding="utf-8")
     if "Llama-GPTQ" in text:
         stored_gguf(workplace / "Llama-Q4_0.gguf", make_checkpoints()["toy"])
     for command in commands(text):
         if command.startswith(SETUP):
             continue
         words = shlex.split(command)
+        if words[0] == "python" and Path(words[1]).exists():
+            runpy.run_path(words[1], run_name="__main__")
+            continue
         assert words[0] == "layerbounds", f"not run by this test: {command}"
+        if words[1] == "--version":
+            assert main(words[1:]) == 0
+            continue
         options = {opt for p in COMMANDS[words[1]].params for opt in p.opts}
         # Scales of small layers take more bits than their weights.
         quick = {"--time-limit": "0.05", "--jobs": "1", "--methods": "rtn,magnitude", "--channels-sample": "1"}
@@ -194,10 +236,12 @@ def test_shell_blocks_run(
         if "--refine" in words:
             quick["--refine"] = "0.1"
         if "--channels-sample" in words:
-            quick["--bits"] = "4"
+            quick |= {} if "--contenders" in words else {"--bits": "4"}
         else:
             del quick["--channels-sample"]
-        if "--joint" in words:
+        if "--methods" in words and page(path).startswith(CHAINS):
+            del quick["--methods"]
+        elif "--joint" in words:
             quick["--methods"] = "obc,sparsegpt_joint"
         for option, value in quick.items():
             if option in words:
@@ -208,6 +252,20 @@ def test_shell_blocks_run(
         for option in ("--out", "--plot", "--table", "--json"):
             if option in words:
                 assert Path(words[words.index(option) + 1]).exists()
+
+
+def make_t5(folder: Path) -> None:
+    """A tiny model with an encoder and a decoder, and text for both."""
+    transformers = pytest.importorskip("transformers")
+    from test_capture_transformers import write_tokenizer
+
+    config = transformers.T5Config(
+        vocab_size=16, d_model=8, d_kv=4, d_ff=12, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )
+    transformers.T5ForConditionalGeneration(config).save_pretrained(folder / "t5-directory")
+    write_tokenizer(folder / "t5-directory", pad_token="[PAD]")
+    for name in ("german", "english"):
+        (folder / f"{name}.txt").write_text("the layer sees a token\na bound\n")
 
 
 def make_network(folder: Path) -> None:
@@ -229,7 +287,18 @@ def make_network(folder: Path) -> None:
     for name in ("resnet20.safetensors", "resnet20_cifar10.safetensors"):
         save_file(state, folder / name)
     for name in ("images.npz", "cifar10_subset.npz"):
-        np.savez(folder / name, calib_images=images)
+        np.savez(folder / name, calib_images=images, calib_labels=np.arange(4))
+
+
+def make_onnx(folder: Path) -> None:
+    """An ONNX model of two layers, and samples for it."""
+    from onnx_models import model, node, onnx, value
+
+    rng = np.random.default_rng(0)
+    weights = {name: rng.normal(size=(6, 6)).astype(np.float32) for name in ("layer1.0.weight", "head.weight")}
+    nodes = [node("MatMul", ["x", "layer1.0.weight"], "h"), node("MatMul", ["h", "head.weight"], "y")]
+    onnx.save(model(nodes, [value("x", None)], "y", weights), folder / "model.onnx")
+    np.savez(folder / "images.npz", x=rng.integers(0, 256, size=(16, 6), dtype=np.uint8))
 
 
 def make_llama(folder: Path) -> Any:
@@ -243,6 +312,15 @@ def make_llama(folder: Path) -> Any:
     )
     model = transformers.LlamaForCausalLM(config)
     model.save_pretrained(folder / "llama")
+    tokenizers = pytest.importorskip("tokenizers")
+    words = ["[UNK]", "it", "is", "of", "the", "and", "a", "word", "in", "text"]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(
+        folder / "llama"
+    )
+    (folder / "text.txt").write_text("a word of the text and a word in it\n" * 8, encoding="utf-8")
     writer = gguf.GGUFWriter(folder / "llama.gguf", "llama")
     writer.add_block_count(1)
     writer.add_head_count(1)
@@ -305,7 +383,7 @@ PLACEHOLDER = re.compile(r"\b[A-Z]{2,}\b")
 #: Environment variables and values of theirs, and options of other tools.
 ELSEWHERE = {"NO_COLOR", "SandyBridge", "SkylakeX", "Zen", "allow_permutation", "l1_unstructured", "round_to"}
 #: Keys of the metadata of files, which look like dotted names.
-METADATA = {"layerbounds.schema", "layerbounds.allowed", "layerbounds.fingerprint", "layerbounds.compressed"}
+METADATA = {f"layerbounds.{key}" for key in ("schema", "allowed", "fingerprint", "compressed", "problem")}
 
 
 def spoken(text: str) -> set[str]:
@@ -341,32 +419,33 @@ def resolve(name: str) -> None:
     raise ModuleNotFoundError(name)
 
 
-@pytest.mark.parametrize("path", NAMED, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", NAMED, ids=page)
 def test_links_lead_somewhere(path: Path) -> None:
     text = BLOCK.sub("", path.read_text(encoding="utf-8"))
     for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", text):
         file = path.parent / target if target else path
-        assert file.exists(), f"{path.name} links to {target}"
+        assert file.exists(), f"{page(path)} links to {target}"
         if anchor and file.suffix == ".md":
             headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
             known = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-            assert anchor in known, f"{path.name} links to #{anchor} of {file.name}"
+            assert anchor in known, f"{page(path)} links to #{anchor} of {file.name}"
 
 
-@pytest.mark.parametrize("path", NAMED, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", NAMED, ids=page)
 def test_paths_exist(path: Path) -> None:
     places = (PROJECT, PROJECT / "layerbounds", PROJECT / "docs")
     files = {source.name for source in sources()}
+    files |= {name[1] for script in blocks(path, "python") if (name := SCRIPT.match(script))}
     for name in spoken(path.read_text(encoding="utf-8")):
         if PLACEHOLDER.search(name) or name.endswith("__pycache__") or name.startswith("../"):
             continue
         if re.fullmatch(r"[\w.-]+(/[\w.*-]+)+/?|[\w.-]+\.md", name):
-            assert any(list(place.glob(name.rstrip("/"))) for place in places), f"{path.name} names {name}"
+            assert any(list(place.glob(name.rstrip("/"))) for place in places), f"{page(path)} names {name}"
         elif re.fullmatch(r"[\w.]+\.py", name):
-            assert name in files, f"{path.name} names {name}"
+            assert name in files, f"{page(path)} names {name}"
 
 
-@pytest.mark.parametrize("path", NAMED, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", NAMED, ids=page)
 def test_names_exist(path: Path) -> None:
     known = words_of_sources() | ELSEWHERE
     for name in spoken(path.read_text(encoding="utf-8")):
@@ -374,7 +453,7 @@ def test_names_exist(path: Path) -> None:
         if call is None or PLACEHOLDER.fullmatch(name) or name.endswith(".py"):
             continue
         dotted = call[1]
-        assert set(dotted.split(".")) - {""} <= known, f"{path.name} names {name}"
+        assert set(dotted.split(".")) - {""} <= known, f"{page(path)} names {name}"
         if re.match(r"(layerbounds|lb|benchmarks)\.", dotted) and dotted not in METADATA:
             resolve(re.sub(r"^lb\.", "layerbounds.", dotted))
         function = getattr(lb, dotted.removeprefix("lb."), None)
@@ -383,7 +462,7 @@ def test_names_exist(path: Path) -> None:
             written = ast.parse(name.replace("…", "*rest"), mode="eval").body
             assert isinstance(written, ast.Call)
             if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
-                assert {keyword.arg for keyword in written.keywords} <= set(accepted), f"{path.name} calls {name}"
+                assert {keyword.arg for keyword in written.keywords} <= set(accepted), f"{page(path)} calls {name}"
 
 
 def test_docstrings_name_what_exists() -> None:

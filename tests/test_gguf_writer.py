@@ -133,7 +133,7 @@ def test_what_no_type_holds(rng: np.random.Generator) -> None:
     # Scale times zero point is no number of the type.
     with pytest.raises(UnsupportedProblemError, match="Q4_1 stores scales and minima as float16"):
         writer.check(Grid(range(16), np.full((2, 1), 0.0999755859375), 7, 32), "Q4_1")
-    with pytest.raises(InputError, match="kind is 'Q4_K'; choose"):
+    with pytest.raises(InputError, match=r"kind is 'Q4_K'; did you mean Q4_1 or Q4_0\? choose"):
         writer.kind_of(Grid(range(4), np.ones((2, 1)), 0, 32), "Q4_K")
 
 

@@ -264,7 +264,7 @@ def test_explicit_symmetric_scales(weight: Float) -> None:
         ({"bits": 9}, "bits is 9"),
         ({"bits": 3.0}, "bits is 3.0"),
         ({"bits": True}, "bits is True"),
-        ({"bits": 3, "range": "max"}, "range is 'max'; choose 'mse', 'minmax', 'gram',"),
+        ({"bits": 3, "range": "max"}, r"range is 'max'; did you mean minmax\? choose 'mse', 'minmax', 'gram',"),
         ({"bits": 1, "range": "max"}, "range is 'max'"),
         ({"bits": 3, "granularity": 0}, "granularity is 0"),
         ({"bits": 3, "granularity": -4}, "granularity is -4"),
@@ -288,7 +288,7 @@ def test_wrong_weights(bad: object) -> None:
 
 
 def test_wrong_codebooks(weight: Float) -> None:
-    with pytest.raises(UnknownNameError, match="no codebook 'nf5'; available: binary, ternary, nf4"):
+    with pytest.raises(UnknownNameError, match=r"no codebook 'nf5'; did you mean nf4\? available: binary, tern"):
         codebook_grid(weight, "nf5")
     with pytest.raises(InputError, match="empty"):
         codebook_grid(weight, np.array([]))

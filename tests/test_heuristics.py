@@ -87,7 +87,7 @@ def test_registry() -> None:
             "gptq",
             {"dampening": 0.1},
             InputError,
-            "no option 'dampening'; its options are: damp, act_order, block",
+            r"no option 'dampening'; did you mean damp\? its options are: damp, act_order, block",
         ),
         ("gptq", {"damp": -0.1}, InputError, "damp is -0.1"),
         ("gptq", {"damp": np.nan}, InputError, "damp is nan"),

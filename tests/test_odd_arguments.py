@@ -99,6 +99,8 @@ def calls(tmp_path: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]
     solution = lb.solve(quantized, time_limit=1.0, jobs=1)
     certificate = tmp_path / "certificate.safetensors"
     solution.save_certificate(certificate)
+    problem_file = tmp_path / "saved.safetensors"
+    lb.save_problem(problem_file, quantized)
     finished = lb.run([layer], out=tmp_path / "done", bits=2, methods=[], time_limit=0.0, jobs=1, parallel="threads")
     made = checkpoint({"odd": made_weight("odd", quantized.grid, quantized.grid.nearest(layer.matrix))})
     choices = tmp_path / "choices.json"
@@ -117,6 +119,7 @@ def calls(tmp_path: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]
                 "input_mean": np.zeros(3),
             },
         ),
+        "im2col": (lb.im2col, {"x": np.ones((1, 2, 3, 3)), "kernel_size": 2, "padding": 1}),
         "Grid": (lb.Grid, {"codes": [0, 1, 2], "scale": [0.5, 0.5], "zero_point": 1, "in_features": 3}),
         "uniform_grid": (lb.uniform_grid, {"weight": layer.weight, "bits": 2}),
         "codebook_grid": (lb.codebook_grid, {"weight": layer.weight, "codebook_name": "nf4"}),
@@ -192,6 +195,8 @@ def calls(tmp_path: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]
             lb.order_gap,
             {"layer": layer, "bits": 2, "k": 1, "orders": ["QP"], "look": False, "time_limit": 0.1, "jobs": 1},
         ),
+        "save_problem": (lb.save_problem, {"path": tmp_path / "problem.safetensors", "problem": quantized}),
+        "load_problem": (lb.load_problem, {"path": problem_file}),
         "load_layers": (lb.load_layers, {"path": file}),
         "load_checkpoint": (lb.load_checkpoint, {"path": folder_of(tmp_path / "quantized", AWQ)}),
         "save_layers": (lb.save_layers, {"path": tmp_path / "out.safetensors", "layers": [layer]}),
@@ -238,6 +243,13 @@ def calls(tmp_path: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]
     return table
 
 
+def onnx_calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
+    from onnx_models import model, node, value
+
+    made = model([node("MatMul", ["x", "w"], "y")], [value("x", None)], "y", {"w": np.ones((3, 2), np.float32)})
+    return {"capture_onnx": (lb.capture_onnx, {"model": made, "batches": [np.ones((4, 3)), np.eye(3)]})}
+
+
 def model_calls(tmp_path: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     torch = pytest.importorskip("torch")
     model = torch.nn.Sequential(torch.nn.Linear(3, 2))
@@ -248,9 +260,20 @@ def model_calls(tmp_path: Path) -> dict[str, tuple[Callable[..., Any], dict[str,
             lb.capture_to_file,
             {"model": model, "batches": batches, "path": tmp_path / "capture.safetensors"},
         ),
+        **onnx_calls(),
         "compress": (
             lb.compress,
             {"model": model, "batches": batches, "method": "rtn", "bits": 2, "jobs": 1, "intervals": False},
+        ),
+        "training.finetune": (
+            lb.training.finetune,
+            {
+                "model": model,
+                "data": (torch.ones(4, 3), torch.tensor([0, 1, 0, 1])),
+                "schedule": "quantize@0",
+                "bits": 2,
+                "epochs": 1,
+            },
         ),
     }
 

@@ -27,6 +27,7 @@ NEEDED: dict[str, list[str]] = {
     "solve": ["--layer", "a", "--bits", "2"],
     "capture": ["--model", "{model}", "--data", "{data}", "--out", "default"],
     "compress": ["--model", "{model}", "--data", "{data}", "--out", "default", "--bits", "2"],
+    "finetune": ["--model", "{model}", "--data", "{data}", "--labels", "y", "--out", "new", "--schedule", "prune@0"],
     "compare": ["--layer", "a", "--bits", "2"],
     "score": ["--checkpoint", "{input}"],
     "versus": ["--layer", "a", "--bits", "2"],
@@ -44,7 +45,7 @@ NEEDED: dict[str, list[str]] = {
 }
 INPUTS = (
     "--input", "--weights", "--checkpoint", "--data", "--model", "--compressed-weights", "--preprocess", "--template",
-    "--map", "--original",
+    "--map", "--original", "--labels", "--problem", "--targets",
 )  # fmt: skip
 FILE_OUTPUTS = {"FILE", "OUT", "DIR"}
 
@@ -102,7 +103,8 @@ def call(
         "run.read_layers",
     ):
         monkeypatch.setattr(f"layerbounds.cli.{target}", never)
-    for target in ("capture.read_inputs", "compress.read_inputs", "theory.curve", "tensors.read_weights"):
+    models = ("capture.read_inputs", "compress.read_inputs", "finetune.read_inputs")
+    for target in (*models, "theory.curve", "tensors.read_weights"):
         monkeypatch.setattr(f"layerbounds.cli.{target}", never)
 
     def run(command: str, *arguments: object) -> tuple[int, str]:
@@ -117,6 +119,7 @@ def call(
 def test_the_commands_are_known() -> None:
     assert set(NEEDED) == set(COMMANDS)
     several = {"solve", "capture", "compress", "compare", "score", "versus", "order", "run", "theory", "tensors"}
+    several |= {"finetune"}
     assert {c for c, *_ in PAIRS} == several
     assert len(PAIRS) >= 18 and len(ONTO) >= 25
 

@@ -142,7 +142,7 @@ def test_lns_beats_its_start_and_repeats() -> None:
 @pytest.mark.parametrize("suffix", ["svg", "png"])
 def test_trace_plot(tmp_path: Path, suffix: str) -> None:
     pytest.importorskip("matplotlib")
-    from layerbounds.report.plots import plot_trace
+    from layerbounds.report.plots import plot_trace, trace_figure
 
     solution = lb.solve(lb.quantization_problem(lb.demo_layers()["conv1"], bits=2), channels=[0, 1], node_limit=10_000)
     path = tmp_path / f"trace.{suffix}"
@@ -151,3 +151,7 @@ def test_trace_plot(tmp_path: Path, suffix: str) -> None:
     assert head.startswith(b"\x89PNG") if suffix == "png" else b"<?xml" in head
     with pytest.raises(lb.LayerboundsError, match=r"\.svg"):
         plot_trace(solution, tmp_path / "trace.bmp")
+    legend = [text.get_text() for text in trace_figure(solution).legends[0].get_texts()]
+    assert legend == [
+        "lower bound: nothing is better", "upper bound: weights that are known", "channel 0", "channel 1",
+    ]  # fmt: skip

@@ -23,6 +23,7 @@ from layerbounds.allocation import FrontPoint
 from layerbounds.cli.main import main
 from layerbounds.contests.contenders import Spec, parse_contender
 from layerbounds.contests.verdict import Verdict
+from layerbounds.display.outward import ends, rounded
 from layerbounds.exceptions import InputError, MissingExtraError
 from layerbounds.network.allocate import allocation_front
 from layerbounds.network.entries import Entry
@@ -33,7 +34,6 @@ from layerbounds.report.network_command import command, contender
 from layerbounds.report.network_front import _stepwise, front_chart
 from layerbounds.report.network_page import page
 from layerbounds.report.network_totals import coverage, pairs, totals
-from layerbounds.report.outward import ends, rounded
 
 #: Elements that have no end tag.
 VOID = {"meta", "link", "input", "br", "img", "hr"}

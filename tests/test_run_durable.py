@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 import layerbounds as lb
-from layerbounds.certify import solution_file
+from layerbounds.certify.solution_file import SOLUTIONS
 from layerbounds.cli.main import main
 from layerbounds.exceptions import FileFormatError, InputError
 from layerbounds.network import dispatch, lock, plan, survey
@@ -268,11 +268,9 @@ def test_records_of_equal_layers(tmp_path: Path) -> None:
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Change what a record says, with a seal that fits."""
-    tensors, about = solution_file.read_sealed(path)
+    tensors, about = SOLUTIONS.read(path)
     change(about)
-    text = json.dumps(about)
-    seal = solution_file.digest(tensors, text)
-    solution_file.write_tensors(path, tensors, {"layerbounds.solution": "1", "solution": text, "sha256": seal})
+    SOLUTIONS.write(path, tensors, about, 1)
 
 
 def test_other_versions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,10 @@ import pytest
 import zoo
 
 import layerbounds as lb
-from layerbounds.certify.solution_file import ABOUT_KEY, DIGEST_KEY, SCHEMA_KEY, digest
+from layerbounds.certify.solution_file import SOLUTIONS
 from layerbounds.exceptions import FileFormatError, InputError
 from layerbounds.layers.files import write_tensors
+from layerbounds.layers.sealed_files import DIGEST_KEY, digest
 from layerbounds.layers.tensor_files import read_tensors
 from layerbounds.problems.problem import Problem
 from layerbounds.problems.stored import STORED
@@ -180,11 +181,13 @@ def test_a_family_that_is_not_in_the_table_says_so(tmp_path: Path) -> None:
 
 def _rewritten(path: Path, change: Any, seal: bool = True) -> None:
     tensors, metadata = read_tensors(path)
-    about = json.loads(metadata[ABOUT_KEY])
+    about = json.loads(metadata[SOLUTIONS.key])
     change(tensors, about, metadata)
     text = json.dumps(about)
     tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    write_tensors(path, tensors, {**metadata, ABOUT_KEY: text, **({DIGEST_KEY: digest(tensors, text)} if seal else {})})
+    write_tensors(
+        path, tensors, {**metadata, SOLUTIONS.key: text, **({DIGEST_KEY: digest(tensors, text)} if seal else {})}
+    )
 
 
 DAMAGE: dict[str, Any] = {
@@ -230,7 +233,7 @@ def test_damaged_foreign_and_newer_files_are_refused(tmp_path: Path) -> None:
         with pytest.raises(FileFormatError, match=message):
             lb.load_solution(path)
     path.write_bytes(whole)
-    _rewritten(path, lambda t, a, m: m.update({SCHEMA_KEY: "3"}))
+    _rewritten(path, lambda t, a, m: m.update({SOLUTIONS.schema_key: "3"}))
     with pytest.raises(FileFormatError, match="schema 3, this version reads up to 2"):
         lb.load_solution(path)
     solution.save_weights(path)

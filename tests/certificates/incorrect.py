@@ -12,8 +12,9 @@ import numpy as np
 
 from certificates import scales
 from certificates.correct import CORRECT, write
-from layerbounds.certify.solution_file import ABOUT_KEY, DIGEST_KEY, SCHEMA_KEY, digest
+from layerbounds.certify.solution_file import SOLUTIONS
 from layerbounds.layers.files import write_tensors
+from layerbounds.layers.sealed_files import DIGEST_KEY, digest
 from layerbounds.layers.tensor_files import read_tensors
 
 #: From the tensors and the metadata, which it changes, to nothing.
@@ -33,11 +34,11 @@ def forge(path: Path, change: Change, *, seal: bool = True, **metadata: str) -> 
     """Change a file, and give it the digest of what it then holds."""
     tensors, before = read_tensors(path)
     tensors = {name: np.array(array) for name, array in tensors.items()}
-    about = json.loads(before[ABOUT_KEY])
+    about = json.loads(before[SOLUTIONS.key])
     change(tensors, about)
     text = json.dumps(about)
     sealed = {DIGEST_KEY: digest(tensors, text)} if seal else {}
-    write_tensors(path, tensors, {**before, ABOUT_KEY: text, **sealed, **metadata})
+    write_tensors(path, tensors, {**before, SOLUTIONS.key: text, **sealed, **metadata})
 
 
 def attacked(name: str, folder: Path) -> Path:
@@ -704,4 +705,4 @@ DAMAGED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "a bit flipped": (lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:], "damaged"),
     "foreign": (lambda data: b"# a text\n" * 99, "no whole safetensors file"),
 }
-SCHEMAS = {"newer": {SCHEMA_KEY: "3"}, "none": {SCHEMA_KEY: ""}}
+SCHEMAS = {"newer": {SOLUTIONS.schema_key: "3"}, "none": {SOLUTIONS.schema_key: ""}}

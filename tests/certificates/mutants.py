@@ -15,7 +15,7 @@ from zoo import brute_force
 import layerbounds as lb
 from certificates import correct, scales
 from certificates.incorrect import forge
-from layerbounds.certify.solution_file import ABOUT_KEY
+from layerbounds.certify.solution_file import SOLUTIONS
 from layerbounds.layers.gram import GramReport, ValidatedGram
 from layerbounds.layers.tensor_files import read_tensors
 from layerbounds.problems.problem import Problem
@@ -133,7 +133,7 @@ def optimum(path: Path) -> float:
         If the package takes the problem for none.
     """
     tensors, metadata = read_tensors(path)
-    about = json.loads(metadata[ABOUT_KEY])
+    about = json.loads(metadata[SOLUTIONS.key])
     parts = {name: tensors[f"layer.{name}"] for name in ("target", "constant") if f"layer.{name}" in tensors}
     reports = [GramReport(**report) for report in about["layer"]["reports"]]
     gram = np.array(tensors["layer.gram"]).reshape(-1, *tensors["layer.gram"].shape[-2:])
@@ -149,7 +149,7 @@ def holds(path: Path, least: float) -> bool:
     """Whether the ends in a file of one set of rows enclose the optimum."""
     tensors, metadata = read_tensors(path)
     lower, upper = (float(tensors[f"solution.{end}_bound"][0]) for end in ("lower", "upper"))
-    slack = _slack(json.loads(metadata[ABOUT_KEY])) * least
+    slack = _slack(json.loads(metadata[SOLUTIONS.key])) * least
     return lower <= least + slack and least <= upper + slack
 
 
