@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 import layerbounds as lb
-from layerbounds.certify.solution_file import ABOUT_KEY, DIGEST_KEY, digest
+from layerbounds.certify.solution_file import SOLUTIONS
 from layerbounds.exceptions import UnprovenWarning
 from layerbounds.layers.files import write_tensors
+from layerbounds.layers.sealed_files import DIGEST_KEY, digest
 from layerbounds.layers.tensor_files import read_tensors
 
 #: Claims are raised above the truth by this share.
@@ -39,7 +40,7 @@ def wrong_certificate(solution: lb.Solution, optima: Sequence[Fraction]) -> tupl
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnprovenWarning)
             solution.save_certificate(path)
-        lowered = len(json.loads(read_tensors(path)[1][ABOUT_KEY])["lowered"])
+        lowered = len(json.loads(read_tensors(path)[1][SOLUTIONS.key])["lowered"])
         return lowered, list(_wrong_file(path, optima))
 
 
@@ -63,7 +64,7 @@ def _wrong_file(path: Path, optima: Sequence[Fraction]) -> Iterator[str]:
 def change(path: Path, edit: Callable[[dict[str, Any], dict[str, Any]], object]) -> None:
     """Change the tensors and metadata of a solution's file, and give it the digest of what it then holds."""
     read, metadata = read_tensors(path)
-    tensors, about = dict(read), json.loads(metadata[ABOUT_KEY])
+    tensors, about = dict(read), json.loads(metadata[SOLUTIONS.key])
     edit(tensors, about)
     text = json.dumps(about)
-    write_tensors(path, tensors, {**metadata, ABOUT_KEY: text, DIGEST_KEY: digest(tensors, text)})
+    write_tensors(path, tensors, {**metadata, SOLUTIONS.key: text, DIGEST_KEY: digest(tensors, text)})
