@@ -220,7 +220,7 @@ class ChannelSearch:
         return result
 
     def improve(self, calls: float, share: float = 1.0) -> None:
-        """Large-neighbourhood search: so many calls, those of a second thread included, in a share of the time limit."""
+        """Large-neighbourhood search: so many calls, a second thread's included, in a share of the time limit."""
         self._adopt()
         end = self.control.elapsed() + share * self.control.time_limit
         self.neighbourhoods.adopt(self.upper, self.choice)
@@ -379,6 +379,9 @@ class ChannelSearch:
         try:
             self.relax()
             self.improve(self._calls(), LNS_SHARE if self.unit.size > CLOSE_AT_ONCE else 0.2 * LNS_SHARE)
+            if self.companion is not None and self.unit.size <= SMALL:
+                # There is hardly anything better to find: both threads search.
+                self.companion.stop()
             self.rise()
         finally:
             if self.companion is not None:
