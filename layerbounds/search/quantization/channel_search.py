@@ -39,11 +39,15 @@ from layerbounds.search.quantization.incumbents import first_incumbents
 from layerbounds.search.quantization.neighbourhoods import Neighbourhoods
 from layerbounds.search.quantization.preparation import Preparation, order_exponent, prepare
 from layerbounds.search.quantization.split_forms import LARGEST, find_split, prepare_split
+from layerbounds.search.quantization.team import Team
 from layerbounds.search.quantization.tree import Root, Tree
 from layerbounds.search.rising import Rising
 
 #: Nodes between two looks at the clock, for up to 64 variables; fewer for larger problems.
 CHUNK = 1 << 18
+#: Chunks of a search before other threads join; and how many times shorter theirs are, as between two of them they take
+#: work from one another.
+ALONE, SHORTER = 2, 16
 #: Nodes of the pilot search from which weights are learned.
 PILOT = 30_000
 #: Attempts to close a small channel at once, before targets rise step by step: calls of the large-neighbourhood search
@@ -151,6 +155,18 @@ class ChannelSearch:
         """Whether nothing below the incumbent is left, or the gap that was asked for is reached."""
         return self.exhausted or max(self.proven, self.root) >= self.goal
 
+    @property
+    def threads(self) -> int:
+        """Threads that share a search; a node limit asks for the same result whatever their number."""
+        if self.control.node_limit is not None:
+            return 1
+        return max(self.control.threads - (self.companion is not None and self.companion.busy), 1)
+
+    @property
+    def alone(self) -> float:
+        """Nodes of a search before others join."""
+        return ALONE * self.chunk if self.threads > 1 else math.inf
+
     def nodes_left(self) -> float:
         """Nodes that may still be spent."""
         limit = self.control.node_limit
@@ -165,9 +181,12 @@ class ChannelSearch:
         timed = self.control.node_limit is None
         end = self.nodes + min(budget, self.nodes_left() * (1.0 if timed else share))
         spared = self.control.remaining() * (1.0 - share) if timed else 0.0
+        alone = min(end, self.nodes + self.alone)
         done = False
-        while not done and self.nodes < end and self.control.remaining() > spared:
+        while not done and self.nodes < alone and self.control.remaining() > spared:
             done = self.tree.run(int(min(self.chunk, end - self.nodes)), learn)
+        if not done and self.nodes < end and self.control.remaining() > spared:
+            done = self._team(end, spared, learn).run()
         found = self.tree.found
         everything = target >= self.upper
         if found is not None and (value := self._objective(found)) < self.upper:
@@ -178,6 +197,15 @@ class ChannelSearch:
         if done or found is not None:
             self.record()
         return done
+
+    def _team(self, end: float, spared: float, learn: bool = False, most_leaves: int | None = None) -> Team:
+        """All threads, for the rest of a search: until so many nodes, and while more than so many seconds are left."""
+        other = self._box_nodes
+
+        def stop(nodes: int) -> bool:
+            return nodes + other >= end or self.control.remaining() <= spared
+
+        return Team(self.tree, self.threads, max(self.chunk // SHORTER, 1), stop, learn, most_leaves)
 
     def _objective(self, choice: Int) -> float:
         """Centred objective of a choice of levels, in grid units."""
@@ -192,17 +220,22 @@ class ChannelSearch:
         return result
 
     def improve(self, calls: float, share: float = 1.0) -> None:
-        """Large-neighbourhood search: so many calls, in at most a share of the time limit."""
+        """Large-neighbourhood search: so many calls, a second thread's included, in a share of the time limit."""
+        self._adopt()
         end = self.control.elapsed() + share * self.control.time_limit
         self.neighbourhoods.adopt(self.upper, self.choice)
         done = 0
-        while done < calls and self.control.remaining() > 0:
+        while done + self._companion_calls < calls and self.control.remaining() > 0:
             if self.control.node_limit is None and self.control.elapsed() >= end:
                 break
             done += 1
             if self.neighbourhoods.improve():
                 self.upper, self.choice = self.neighbourhoods.value, self.neighbourhoods.best.copy()
                 self.record()
+
+    @property
+    def _companion_calls(self) -> int:
+        return 0 if self.companion is None else self.companion.calls
 
     def _calls(self) -> float:
         """Calls of the large-neighbourhood search before the targets rise; time may end it earlier."""
@@ -338,13 +371,17 @@ class ChannelSearch:
         return self.result()
 
     def _close_in(self) -> None:
-        """Relax the root, look for better points, prove rising targets; a second thread goes on looking."""
+        """Relax the root, look for better points, prove rising targets; a second thread looks beside the first."""
         # A node limit asks for the same result whatever the threads do.
         if self.control.threads > 1 and self.control.node_limit is None:
-            self.companion = Companion(self._make_neighbourhoods(self.control.seed, self.task.channel, 1), self.control)
+            other = self._make_neighbourhoods(self.control.seed, self.task.channel, 1)
+            self.companion = Companion(other, self.control, self._calls())
         try:
             self.relax()
             self.improve(self._calls(), LNS_SHARE if self.unit.size > CLOSE_AT_ONCE else 0.2 * LNS_SHARE)
+            if self.companion is not None and self.unit.size <= SMALL:
+                # There is hardly anything better to find: both threads search.
+                self.companion.stop()
             self.rise()
         finally:
             if self.companion is not None:
@@ -363,7 +400,8 @@ class ChannelSearch:
         leaves: list[Float] = []
         most = ATTEMPTS[0][1] if slack < self.upper else WIDE_NODES
         end = self.nodes + min(most, self.nodes_left())
-        while self.nodes < end and self.control.remaining() > 0:
+        alone = min(end, self.nodes + self.alone)
+        while self.nodes < alone and self.control.remaining() > 0:
             done = tree.run(int(min(self.chunk, end - self.nodes)), collect=True)
             leaf = tree.take()
             if leaf is not None:
@@ -371,6 +409,11 @@ class ChannelSearch:
                 if len(leaves) > MANY_LEAVES:
                     return None
             if done:
+                return cut, np.array(leaves).reshape(-1, self.unit.size)
+        if self.nodes < end and self.control.remaining() > 0:
+            team = self._team(end, 0.0, most_leaves=MANY_LEAVES - len(leaves))
+            if team.run():
+                leaves += [self.weights(leaf) for leaf in team.leaves]
                 return cut, np.array(leaves).reshape(-1, self.unit.size)
         return None
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any, Self
+
 import numpy as np
+from numpy.typing import NDArray
 
 from layerbounds.arrays import Bool, Float, Int
 from layerbounds.bounds.minorants.diagonal import maximize_minorant, reciprocals
@@ -190,6 +194,76 @@ class Tree:
         """Level indices of the best point found since the restart."""
         return self._best + self._first if self._best[0] >= 0 else None
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing below the cut is left of this search's part."""
+        return int(self._position[0]) == self.unit.size + 1
+
+    def close(self) -> None:
+        """Note that nothing is left."""
+        self._position[0] = self.unit.size + 1
+
+    def lower(self, cut: float) -> None:
+        """Search below a lower cut from now on."""
+        self._cut[0] = min(self._cut[0], cut)
+
+    def adopt(self, cut: float, leaf: Int) -> None:
+        """Take over the best leaf that a fork has found, and the cut that it made."""
+        self._best[:] = leaf - self._first
+        self.lower(cut)
+
+    def fork(self) -> Self:
+        """The same search for another thread, with state of its own and nothing to do yet; see `give`."""
+        other = copy.copy(self)
+        other.cuts = copy.copy(self.cuts)
+        for name in _STATE:
+            setattr(other, name, _apart(getattr(self, name)))
+        for name in ("values", "seen", "distance"):
+            setattr(other.cuts, name, _apart(getattr(self.cuts, name)))
+        for statistic in (other.nodes, other._seen, other._distance, other.cuts.seen, other.cuts.distance):
+            statistic[:] = 0
+        other._best[:] = -1
+        other.close()
+        return other
+
+    def give(self, other: Self) -> bool:
+        """Hand open siblings to a fork without work: those of every second depth that has any, the uppermost first.
+
+        False where there are not two such depths.
+        """
+        depth = int(self._position[0])
+        if depth >= self.unit.size:
+            return False
+        siblings = (self._lower[depth:] >= 0) | (self._upper[depth:] < self.count[depth:])
+        given = depth + np.flatnonzero(siblings)[::-1][::2]
+        if np.count_nonzero(siblings) < 2:
+            return False
+        last = int(given[-1])
+        for name in ("z", "tilts", "row", "psi", "base", "floor", "moves"):
+            getattr(other, name)[last + 1 :] = getattr(self, name)[last + 1 :]
+        other.cuts.values[last + 1 :] = self.cuts.values[last + 1 :]
+        other._chosen[:] = self._chosen
+        other._lower[:], other._upper[:] = -1, self.count
+        for mine, pointers, none in (
+            (self._lower, other._lower, np.full_like(given, -1)),
+            (self._upper, other._upper, self.count[given]),
+        ):
+            pointers[given] = mine[given]
+            mine[given] = none
+        other._position[0] = last
+        return True
+
+    def join(self, other: Self) -> None:
+        """Add what a fork has seen; not its leaves, see `adopt`, and not what it has left open."""
+        np.maximum(self.extreme, other.extreme, out=self.extreme)
+        np.maximum(self.reach, other.reach, out=self.reach)
+        self.nodes += other.nodes
+        self._seen += other._seen
+        self._distance += other._distance
+        self.cuts.seen += other.cuts.seen
+        if self.cuts.cuts is not None:
+            self.cuts.distance += other.cuts.distance
+
     def take(self) -> Int | None:
         """Level indices of the leaf that ended a collecting call, once."""
         leaf = self.found
@@ -232,4 +306,18 @@ def _below(bound: float, terms: Float, cut: float) -> Bool:
     return np.asarray(bound + (terms - terms.min(axis=0)) < cut)
 
 
+def _apart(array: NDArray[Any]) -> NDArray[Any]:
+    """A copy that shares no cache line with another array: threads write to these all the time."""
+    margin = 16
+    padded = np.zeros(array.size + 2 * margin, dtype=array.dtype)
+    result = padded[margin : margin + array.size].reshape(array.shape)
+    result[:] = array
+    return result
+
+
+#: What a search changes.
+_STATE = (
+    "z", "tilts", "row", "psi", "base", "floor", "moves", "nodes", "extreme", "reach", "_chosen", "_lower", "_upper",
+    "_position", "_cut", "_best", "_seen", "_distance",
+)  # fmt: skip
 _NOTHING = np.zeros(0, dtype=np.int64)
