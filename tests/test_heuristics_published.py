@@ -291,7 +291,7 @@ def test_all_families_are_in_one_registry(layer: lb.Layer) -> None:
     assert names["p"] | names["g"] | names["j"] | names["s"] == set(lb.heuristics())
     assert names["g"] & names["j"] == {"lns"} and not names["p"] & names["j"]
     assert not names["p"] & names["g"]
-    assert names["p"] - names["b"] == names["p"] - names["s"] == {"sparsegpt"}
+    assert names["p"] - names["b"] == names["p"] - names["s"] == {"sparsegpt", "thanos", "fistapruner"}
     assert names["s"] - names["p"] == {"forward", "osscar", "lasso", "thinet"}
     for entry in describe_heuristics():
         prunes = any("pruning" in kind for kind in entry.capabilities)

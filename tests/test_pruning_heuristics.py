@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ import layerbounds as lb
 from layerbounds.arrays import Float
 from layerbounds.exceptions import InputError, UnsupportedProblemError
 
-NAMES = ["magnitude", "wanda", "obs", "sparsegpt", "swap", "hard_thresholding", "admm"]
-SINGLE_ONLY = {"sparsegpt"}
+NAMES = ["magnitude", "wanda", "obs", "sparsegpt", "thanos", "fistapruner", "sparseswaps", "swap"]
+NAMES += ["hard_thresholding", "admm"]
+SINGLE_ONLY = {"sparsegpt", "thanos", "fistapruner"}
 
 
 @pytest.mark.parametrize("refit", [True, False])
@@ -39,7 +41,9 @@ def test_feasible_and_above_the_lower_bound(
 def test_optimal_where_inputs_are_uncorrelated(name: str, rng: np.random.Generator) -> None:
     layer = lb.Layer(rng.normal(size=(3, 12)), np.eye(12))
     problem = lb.pruning_problem(layer, k=5)
-    options = {"damp": 0.0} if name == "sparsegpt" else {}
+    options: dict[str, Any] = {"sparsegpt": {"damp": 0.0}, "thanos": {"damp": 0.0}, "fistapruner": {"refit": True}}.get(
+        name, {}
+    )
     error = lb.evaluate(problem, lb.run_heuristic(name, problem, **options)).error
     best = np.sort(layer.matrix**2, axis=1)[:, :7].sum(axis=1)
     np.testing.assert_allclose(error, best, rtol=1e-9)
@@ -68,6 +72,13 @@ def test_a_method_for_another_kind_of_problem_is_refused(small_layer: lb.Layer) 
         ("hard_thresholding", {"steps": 0}),
         ("swap", {"start": "x"}),
         ("sparsegpt", {"damp": -1}),
+        ("thanos", {"damp": -1}),
+        ("thanos", {"block_size": 0}),
+        ("fistapruner", {"ratio": 1.5}),
+        ("fistapruner", {"steps": 0}),
+        ("fistapruner", {"start": "x"}),
+        ("sparseswaps", {"start": "x"}),
+        ("sparseswaps", {"iterations": -1}),
     ],
 )
 def test_options_are_checked(name: str, options: dict[str, object], small_layer: lb.Layer) -> None:

@@ -21,6 +21,7 @@ from layerbounds.methods.babai_klein import babai_klein
 from layerbounds.methods.base import HEURISTICS, Check, Heuristic, Method
 from layerbounds.methods.beam import beam
 from layerbounds.methods.coordinate_descent import coordinate_descent
+from layerbounds.methods.fistapruner import fistapruner
 from layerbounds.methods.gptq import gptq
 from layerbounds.methods.hard_thresholding import hard_thresholding
 from layerbounds.methods.joint.hybrid_pass import sparsegpt_joint
@@ -44,7 +45,9 @@ from layerbounds.methods.shared.lasso import lasso
 from layerbounds.methods.shared.osscar import osscar
 from layerbounds.methods.shared.thinet import thinet
 from layerbounds.methods.sparsegpt import sparsegpt
+from layerbounds.methods.sparseswaps import sparseswaps
 from layerbounds.methods.swap import swap
+from layerbounds.methods.thanos import thanos
 from layerbounds.methods.views import channel_view
 from layerbounds.methods.wanda import wanda
 from layerbounds.names import match_name
@@ -53,7 +56,8 @@ from layerbounds.problems.problem import Problem, as_problem, check_channels
 
 _GRIDS = ("uniform grids", "codebook grids")
 _SHARED = ("shared pruning with refit", "shared pruning masks")
-_SPARSITY = ("pruning with refit", "pruning masks", *_SHARED)
+_ONE_CHANNEL = ("pruning with refit", "pruning masks")
+_SPARSITY = (*_ONE_CHANNEL, *_SHARED)
 _JOINT = ("pruning with quantization",)
 _PATTERNS = tuple(pattern.kind for pattern in PATTERNS)
 _SINGLE_INPUTS = tuple(pattern.kind for pattern in PATTERNS if pattern.single_inputs)
@@ -106,9 +110,26 @@ HEURISTICS |= {
             sparsegpt,
             "one pass with error feedback",
             "Frantar & Alistarh, ICML 2023",
-            ("pruning with refit", "pruning masks"),
+            _ONE_CHANNEL,
             _SINGLE_INPUTS,
         ),
+        _entry(
+            "thanos",
+            thanos,
+            "block by block, all of a block's weights at once",
+            "Ilin & Richtárik 2025",
+            _ONE_CHANNEL,
+            _SINGLE_INPUTS,
+        ),
+        _entry(
+            "fistapruner",
+            fistapruner,
+            "a price on the size of weights by FISTA, then drop the smallest",
+            "Zhao et al., EMNLP 2025",
+            _ONE_CHANNEL,
+            _SINGLE_INPUTS,
+        ),
+        _entry("sparseswaps", sparseswaps, "best exchanges of a mask, no refit", "Zimmer et al. 2025", _SPARSITY),
         _entry("swap", swap, "exchange inputs while that helps, with kicks", "Beale et al. 1967", _SPARSITY),
         _entry(
             "hard_thresholding", hard_thresholding, "projected gradient, then refit", "Bertsimas et al. 2016", _SPARSITY
