@@ -17,6 +17,7 @@ from layerbounds.arrays import Float
 from layerbounds.exceptions import UnsupportedProblemError
 from layerbounds.methods.adaround import adaround
 from layerbounds.methods.admm import admm
+from layerbounds.methods.admm_q import admm_q
 from layerbounds.methods.babai_klein import babai_klein
 from layerbounds.methods.base import HEURISTICS, Check, Heuristic, Method
 from layerbounds.methods.beam import beam
@@ -38,6 +39,7 @@ from layerbounds.methods.magnitude import magnitude
 from layerbounds.methods.obq import obq
 from layerbounds.methods.obs import obs
 from layerbounds.methods.options import resolve_options
+from layerbounds.methods.qronos import qronos
 from layerbounds.methods.quantease import quantease
 from layerbounds.methods.round_to_nearest import round_to_nearest
 from layerbounds.methods.shared.forward import forward
@@ -100,6 +102,8 @@ HEURISTICS |= {
             "best of K randomized nearest-plane points (OJBKQ)",
             "Klein 2000; Wang et al. 2026",
         ),
+        _entry("qronos", qronos, "correct the first weight, then GPTQ on the target", "Zhang et al., ICLR 2026"),
+        _entry("admm_q", admm_q, "ridge solves and rounding, then single moves (ADMM-Q)", "Lucas et al. 2026"),
         _entry("beam", beam, "K-best beam in the V-BLAST order, then coordinate descent", "Anderson & Mohan 1984"),
         _entry("lns", lns, "exact search of subsets, with kicks", "Shaw, CP 1998", _GRIDS + _JOINT),
         _entry("magnitude", magnitude, "keep the largest weights", "Han et al., NeurIPS 2015", _SPARSITY),
