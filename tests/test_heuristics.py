@@ -14,6 +14,7 @@ from layerbounds.methods.registry import describe_heuristics
 from layerbounds.search.quantization.preparation import factorize_ordered
 
 METHODS = ["rtn", "gptq", "ldlq", "obq", "adaround", "quantease", "coordinate_descent", "babai_klein", "beam"]
+METHODS += ["qronos", "admm_q"]
 #: Every method with options that change what it does.
 VARIANTS = [
     ("rtn", {}),
@@ -34,6 +35,11 @@ VARIANTS = [
     ("babai_klein", {}),
     ("babai_klein", {"samples": 3, "ratio": 2.0, "act_order": False, "damp": 0.0}),
     ("beam", {"width": 3, "polish": False}),
+    ("beam", {"width": 5, "polish": False, "order": "activations", "damp": 0.01}),
+    ("qronos", {}),
+    ("qronos", {"damp": 0.0, "act_order": True}),
+    ("admm_q", {}),
+    ("admm_q", {"steps": 20, "growth": 1.3, "every": 1, "polish": False}),
 ]
 
 
@@ -92,6 +98,12 @@ def test_registry() -> None:
         ("gptq", {"damp": -0.1}, InputError, "damp is -0.1"),
         ("gptq", {"damp": np.nan}, InputError, "damp is nan"),
         ("beam", {"width": 0}, InputError, "width is 0"),
+        ("beam", {"order": "rows"}, InputError, "order is 'rows'"),
+        ("beam", {"damp": -1.0}, InputError, "damp is -1.0"),
+        ("qronos", {"damp": -1.0}, InputError, "damp is -1.0"),
+        ("admm_q", {"penalty": 0.0}, InputError, "penalty 0.0"),
+        ("admm_q", {"growth": 0.5}, InputError, "growth 0.5"),
+        ("admm_q", {"every": 0}, InputError, "every 0"),
         ("coordinate_descent", {"start": "zero"}, InputError, "start is 'zero'"),
         ("rtn", {"channels": [4]}, InputError, "channels"),
         ("rtn", {"jobs": 0}, InputError, "jobs is 0"),
@@ -170,7 +182,11 @@ def test_zero_weights_stay_zero(rng: np.random.Generator, name: str, options: di
     assert not lb.run_heuristic(name, problem, **options).any()  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("name", "options"), VARIANTS)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    # The first step of Qronos is about the dense weights.
+    [variant for variant in VARIANTS if variant[0] != "qronos"],
+)
 def test_the_target_counts_and_not_the_weight(rng: np.random.Generator, name: str, options: dict[str, object]) -> None:
     gram = gram_of(rng, 5, 20)
     target = rng.normal(size=(2, 5))

@@ -87,6 +87,150 @@ def test_channels_side_by_side_get_the_same_weights() -> None:
         np.testing.assert_array_equal(lb.run_heuristic(name, problem, seed=3, jobs=3), one)
 
 
+# --- inputs of quantized layers: Qronos, GPTAQ -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def mismatched(rng: np.random.Generator) -> tuple[lb.Layer, Float, Float]:
+    """A layer whose inputs X̃ are not those, X, that its dense weights w have: |X̃v − Xw|²; and both inputs."""
+    exact = np.maximum(rng.normal(size=(80, 9)) @ rng.normal(size=(9, 9)), 0.0)
+    seen = exact + rng.normal(size=exact.shape)
+    weight = rng.normal(size=(6, 9))
+    target = np.linalg.lstsq(seen, exact @ weight.T)[0].T
+    constant = np.sum((seen @ target.T - exact @ weight.T) ** 2, axis=0)
+    return lb.Layer(weight, seen.T @ seen, target=target, constant=constant), exact, seen
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+def test_qronos_alternates_correction_and_diffusion(act_order: bool, mismatched: tuple[lb.Layer, Float, Float]) -> None:
+    layer, exact, seen = mismatched
+    order = np.argsort(-np.diag(layer.gram[0]), kind="stable") if act_order else np.arange(9)
+    different = 0
+    for problem in grids_of(layer):
+        weights = lb.run_heuristic("qronos", problem, damp=0.0, act_order=act_order)
+        for c in range(6):
+            levels, v = problem.grid.levels(c), layer.matrix[c].copy()
+            output = exact @ layer.matrix[c]
+            for step, t in enumerate(order):
+                # Correction: the level that is best beside all other weights as they are now.
+                others = np.delete(np.arange(9), t)
+                errors = [
+                    float(np.sum((seen[:, others] @ v[others] + x * seen[:, t] - output) ** 2)) for x in levels[t]
+                ]
+                v[t] = levels[t, int(np.argmin(errors))]
+                # Diffusion: least squares over the weights still free.
+                done, free = order[: step + 1], order[step + 1 :]
+                if len(free):
+                    v[free] = np.linalg.lstsq(seen[:, free], output - seen[:, done] @ v[done])[0]
+            np.testing.assert_array_equal(weights[c], v)
+        plain = lb.run_heuristic("gptq", problem, damp=0.0, act_order=act_order)
+        different += int(np.any(weights != plain, axis=1).sum())
+    assert different > 0
+
+
+def test_qronos_without_a_mismatch_is_gptq(layer: lb.Layer) -> None:
+    for problem in grids_of(layer):
+        for options in ({}, {"act_order": True}):
+            expected = lb.run_heuristic("gptq", problem, damp=0.0, **options)
+            np.testing.assert_array_equal(lb.run_heuristic("qronos", problem, damp=0.0, **options), expected)
+
+
+def test_damping_pulls_qronos_towards_the_dense_weights(mismatched: tuple[lb.Layer, Float, Float]) -> None:
+    layer = mismatched[0]
+    problem = lb.quantization_problem(layer, bits=8)
+    weights = lb.run_heuristic("qronos", problem, damp=1e6)
+    np.testing.assert_array_equal(weights[:, 1:], problem.grid.nearest(layer.matrix)[:, 1:])
+
+
+def test_gptaq_with_its_rounding_corrected_is_gptq_on_the_target(mismatched: tuple[lb.Layer, Float, Float]) -> None:
+    # GPTAQ spreads the error of the output |X̃v − Xw|² over the weights still free, but rounds to the nearest level. The
+    # level that is best for that error once the others have answered is the one that GPTQ takes on the target.
+    layer, exact, seen = mismatched
+    for problem in grids_of(layer):
+        weights = lb.run_heuristic("gptq", problem, damp=0.0)
+        for c in range(6):
+            levels, v, output = problem.grid.levels(c), np.zeros(9), exact @ layer.matrix[c]
+            for t in range(9):
+                errors = []
+                for x in levels[t]:
+                    rest = output - seen[:, :t] @ v[:t] - x * seen[:, t]
+                    answer = np.linalg.lstsq(seen[:, t + 1 :], rest)[0] if t < 8 else np.zeros(0)
+                    errors.append(float(np.sum((seen[:, t + 1 :] @ answer - rest) ** 2)))
+                v[t] = levels[t, int(np.argmin(errors))]
+            np.testing.assert_array_equal(weights[c], v)
+
+
+# --- K-CoreQ, ADMM-Q --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("order", "act_order"), [("columns", False), ("activations", True)])
+@pytest.mark.parametrize("damp", [0.0, 0.01])
+def test_a_beam_of_one_is_gptq(order: str, act_order: bool, damp: float) -> None:
+    for name in ("conv3", "fc"):
+        problem = lb.quantization_problem(lb.demo_layers()[name], bits=3)
+        expected = lb.run_heuristic("gptq", problem, damp=damp, act_order=act_order)
+        weights = lb.run_heuristic("beam", problem, width=1, polish=False, order=order, damp=damp)
+        np.testing.assert_array_equal(weights, expected)
+
+
+@pytest.mark.parametrize("width", [2, 5])
+def test_the_beam_keeps_the_best_partial_roundings(layer: lb.Layer, width: int) -> None:
+    gram = layer.gram[0]
+    damped = gram + 0.01 * np.mean(np.diag(gram)) * np.eye(11)
+    for problem in grids_of(layer):
+        weights = lb.run_heuristic("beam", problem, width=width, polish=False, order="columns", damp=0.01)
+        for c in range(5):
+            levels, w = problem.grid.levels(c), layer.matrix[c]
+
+            def least(head: tuple[float, ...], w: Float = w) -> float:
+                """What the error is at least, the later weights being real: a Schur complement."""
+                t = len(head)
+                schur = np.linalg.inv(np.linalg.inv(damped)[:t, :t])
+                return float((np.array(head) - w[:t]) @ schur @ (np.array(head) - w[:t]))
+
+            beam: list[tuple[float, ...]] = [()]
+            for t in range(11):
+                beam = sorted({(*head, x) for head in beam for x in levels[t]}, key=least)[:width]
+            np.testing.assert_array_equal(weights[c], beam[0])
+
+
+def test_admm_q_alternates_ridge_solves_and_rounding(layer: lb.Layer) -> None:
+    gram = layer.gram[0]
+    scale = np.sqrt(np.diag(gram))
+    scaled = gram / np.outer(scale, scale)
+    for problem in grids_of(layer):
+        options = {"steps": 25, "penalty": 0.05, "growth": 1.2, "every": 2, "polish": False}
+        weights = lb.run_heuristic("admm_q", problem, **options)
+        for c in range(5):
+            levels, w = problem.grid.levels(c), layer.matrix[c]
+            q = np.array([nearest(levels[i], w[i]) for i in range(11)])
+            u, rho, last = np.zeros(11), 0.05, q
+            for step in range(1, 26):
+                # Dense weights z of ½|z − w|²_H + ρ/2 |z − q + u|², rounded copies q, scaled dual u.
+                z = np.linalg.solve(scaled + rho * np.eye(11), scaled @ (scale * w) + rho * (scale * q - u))
+                q = np.array([nearest(levels[i], (z[i] + u[i]) / scale[i]) for i in range(11)])
+                u = u + z - scale * q
+                if step % 2 == 0:
+                    if np.array_equal(q, last) and np.linalg.norm(z - scale * q) <= 1e-4 * np.linalg.norm(scale * w):
+                        break
+                    last, rho, u = q, 1.2 * rho, u / 1.2
+            np.testing.assert_array_equal(weights[c], q)
+
+
+def test_admm_q_ends_where_no_single_move_helps(layer: lb.Layer) -> None:
+    for problem in grids_of(layer):
+        before = lb.evaluate(problem, lb.run_heuristic("admm_q", problem, polish=False)).error
+        weights = lb.run_heuristic("admm_q", problem)
+        final = lb.evaluate(problem, weights).error
+        assert np.all(final <= before * (1 + 1e-12))
+        for c in range(5):
+            for i in range(11):
+                for level in problem.grid.levels(c)[i]:
+                    moved = weights[c].copy()
+                    moved[i] = level
+                    assert lb.evaluate(problem, moved[None], [c]).error[0] >= final[c] * (1 - 1e-9)
+
+
 # --- OBQ -------------------------------------------------------------------------------------------------------------
 
 
@@ -291,7 +435,7 @@ def test_all_families_are_in_one_registry(layer: lb.Layer) -> None:
     assert names["p"] | names["g"] | names["j"] | names["s"] == set(lb.heuristics())
     assert names["g"] & names["j"] == {"lns"} and not names["p"] & names["j"]
     assert not names["p"] & names["g"]
-    assert names["p"] - names["b"] == names["p"] - names["s"] == {"sparsegpt"}
+    assert names["p"] - names["b"] == names["p"] - names["s"] == {"sparsegpt", "thanos", "fistapruner"}
     assert names["s"] - names["p"] == {"forward", "osscar", "lasso", "thinet"}
     for entry in describe_heuristics():
         prunes = any("pruning" in kind for kind in entry.capabilities)

@@ -17,6 +17,7 @@ from layerbounds.methods.shared.masks import unit_form
 from layerbounds.methods.shared.tableau import Tableau
 
 NAMES = ["magnitude", "wanda", "obs", "swap", "hard_thresholding", "admm", "forward", "osscar", "lasso", "thinet"]
+NAMES += ["sparseswaps"]
 #: Units of unequal sizes, not in order.
 UNITS = [0, 2, 0, 1, 1, 2, 2, 2, 3, 4, 4, 5, 5, 3]
 

@@ -32,6 +32,8 @@ class ChannelView:
         The only source of randomness.
     shared : dict
         What methods derive from the Gram matrix alone, kept for the other channels with the same one.
+    original : ndarray of shape (n,), optional
+        Dense weights, where they are not the target.
     """
 
     gram: Float
@@ -40,6 +42,12 @@ class ChannelView:
     count: Int
     rng: np.random.Generator
     shared: dict[Hashable, Any] = field(default_factory=dict)
+    original: Float | None = None
+
+    @property
+    def dense(self) -> Float:
+        """The layer's own weights, shape (n,); a mismatch of inputs makes the target differ from them."""
+        return self.target if self.original is None else self.original
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
         """What ``compute`` returns, computed once for all channels that share the Gram matrix."""

@@ -17,10 +17,12 @@ from layerbounds.arrays import Float
 from layerbounds.exceptions import UnsupportedProblemError
 from layerbounds.methods.adaround import adaround
 from layerbounds.methods.admm import admm
+from layerbounds.methods.admm_q import admm_q
 from layerbounds.methods.babai_klein import babai_klein
 from layerbounds.methods.base import HEURISTICS, Check, Heuristic, Method
 from layerbounds.methods.beam import beam
 from layerbounds.methods.coordinate_descent import coordinate_descent
+from layerbounds.methods.fistapruner import fistapruner
 from layerbounds.methods.gptq import gptq
 from layerbounds.methods.hard_thresholding import hard_thresholding
 from layerbounds.methods.joint.hybrid_pass import sparsegpt_joint
@@ -37,6 +39,7 @@ from layerbounds.methods.magnitude import magnitude
 from layerbounds.methods.obq import obq
 from layerbounds.methods.obs import obs
 from layerbounds.methods.options import resolve_options
+from layerbounds.methods.qronos import qronos
 from layerbounds.methods.quantease import quantease
 from layerbounds.methods.round_to_nearest import round_to_nearest
 from layerbounds.methods.shared.forward import forward
@@ -44,7 +47,9 @@ from layerbounds.methods.shared.lasso import lasso
 from layerbounds.methods.shared.osscar import osscar
 from layerbounds.methods.shared.thinet import thinet
 from layerbounds.methods.sparsegpt import sparsegpt
+from layerbounds.methods.sparseswaps import sparseswaps
 from layerbounds.methods.swap import swap
+from layerbounds.methods.thanos import thanos
 from layerbounds.methods.views import channel_view
 from layerbounds.methods.wanda import wanda
 from layerbounds.names import match_name
@@ -53,7 +58,8 @@ from layerbounds.problems.problem import Problem, as_problem, check_channels
 
 _GRIDS = ("uniform grids", "codebook grids")
 _SHARED = ("shared pruning with refit", "shared pruning masks")
-_SPARSITY = ("pruning with refit", "pruning masks", *_SHARED)
+_ONE_CHANNEL = ("pruning with refit", "pruning masks")
+_SPARSITY = (*_ONE_CHANNEL, *_SHARED)
 _JOINT = ("pruning with quantization",)
 _PATTERNS = tuple(pattern.kind for pattern in PATTERNS)
 _SINGLE_INPUTS = tuple(pattern.kind for pattern in PATTERNS if pattern.single_inputs)
@@ -96,6 +102,8 @@ HEURISTICS |= {
             "best of K randomized nearest-plane points (OJBKQ)",
             "Klein 2000; Wang et al. 2026",
         ),
+        _entry("qronos", qronos, "correct the first weight, then GPTQ on the target", "Zhang et al., ICLR 2026"),
+        _entry("admm_q", admm_q, "ridge solves and rounding, then single moves (ADMM-Q)", "Lucas et al. 2026"),
         _entry("beam", beam, "K-best beam in the V-BLAST order, then coordinate descent", "Anderson & Mohan 1984"),
         _entry("lns", lns, "exact search of subsets, with kicks", "Shaw, CP 1998", _GRIDS + _JOINT),
         _entry("magnitude", magnitude, "keep the largest weights", "Han et al., NeurIPS 2015", _SPARSITY),
@@ -106,9 +114,26 @@ HEURISTICS |= {
             sparsegpt,
             "one pass with error feedback",
             "Frantar & Alistarh, ICML 2023",
-            ("pruning with refit", "pruning masks"),
+            _ONE_CHANNEL,
             _SINGLE_INPUTS,
         ),
+        _entry(
+            "thanos",
+            thanos,
+            "block by block, all of a block's weights at once",
+            "Ilin & Richtárik 2025",
+            _ONE_CHANNEL,
+            _SINGLE_INPUTS,
+        ),
+        _entry(
+            "fistapruner",
+            fistapruner,
+            "a price on the size of weights by FISTA, then drop the smallest",
+            "Zhao et al., EMNLP 2025",
+            _ONE_CHANNEL,
+            _SINGLE_INPUTS,
+        ),
+        _entry("sparseswaps", sparseswaps, "best exchanges of a mask, no refit", "Zimmer et al. 2025", _SPARSITY),
         _entry("swap", swap, "exchange inputs while that helps, with kicks", "Beale et al. 1967", _SPARSITY),
         _entry(
             "hard_thresholding", hard_thresholding, "projected gradient, then refit", "Bertsimas et al. 2016", _SPARSITY

@@ -60,7 +60,7 @@ def _(
     rng: np.random.Generator,
     shared: dict[Hashable, Any],
 ) -> ChannelView:
-    return ChannelView(gram, target, np.ascontiguousarray(allowed.values), allowed.count, rng, shared)
+    return ChannelView(gram, target, np.ascontiguousarray(allowed.values), allowed.count, rng, shared, original)
 
 
 @channel_view.register
