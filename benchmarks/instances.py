@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -43,8 +44,30 @@ _SCALES_REFERENCE = [("linear", n, ("2-bit free scale", "3-bit free scale")) for
 _TOGETHER = ("2-bit + density 1/4", "3-bit + density 1/4", "3-bit + 2:4", "4-bit + density 1/2", "4-bit + 2:4")
 _JOINT_DEMO = [("conv3", n, _TOGETHER) for n in (8, 16, 24, 32)]
 _JOINT_REFERENCE = [("layer1.0.conv1", 32, _TOGETHER), ("layer1.0.conv1", 48, _TOGETHER), ("linear", 64, _TOGETHER)]
+#: At most three hours on two cores with 60 s a solve: see `docs/benchmark-suite.md`. The rows' first rules are run
+#: first, then their second ones, and so on.
+_STANDARD_DEMO = [
+    ("conv3", 8, ("3-bit", "density 1/4", "mask 1/4", "3-bit + density 1/4", "2-bit free scale")),
+    ("conv3", 16, ("density 1/2", "2-bit", "nf4", "3-bit free scale", "4-bit + 2:4")),
+    ("conv3", 24, ("3-bit + 2:4", "density 1/4", "2:4", "mask 1/2", "3-bit")),
+    ("conv3", 48, ("nf4", "2:4", "mask 1/4", "density 1/8")),
+    ("conv3", 64, ("density 1/8", "mask 1/4")),
+    ("fc", 92, ("2:4", "2-bit")),
+    ("conv2", 128, ("density 1/8", "2-bit")),
+]
+_STANDARD_REFERENCE = [
+    ("layer1.0.conv1", 16, ("mask 1/4", "4-bit", "density 1/4", "3-bit + density 1/4")),
+    ("layer1.0.conv1", 24, ("2-bit free scale", "3-bit", "density 1/8", "4-bit + density 1/2")),
+    ("layer1.0.conv1", 32, ("4-bit", "density 1/4", "mask 1/2", "2-bit free scale", "2-bit + density 1/4")),
+    ("linear", 32, ("density 1/2", "3-bit free scale", "nf4", "2:4", "3-bit + density 1/4")),
+    ("layer1.0.conv1", 48, ("2-bit", "density 1/4", "2:4", "mask 1/4", "3-bit + density 1/4", "4-bit")),
+    ("linear", 64, ("mask 1/4", "3-bit", "density 1/4", "2-bit free scale", "2-bit + density 1/4", "2:4")),
+    ("layer1.0.conv1", 80, ("density 1/4", "2-bit", "2:4", "mask 1/4", "3-bit")),
+    ("layer1.0.conv1", 126, ("3-bit", "density 1/8", "mask 1/4", "density 1/2")),
+]
 #: By suite: instances of the demo network, those of the reference layers, and the output channels.
 _SUITES = {
+    "standard": (_STANDARD_DEMO, _STANDARD_REFERENCE, (0,)),
     "quick": (_QUICK_DEMO, _QUICK_REFERENCE, (0,)),
     "full": (_FULL_DEMO, _FULL_REFERENCE, (0, 1)),
     "scales": (_SCALES_DEMO, _SCALES_REFERENCE, (0,)),
@@ -52,6 +75,7 @@ _SUITES = {
 }
 #: Sizes and rules for layers of a file, by suite.
 _FILE_SIZES = {
+    "standard": (16, 32, 64),
     "quick": (16, 32),
     "full": (8, 16, 24, 32, 48, 64, 96, 128),
     "scales": (8, 16, 24, 32),
@@ -59,6 +83,7 @@ _FILE_SIZES = {
 }
 _MIXED = ("3-bit", "density 1/4", "2:4")
 _FILE_RULES = {
+    "standard": _MIXED,
     "quick": _MIXED,
     "full": _MIXED,
     "scales": ("2-bit free scale", "3-bit free scale"),
@@ -136,7 +161,7 @@ def suite(name: str, data: Path, extra: Path | None = None) -> list[Instance]:
 
     Parameters
     ----------
-    name : {"quick", "full", "scales", "joint"}
+    name : {"quick", "standard", "full", "scales", "joint"}
     data : Path
         Folder of the reference layers; without their file only the demo network is used.
     extra : Path, optional
@@ -153,9 +178,22 @@ def suite(name: str, data: Path, extra: Path | None = None) -> list[Instance]:
         for channel in channels
         for rule in rules
     ]
+    if name == "standard":
+        found = _in_turn(found)
     if extra is not None:
         found += _from_file(extra, channels, _FILE_SIZES[name], _FILE_RULES[name])
     return found
+
+
+def _in_turn(instances: list[Instance]) -> list[Instance]:
+    """All sizes and kinds early, so that a run cut short says something: every row's first rule, then every second."""
+    turns: Counter[tuple[str, str, int]] = Counter()
+    keyed = []
+    for instance in instances:
+        row = (instance.source, instance.layer, instance.inputs)
+        keyed.append((turns[row], instance.inputs, instance))
+        turns[row] += 1
+    return [instance for *_, instance in sorted(keyed, key=lambda key: key[:2])]
 
 
 def _from_file(path: Path, channels: tuple[int, ...], sizes: tuple[int, ...], rules: tuple[str, ...]) -> list[Instance]:

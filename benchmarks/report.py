@@ -14,18 +14,26 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measures import (
+    FREE,
+    LARGE,
+    LONG,
     SHIFT,
     Record,
     by_instance,
     closed,
+    closed_large,
+    closed_ratio,
+    compare,
     disagreements,
     gap,
     gap_after,
     losses,
     lower_of,
+    missed,
     profile,
     seconds_of,
     shifted_geometric_mean,
+    time_text,
 )
 from layerbounds.layers.files import atomic_path
 
@@ -80,7 +88,7 @@ def summary(records: Sequence[Record], limit: float) -> str:
                 str(len(taken)) + (f" (+{len(refused)} refused or failed)" if refused else ""),
                 f"{100 * np.mean([closed(r) for r in taken]):.0f} %" if taken else "–",
                 f"{100 * np.mean([r['status'] == 'optimal' for r in taken]):.0f} %" if taken else "–",
-                f"{time:.2f}",
+                f"{time:.3f}",
                 f"{ratio:.1f}",
                 *(f"{100 * np.mean([gap_after(r, t) for r in taken]):.0f}" if taken else "–" for t in moments),
                 f"{100 * np.mean(certified):.0f}" if certified else "–",
@@ -88,6 +96,44 @@ def summary(records: Sequence[Record], limit: float) -> str:
         )
     headings = ["backend", "instances", "closed", "certified", "time s", "÷ native"]
     return table(headings + [f"gap {t:g} s" for t in moments] + ["certified gap"], rows)
+
+
+def peers(records: Sequence[Record]) -> str:
+    """One row for each other backend: times where it needed longer than `LONG`, and the large instances it closes."""
+    large, rows = closed_large(records), []
+    for backend in dict.fromkeys(r["backend"] for r in records if r["backend"] != "native"):
+        pair = compare(records, backend)
+        known = [f"{pair.theirs:.3f}", f"{pair.own:.3f}", f"{pair.ratio:.0f}"] if pair.long else ["–"] * 3
+        both = [row for row in by_instance(records).values() if {backend, "native"} <= row.keys()]
+        own = closed_large([row["native"] for row in both])
+        rows.append(
+            [backend, str(pair.instances), str(pair.long), *known, str(large[backend]), str(own.get("native", 0))]
+        )
+    headings = ["backend", "instances", f"> {LONG:g} s", "time s", "native s", "ratio"]
+    return table([*headings, f"closed n ≥ {LARGE}", "native on these"], rows)
+
+
+def goals(records: Sequence[Record]) -> str:
+    """What the native backend closes beside the others, in sentences."""
+    large, count = closed_large(records), len({r["name"] for r in records if r["inputs"] >= LARGE})
+    lost = missed(records)
+    free = [name for name in FREE if name in large]
+    parts = [
+        f"Closed with n ≥ {LARGE}, of {count} instances: "
+        + ", ".join(f"{backend} {number}" for backend, number in large.items())
+        + "."
+    ]
+    if free:
+        parts.append(
+            f"On the instances that native and {' and '.join(free)} all got, native closes "
+            f"{closed_ratio(records):.2g} times as many of these as the best of the latter."
+        )
+    parts.append(
+        "Native closes every instance that any other backend closes."
+        if not lost
+        else f"Closed by another backend and not by native: {', '.join(lost)}."
+    )
+    return " ".join(parts)
 
 
 def details(records: Sequence[Record]) -> str:
@@ -109,7 +155,7 @@ def _cell(record: Record | None, best: float) -> str:
     if record["status"] == "failed":
         return "failed"
     if closed(record):
-        return f"{seconds_of(record):.2f} s"
+        return time_text(record)
     worse = record["upper_bound"] / best - 1 if best > 0 else 0.0
     return f"{100 * gap(lower_of(record), best):.0f} %" + (f", +{100 * worse:.0f} %" if worse > 5e-3 else "")
 
@@ -129,6 +175,8 @@ def report(folder: Path) -> str:
         chosen = [r for r in records if r["kind"] == kind]
         if chosen:
             parts += [f"### {title}", summary(chosen, limit)]
+    if {"native"} < {r["backend"] for r in records}:
+        parts += ["### Native and the others", peers(records), goals(records)]
     parts += ["### Each instance", details(records)]
     pairs, instances, wrong = disagreements(records)
     parts += ["### Agreement"]

@@ -15,9 +15,13 @@ import layerbounds as lb
 from benchmarks.instances import Instance, suite
 from benchmarks.measures import (
     closed,
+    closed_large,
+    closed_ratio,
+    compare,
     disagreements,
     gap_after,
     losses,
+    missed,
     profile,
     seconds_of,
     shifted_geometric_mean,
@@ -70,7 +74,7 @@ def test_profiles_count_open_instances() -> None:
     records = [own("a", 0.0), record("a", "scip", 0.9), own("b", 10.0, "time_limit"), record("b", "scip", 1.0)]
     ratios = profile(records, ["quantization"])
     assert ratios["native"] == [1.0, np.inf]
-    assert ratios["scip"] == pytest.approx([10.0, 1.0])
+    assert ratios["scip"] == pytest.approx([0.91 / 0.01, 1.0])
 
 
 def test_disagreements_are_found() -> None:
@@ -85,8 +89,57 @@ def test_disagreements_are_found() -> None:
 def test_losses_are_listed() -> None:
     records = [own("a", 3.0), record("a", "scip", 1.0), own("b", 1.0), record("b", "scip", 2.0)]
     assert losses(records) == [("a", "scip", "1.00 s, native 3.00 s")]
+    # Ten milliseconds are told apart, less is not.
+    near = [own("a", 0.52), record("a", "scip", 0.5), own("b", 0.505), record("b", "scip", 0.5)]
+    assert losses(near) == [("a", "scip", "0.500 s, native 0.520 s")]
+    crashed = [{**own("d", 0.1), "error": "crashed"}, record("d", "scip", 4.0)]
+    assert losses(crashed) == [("d", "scip", "4.00 s, native crashed")]
     unfinished = [own("c", 10.0, "time_limit"), record("c", "gurobi", 10.0, "time_limit")]
     assert losses(unfinished) == [("c", "gurobi", "claims a gap of 25 %, native 40 %")]
+
+
+def test_peers_are_compared_where_they_needed_long() -> None:
+    records = [
+        *(own("a", 0.0), record("a", "scip", 0.9)),
+        *(own("b", 0.03), record("b", "scip", 3.99)),
+        *(own("c", 0.15), record("c", "scip", 4.0, "time_limit")),
+        *(own("d", 0.1), {**record("d", "scip", 0.0), "error": "refused"}),
+        *(own("e", 5.0, "time_limit"), {**record("e", "scip", 0.0), "error": "killed"}),
+        own("f", 0.1),
+    ]
+    pair = compare(records, "scip")
+    assert (pair.instances, pair.long) == (4, 3)
+    # b: 3.99 s, c: open, e: killed, both counted at the limit of 10 s; the native backend misses e, too.
+    assert pair.theirs == pytest.approx((4.0 * 10.01 * 10.01) ** (1 / 3) - 0.01)
+    assert pair.own == pytest.approx((0.04 * 0.16 * 10.01) ** (1 / 3) - 0.01)
+    assert pair.ratio == pytest.approx((4.0 * 10.01 / (0.04 * 0.16)) ** (1 / 3))
+    nothing = compare(records[:2], "scip")
+    assert (nothing.instances, nothing.long) == (1, 0) and np.isnan(nothing.ratio)
+
+
+def test_large_instances_are_counted() -> None:
+    large = {"inputs": 32}
+    records = [
+        *({**own(name, 0.1), **large} for name in "abcd"),
+        *(record(name, "scip", 2.0, **large) for name in "ab"),
+        *(record(name, "scip", 10.0, "time_limit", **large) for name in "cd"),
+        record("a", "highs", 2.0, **large),
+        *(record(name, "highs", 10.0, "time_limit", **large) for name in "bc"),
+        {**record("d", "highs", 0.0, **large), "error": "refused"},
+        *(own("small", 0.1), record("small", "highs", 0.2)),
+    ]
+    assert closed_large(records) == {"native": 4, "scip": 2, "highs": 1}
+    assert closed_ratio(records) == 2.0
+    # An instance that one of the two never got counts for nobody.
+    assert closed_ratio([*records, {**own("e", 0.1), **large}]) == 2.0
+    assert closed_ratio([r for r in records if r["backend"] == "native" or not closed(r)]) == np.inf
+    assert np.isnan(closed_ratio([r for r in records if r["backend"] == "native"]))
+
+
+def test_what_only_others_close() -> None:
+    records = [own("a", 10.0, "time_limit"), record("a", "scip", 2.0), own("b", 0.1), record("b", "scip", 2.0)]
+    assert missed(records) == ["a"]
+    assert missed([own("a", 10.0, "time_limit"), record("a", "scip", 10.0, "time_limit")]) == []
 
 
 def write_run(folder: Path, records: list[dict[str, Any]]) -> None:
@@ -102,7 +155,10 @@ def test_the_report_says_what_was_measured(tmp_path: Path) -> None:
     assert len(read_records(tmp_path)) == 4
     text = report(tmp_path)
     assert "| scip    | 1 " in text
-    assert "10.0" in text  # (1.9 + 0.1)/(0.1 + 0.1)
+    assert "17.4" in text  # (1.9 + 0.01)/(0.1 + 0.01)
+    assert "| scip    | 1         | 1     | 1.900  | 0.100    | 17 " in text
+    assert "Closed with n ≥ 32, of 0 instances: native 0, scip 0, gurobi 0." in text
+    assert "Native closes every instance that any other backend closes." in text
     assert "+1 refused" in text and "- gurobi, b: too large" in text
     assert "1 pairs of backends closed the same instance (1 instances); all agree" in text
     assert "Nowhere in this run." in text
@@ -124,6 +180,10 @@ def test_the_suites_hold_what_they_promise(tmp_path: Path) -> None:
         problem = instance.problem()
         assert problem.layer.in_features == instance.inputs
         assert np.all(np.linalg.eigvalsh(problem.layer.gram[0]) > 0)
+    standard = suite("standard", tmp_path)
+    assert {i.kind for i in standard} == {"quantization", "pruning", "mask", "joint", "free scale"}
+    # Cut short, it has seen every size.
+    assert {i.inputs for i in standard[:7]} == {i.inputs for i in standard}
     joint = suite("joint", tmp_path)
     assert {i.kind for i in joint} == {"joint"}
     assert {i.problem().label.partition(", mse, ")[2] for i in joint if i.inputs == 16} == {
@@ -158,5 +218,8 @@ def test_a_run_resumes(tmp_path: Path) -> None:
     assert {r["name"] for r in records} == set(names)
     new = next(r for r in records if r["name"] == names[0])
     assert new["error"] is None and new["status"] == "optimal" and new["peak_memory_mb"] > 10
+    spent = run_suite(tmp_path, "--backends", "native,highs", "--time-limit", "5", "--budget", "1e-9", "--only", "[:8]")
+    assert spent.returncode == 0 and "the budget is spent: 2 solves are left" in spent.stdout, spent.stderr
+    assert "### Agreement" in spent.stdout
     other = run_suite(tmp_path, "--backends", "native", "--time-limit", "6")
     assert other.returncode == 1 and "another time_limit" in other.stderr
