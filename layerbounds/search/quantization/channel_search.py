@@ -51,13 +51,13 @@ ALONE, SHORTER = 2, 16
 #: Nodes of the pilot search from which weights are learned.
 PILOT = 30_000
 #: Attempts to close a small channel at once, before targets rise step by step: calls of the large-neighbourhood search
-#: before it, and nodes that it may cost.
-ATTEMPTS = ((2, 1 << 23), (20, 1 << 27))
+#: before it, nodes that it may cost, and the largest number of variables for which it is worth that.
+ATTEMPTS = ((2, 1 << 23, 96), (20, 1 << 27, 70))
 #: Share of what is left of the limits that an attempt may take.
 ATTEMPT_SHARE = 0.4
 #: Share of the time limit for better points before the targets rise; small channels have had theirs in the attempts.
 LNS_SHARE = 0.25
-#: Largest number of variables for which closing a channel at once is tried.
+#: Largest number of variables for which trees close channels whatever the root is.
 CLOSE_AT_ONCE = 70
 #: Nodes that one call of the large-neighbourhood search counts for under a node limit.
 NODES_PER_CALL = 100_000
@@ -360,8 +360,8 @@ class ChannelSearch:
             self.attempt(self.goal, PILOT, learn=True)
             if not self.finished:
                 self.tree.learn(self.stride)
-            for calls, budget in ATTEMPTS if self.unit.size <= CLOSE_AT_ONCE else ():
-                if not self.finished:
+            for calls, budget, largest in ATTEMPTS:
+                if self.unit.size <= largest and not self.finished:
                     self.improve(calls)
                     self.attempt(self.goal, budget, share=ATTEMPT_SHARE)
             if not self.finished:
