@@ -23,6 +23,7 @@ from pathlib import Path
 import layerbounds as lb
 from benchmarks.native_speed import DATA, FILE, compile_kernels, leading, machine
 from layerbounds.cli.options import parse_channels
+from layerbounds.problems.problem import Problem
 from layerbounds.search.quantization import channel_search
 from layerbounds.search.quantization.companion import Companion
 from layerbounds.search.quantization.team import Team
@@ -51,9 +52,9 @@ class MeasuredTeam(Team):
         """As its parent's."""
         self.spent: list[float] = []
         self.handed = 0
+        before = self._nodes
         done = super().run()
-        nodes = sum(int(tree.nodes[0]) for tree in self._trees[1:]) or 1
-        wait = self.handed * self._chunk * sum(self.spent) / max(self._nodes, nodes)
+        wait = self.handed * self._chunk * sum(self.spent) / max(self._nodes - before, 1)
         longest = max(self.spent) + wait
         spared.seconds += sum(self.spent) - longest
         spared.all_threads += sum(self.spent)
@@ -91,7 +92,7 @@ class Run:
     closed: bool
 
 
-def measure(problem: lb.QuantizationProblem, channel: int, threads: int, time_limit: float) -> Run:
+def measure(problem: Problem, channel: int, threads: int, time_limit: float) -> Run:
     """Solve one channel."""
     global spared
     spared = Spared()
@@ -116,7 +117,7 @@ def run(arguments: argparse.Namespace) -> None:
                 compare(problem, channel, f"{count:6d} {bits:4d} {channel:7d}", arguments)
 
 
-def compare(problem: lb.QuantizationProblem, channel: int, name: str, arguments: argparse.Namespace) -> None:
+def compare(problem: Problem, channel: int, name: str, arguments: argparse.Namespace) -> None:
     """Both sides in turn, and the ratios of their medians."""
     # The first solve prepares the layer.
     lb.solve(problem, "native", channels=[channel], jobs=1, time_limit=0.1)
@@ -155,7 +156,7 @@ def main() -> None:
     arguments = parser.parse_args()
     print(machine())
     compile_kernels()
-    channel_search.Team, channel_search.Companion = MeasuredTeam, MeasuredCompanion  # type: ignore[misc]
+    vars(channel_search).update(Team=MeasuredTeam, Companion=MeasuredCompanion)
     run(arguments)
 
 

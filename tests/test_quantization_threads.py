@@ -13,7 +13,6 @@ import pytest
 from matrices import correlated
 
 import layerbounds as lb
-from layerbounds.arrays import Float
 from layerbounds.layers.tensor_files import read_tensors
 from layerbounds.problems.tasks import make_task
 from layerbounds.proofs import Control
@@ -187,13 +186,13 @@ def hard_layer(n: int = 64) -> lb.Layer:
     return lb.Layer(rng.normal(size=(1, n)), correlated(rng, n, 5 * n))
 
 
-def test_time_limit_and_cancellation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_limit_and_cancellation() -> None:
     problem = lb.quantization_problem(hard_layer(), bits=4)
     preparation = NativeBackend().prepare(problem, 0, 1)
     assert preparation is not None
     task = make_task(problem, 0, preparation, None)
     before = threading.active_count()
-    ends: list[Float] = []
+    ends: list[float] = []
     for cancelled in (False, True):
         control = Control(60.0 if cancelled else 0.3, 0.0, None, 0, 3, threading.Event())
         search = quantization.ChannelSearch(task, preparation, control)
