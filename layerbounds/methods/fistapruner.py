@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from layerbounds.arguments import one_of
@@ -11,7 +13,12 @@ from layerbounds.methods.pruning import PruningView, finish, largest, single_inp
 from layerbounds.methods.sparsegpt import sparsegpt
 from layerbounds.methods.wanda import wanda
 
-STARTS = ("dense", "wanda", "sparsegpt")
+
+def _dense(view: PruningView) -> Float:
+    return view.target
+
+
+STARTS: dict[str, Callable[[PruningView], Float]] = {"dense": _dense, "wanda": wanda, "sparsegpt": sparsegpt}
 
 
 def fistapruner(
@@ -44,7 +51,7 @@ def fistapruner(
         Re-optimise the kept weights at the end; the paper does not.
     """
     single_inputs(view, "fistapruner")
-    one_of(start, "start", STARTS)
+    one_of(start, "start", tuple(STARTS))
     if steps < 1 or rounds < 1 or not 0 <= ratio <= 1:
         raise InputError(
             f"steps is {steps}, rounds {rounds} and ratio {ratio}; pass positive numbers and a part in [0, 1]."
@@ -57,7 +64,7 @@ def fistapruner(
         deviation = weights - target
         return float(np.sqrt(max(deviation @ (gram @ deviation), 0.0)))
 
-    point = {"dense": lambda: target, "wanda": lambda: wanda(view), "sparsegpt": lambda: sparsegpt(view)}[start]()
+    point = STARTS[start](view)
     mask: Bool = largest(view, point)
     best = np.where(mask, point, 0.0)
     least = error(best)
