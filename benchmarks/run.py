@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import layerbounds as lb
+from benchmarks import peers
 from benchmarks.instances import Instance, suite
 from benchmarks.native_speed import DATA, machine
 from benchmarks.report import print_report, read_records
@@ -51,6 +52,8 @@ def plan(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if options.suite == "standard":
         available = [name for name in available if name not in LEFT_OUT]
         print("".join(f"{row.name} is left out: {row.reason}\n" for row in lb.backends() if not row.available), end="")
+    else:
+        available = [name for name in available if name not in peers.PEERS]
     chosen = [read_backend(text) for text in (options.backends.split(",") if options.backends else available)]
     for instance in suite(options.suite, options.data, options.input):
         if options.only not in instance.name:
@@ -59,7 +62,7 @@ def plan(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for label, backend, settings in chosen:
             if options.suite == "standard" and instance.inputs > MOST_INPUTS.get(backend.name, instance.inputs):
                 continue
-            if requirement in backend.capabilities:
+            if requirement in backend.capabilities and peers.treats(backend.name, instance):
                 yield {
                     "key": key(instance, label, options.time_limit),
                     "instance": instance.to_dict(),
@@ -184,7 +187,8 @@ def _compile(jobs: list[dict[str, Any]], pool: ThreadPoolExecutor, running: set[
 
 def _check_header(path: Path, options: argparse.Namespace) -> None:
     """Records of another machine, version or suite must not be mixed with these."""
-    versions = {row.name: row.version for row in lb.backends() if row.available}
+    mine = [row for row in lb.backends() if options.suite == "standard" or row.name not in peers.PEERS]
+    versions = {row.name: row.version for row in mine if row.available}
     header = {"suite": options.suite, "time_limit": options.time_limit, "machine": machine(), "versions": versions}
     if path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -226,6 +230,7 @@ def main() -> None:
     options = parser.parse_args()
     options.time_limit = LIMITS[options.suite] if options.time_limit is None else options.time_limit
     options.out = options.out or Path(f"benchmark-{options.suite}")
+    peers.register()
     try:
         run(options)
     except lb.LayerboundsError as error:
