@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 
@@ -28,6 +29,28 @@ def is_dependent(rows: list[list[int]], kept: Sequence[int], other: int) -> bool
             return False
         block, previous = following, pivot
     return not block[0][0]
+
+
+def vanishes(rows: list[list[int]], members: Sequence[int]) -> bool:
+    """Whether Hy = 0 for some y that has all members as its nonzeros, in a Gram matrix of integers.
+
+    Then f(v + sy) = f(v) for every v and s, whatever the signs of the matrix's eigenvalues.
+    """
+    # H y = 0 with y = 1 at the last one: a system with a row for each input.
+    system = [[Fraction(row[i]) for i in members] for row in rows]
+    count = len(members) - 1
+    for column in range(count):
+        pivot = next((x for x in range(column, len(system)) if system[x][column]), None)
+        if pivot is None:
+            return False
+        system[column], system[pivot] = system[pivot], system[column]
+        top = [value / system[column][column] for value in system[column]]
+        system[column] = top
+        for x, row in enumerate(system):
+            if x != column and row[column]:
+                factor = row[column]
+                system[x] = [a - factor * b for a, b in zip(row, top, strict=True)]
+    return all(row[count] for row in system[:count]) and not any(row[count] for row in system[count:])
 
 
 def share_below(gram: Float) -> float | None:

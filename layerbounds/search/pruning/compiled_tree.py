@@ -62,22 +62,26 @@ class Subtree(NodeArrays):
         Of this thread.
     nodes : OpenNodes
         At least one, by ascending bounds.
+    margin : float
+        What rounding can hide of the computed error of a set; where it is infinite all are evaluated exactly.
+    least : int, optional
+        Nodes for which there is room at first.
     """
 
     per_node = ("status", "state", "room", "bound", "turn", "row", "open")
 
-    def __init__(self, search: SubsetSearch, nodes: OpenNodes) -> None:
-        self.search = search
+    def __init__(self, search: SubsetSearch, nodes: OpenNodes, margin: float, least: int | None = None) -> None:
+        self.search, self.margin = search, margin
+        self.least = NODES if least is None else least
         self.nearest = np.array([np.inf])
         self.found = np.zeros((EXACT, search.size), dtype=bool)
-        self.margin = 2.0 * search.saving_error(search.size)
         self.wide = True if search.size > CACHED else None
         self.expanded = 0
         self.put(nodes)
 
     def put(self, nodes: OpenNodes) -> None:
         """Replace the open nodes."""
-        many, size = len(nodes.bound), NODES
+        many, size = len(nodes.bound), self.least
         while size < 2 * many:
             size *= 2
 
@@ -144,7 +148,8 @@ class CompiledTree(Frontier[Node]):
         node = OpenNodes(
             root.status[None], root.state[None], root.free[None], np.array([search.root_bound]), root.d[None]
         )
-        self.trees = [Subtree(search, node)]
+        self.margin = 2.0 * search.saving_error(search.size)
+        self.trees = [Subtree(search, node, self.margin)]
         super().__init__(
             search, search.control, search.energy, root, search.root_bound, search.factor**-2, search.task.constant
         )
@@ -194,4 +199,4 @@ class CompiledTree(Frontier[Node]):
         for k, tree in enumerate(self.trees):
             tree.put(nodes[k::threads])
         for k in range(len(self.trees), threads):
-            self.trees.append(Subtree(self.trees[0].search.fork(k), nodes[k::threads]))
+            self.trees.append(Subtree(self.trees[0].search.fork(k), nodes[k::threads], self.margin))

@@ -10,6 +10,7 @@ from layerbounds.problems.tasks import Task
 from layerbounds.proofs import BlockDual, Control, RawSolve, SearchProof
 from layerbounds.search.frontier import Frontier
 from layerbounds.search.pruning.compiled_tree import CompiledTree
+from layerbounds.search.pruning.dependent_tree import DependentTree, dependent_tree
 from layerbounds.search.pruning.subset_search import Node, SubsetSearch
 
 
@@ -23,9 +24,11 @@ def search_subset(task: Task[Support], control: Control) -> RawSolve:
 def run_subset(search: SubsetSearch, root: Node) -> RawSolve:
     """Branch and bound from a root."""
     task, control = search.task, search.control
-    frontier: Frontier[Node]
+    frontier: Frontier[Node] | DependentTree
     if CompiledTree.applies(search, root):
         frontier = CompiledTree(search, root)
+    elif root.d is None:
+        frontier = dependent_tree(search, root)
     else:
         frontier = Frontier(search, control, search.energy, root, search.root_bound, search.factor**-2, task.constant)
     termination = frontier.run()
@@ -41,6 +44,6 @@ def run_subset(search: SubsetSearch, root: Node) -> RawSolve:
         termination=termination,
         proof=proof if lower > 0 else None,
         dual=dual,
-        nodes=frontier.nodes,
+        nodes=frontier.nodes + (frontier.inside if isinstance(frontier, DependentTree) else 0),
         trace=tuple(frontier.trace),
     )

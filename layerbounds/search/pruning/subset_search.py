@@ -241,13 +241,17 @@ class SubsetSearch(Forkable):
             value = min(value, set_bound(self.task.gram, self.target, chosen))
         return value
 
-    def saving_error(self, size: int) -> float:
-        """How far the computed saving of a set of so many inputs can lie below the exact one (docs)."""
-        if self.smallest <= 0.0:
+    def saving_error(self, size: int, smallest: float | None = None) -> float:
+        """How far the computed saving of a set of so many inputs can lie below the exact one (docs).
+
+        ``smallest`` is a lower bound of the smallest eigenvalue on the inputs that count, all of them by default.
+        """
+        smallest = self.smallest if smallest is None else smallest
+        if smallest <= 0.0:
             return math.inf
-        loss = 5.0 * (size + 1) * gamma(3 * size + 16) * float(np.max(np.diag(self.gram))) / self.smallest
+        loss = 5.0 * (size + 1) * gamma(3 * size + 16) * float(np.max(np.diag(self.gram))) / smallest
         error = 4.0 * (self.size + 16) * UNIT * (self.norm * self.reach + np.abs(self.b))
-        eta = math.sqrt(float(error @ error) / self.smallest)
+        eta = math.sqrt(float(error @ error) / smallest)
         return 2.0 * loss * self.energy + 2.0 * math.sqrt(self.energy) * eta + eta * eta if loss < 1e-3 else math.inf
 
     # Bounds
