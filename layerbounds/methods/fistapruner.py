@@ -62,7 +62,7 @@ def fistapruner(
 
     def error(weights: Float) -> float:
         deviation = weights - target
-        return float(np.sqrt(max(deviation @ (gram @ deviation), 0.0)))
+        return float(np.sqrt(max(float(deviation @ (gram @ deviation)), 0.0)))
 
     point = STARTS[start](view)
     mask: Bool = largest(view, point)
