@@ -37,7 +37,7 @@ from benchmarks.measures import (
 )
 from layerbounds.layers.files import atomic_path
 
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+BEGIN, END = "<!-- results of {suite}: begin -->", "<!-- results of {suite}: end -->"
 KINDS = {
     "quantization": "Quantization",
     "free scale": "Quantization over all scales",
@@ -240,12 +240,14 @@ def print_report(folder: Path, docs: Path | None = None) -> None:
     print(f"performance profile: {drawn}" if drawn else "no performance profile: pip install 'layerbounds[plot]'")
     if docs is not None:
         page = docs.read_text(encoding="utf-8")
-        before, found, rest = page.partition(BEGIN)
-        _, ended, after = rest.partition(END)
+        suite = json.loads((folder / "suite.json").read_text(encoding="utf-8"))["suite"]
+        begin, end = BEGIN.format(suite=suite), END.format(suite=suite)
+        before, found, rest = page.partition(begin)
+        _, ended, after = rest.partition(end)
         if not found or not ended:
-            raise SystemExit(f"error: {docs} has no section between {BEGIN} and {END}")
+            raise SystemExit(f"error: {docs} has no section between {begin} and {end}")
         with atomic_path(docs) as temporary:
-            temporary.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
+            temporary.write_text(f"{before}{begin}\n\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def main() -> None:

@@ -163,7 +163,7 @@ def test_the_report_says_what_was_measured(tmp_path: Path) -> None:
     assert "1 pairs of backends closed the same instance (1 instances); all agree" in text
     assert "Nowhere in this run." in text
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n".format(suite="quick"))
     print_report(tmp_path, page)
     written = page.read_text()
     assert written.startswith("before\n") and written.endswith("after\n") and "old" not in written
