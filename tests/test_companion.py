@@ -18,9 +18,9 @@ def test_one_channel_uses_the_threads_that_are_left(monkeypatch):
     seen = []
 
     class Spy(quantization.Companion):
-        def __init__(self, neighbourhoods, control):
+        def __init__(self, neighbourhoods, control, most):
             seen.append(neighbourhoods.value)
-            super().__init__(neighbourhoods, control)
+            super().__init__(neighbourhoods, control, most)
 
         def stop(self):
             super().stop()
@@ -46,6 +46,7 @@ def test_without_spare_threads_or_with_a_node_limit_there_is_none(monkeypatch, o
 
 def test_the_answer_stays_the_same(monkeypatch):
     monkeypatch.setattr(quantization, "CLOSE_AT_ONCE", 0)
+    monkeypatch.setattr(quantization, "ATTEMPTS", ())
     rng = np.random.default_rng(3)
     layer = lb.Layer.from_activations(rng.normal(size=(1, 24)), rng.normal(size=(96, 24)))
     problem = lb.quantization_problem(layer, bits=3)
