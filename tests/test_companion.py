@@ -30,7 +30,8 @@ def test_one_channel_uses_the_threads_that_are_left(monkeypatch):
     monkeypatch.setattr(quantization, "Companion", Spy)
     problem = hard_problem()
     solution = lb.solve(problem, channels=[0], time_limit=2.0, jobs=2)
-    assert len(seen) == 2 and seen[1] <= seen[0]
+    # It is stopped once its work is done, and again at the end whatever happened.
+    assert len(seen) >= 2 and seen[-1] <= seen[0]
     assert 0 < solution.lower_bound[0] <= solution.upper_bound[0]
     error = lb.evaluate(problem, np.stack([solution.weights[0]] * 2)).error[0]
     assert error == pytest.approx(solution.upper_bound[0], rel=1e-9)
