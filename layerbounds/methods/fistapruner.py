@@ -9,7 +9,7 @@ import numpy as np
 from layerbounds.arguments import one_of
 from layerbounds.arrays import Bool, Float
 from layerbounds.exceptions import InputError
-from layerbounds.methods.pruning import PruningView, finish, largest, single_inputs
+from layerbounds.methods.pruning import PruningView, finish_pass, largest, single_inputs
 from layerbounds.methods.sparsegpt import sparsegpt
 from layerbounds.methods.wanda import wanda
 
@@ -83,7 +83,7 @@ def fistapruner(
         else:
             high = price
         price = 0.5 * (low + high)
-    return best if view.refit and not refit else finish(view, mask, refit)
+    return finish_pass(view, mask, best, refit)
 
 
 def _fista(gram: Float, correlation: Float, start: Float, price: float, length: float, steps: int) -> Float:

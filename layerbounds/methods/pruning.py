@@ -82,6 +82,11 @@ def finish(view: PruningView, mask: Bool, refit: bool = True) -> Float:
     return refit_on(view, mask) if view.refit and refit else np.where(mask, view.original, 0.0)
 
 
+def finish_pass(view: PruningView, mask: Bool, weights: Float, refit: bool) -> Float:
+    """What a method ends with that changes kept weights itself: those, where the problem allows it, or `finish`."""
+    return np.where(mask, weights, 0.0) if view.refit and not refit else finish(view, mask, refit)
+
+
 def damped_inverse(gram: Float, fraction: float) -> Float:
     """(H + λI)⁻¹ with λ a fraction of the mean diagonal, raised tenfold while the factorization breaks down."""
     while True:

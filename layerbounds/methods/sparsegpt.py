@@ -8,7 +8,7 @@ import numpy as np
 
 from layerbounds.arrays import Bool, Float
 from layerbounds.exceptions import InputError
-from layerbounds.methods.pruning import PruningView, finish, inverse_factor, single_inputs
+from layerbounds.methods.pruning import PruningView, finish_pass, inverse_factor, single_inputs
 
 
 def sparsegpt(view: PruningView, damp: float = 0.01, block_size: int = 128, refit: bool = False) -> Float:
@@ -29,7 +29,7 @@ def sparsegpt(view: PruningView, damp: float = 0.01, block_size: int = 128, refi
         Re-optimise the kept weights at the end; the paper does not.
     """
     weights, kept = one_pass(view, "sparsegpt", damp, block_size)
-    return _result(view, kept, weights, refit)
+    return finish_pass(view, kept, weights, refit)
 
 
 def one_pass(
@@ -70,9 +70,3 @@ def one_pass(
             weights[i:] -= (weights[i] - value) / upper[i, i] * upper[i, i:]
             weights[i] = value
     return weights, kept
-
-
-def _result(view: PruningView, kept: Bool, weights: Float, refit: bool) -> Float:
-    if view.refit and not refit:
-        return np.where(kept, weights, 0.0)
-    return finish(view, kept, refit)

@@ -10,7 +10,7 @@ from layerbounds.arrays import Bool, Float, Int
 from layerbounds.exceptions import InputError
 from layerbounds.kernels.successive import damped
 from layerbounds.methods.base import check_damp
-from layerbounds.methods.pruning import PruningView, damped_inverse, finish, single_inputs
+from layerbounds.methods.pruning import PruningView, damped_inverse, finish_pass, single_inputs
 
 
 def thanos(view: PruningView, damp: float = 0.01, block_size: int = 128, refit: bool = False) -> Float:
@@ -48,9 +48,7 @@ def thanos(view: PruningView, damp: float = 0.01, block_size: int = 128, refit: 
             weights[left] -= inverse[:, at] @ force
         weights[dropped] = 0.0
         kept[dropped] = False
-    if view.refit and not refit:
-        return np.where(kept, weights, 0.0)
-    return finish(view, kept, refit)
+    return finish_pass(view, kept, weights, refit)
 
 
 def _blocks(view: PruningView, weights: Float, norms: Float, size: int) -> Iterator[tuple[Int, Int]]:
