@@ -144,6 +144,11 @@ class Frontier(Generic[NodeT]):
         return min(self.control.threads, self.most_threads) if self.control.node_limit is None else 1
 
     @property
+    def visited(self) -> int:
+        """Nodes, with those that expanding a node has visited below it."""
+        return self.nodes
+
+    @property
     def finished(self) -> Status:
         """What it means that all nodes are closed."""
         return Status.GAP_REACHED if self.control.gap > 0 else Status.OPTIMAL
@@ -203,7 +208,7 @@ class Frontier(Generic[NodeT]):
     def limit(self) -> Status | None:
         """Which limit is reached."""
         control = self.control
-        if control.node_limit is not None and self.nodes >= control.node_limit:
+        if control.node_limit is not None and self.visited >= control.node_limit:
             return Status.NODE_LIMIT
         if control.remaining() <= 0:
             return Status.INTERRUPTED if control.cancel.is_set() else Status.TIME_LIMIT

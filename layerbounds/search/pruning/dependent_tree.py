@@ -16,7 +16,6 @@ from scipy.linalg import lapack
 from layerbounds.arrays import Int
 from layerbounds.bounds.minorants.diagonal import is_minorant
 from layerbounds.kernels.factorization import smallest_eigenvalues
-from layerbounds.proofs import Status
 from layerbounds.search.frontier import Frontier, Incumbent
 from layerbounds.search.pruning.circuits import vanishes
 from layerbounds.search.pruning.compiled_tree import BUDGET, OpenNodes, Subtree
@@ -182,17 +181,10 @@ class DependentSearch:
 class DependentTree(Frontier[Part]):
     """The parts of a problem by their proven bounds."""
 
-    def limit(self) -> Status | None:
-        """Nodes of compiled trees count as others do."""
-        limit = self.control.node_limit
-        if limit is not None and self.nodes + self.inside >= limit:
-            return Status.NODE_LIMIT
-        return super().limit()
-
     @property
-    def inside(self) -> int:
-        """Nodes of compiled trees that are not counted yet."""
-        return sum(part.inside for part in self.expanders if isinstance(part, DependentSearch))
+    def visited(self) -> int:
+        """Nodes of compiled trees count as others do."""
+        return self.nodes + sum(part.inside for part in self.expanders if isinstance(part, DependentSearch))
 
 
 def dependent_tree(search: SubsetSearch, root: Node) -> DependentTree:

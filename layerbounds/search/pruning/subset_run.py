@@ -44,6 +44,6 @@ def run_subset(search: SubsetSearch, root: Node) -> RawSolve:
         termination=termination,
         proof=proof if lower > 0 else None,
         dual=dual,
-        nodes=frontier.nodes + (frontier.inside if isinstance(frontier, DependentTree) else 0),
+        nodes=frontier.visited,
         trace=tuple(frontier.trace),
     )
