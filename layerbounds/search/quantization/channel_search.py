@@ -82,8 +82,8 @@ LEARN_FROM, FIRST_BUDGET = 3e5, 2e7
 SMALL_FIRST_BUDGET = 2e6
 #: More points than this within the rounding allowance of the optimum are not collected.
 MANY_LEAVES = 20_000
-#: Nodes for the collection of points where the allowance exceeds the incumbent: only few points are worth it.
-WIDE_NODES = 1 << 19
+#: Nodes for the collection of points, and where the allowance exceeds the incumbent: only few points are worth it.
+LEAF_NODES, WIDE_NODES = 1 << 23, 1 << 19
 
 
 class ChannelSearch:
@@ -398,7 +398,7 @@ class ChannelSearch:
         cut = self.upper + slack
         tree.restart(cut)
         leaves: list[Float] = []
-        most = ATTEMPTS[0][1] if slack < self.upper else WIDE_NODES
+        most = LEAF_NODES if slack < self.upper else WIDE_NODES
         end = self.nodes + min(most, self.nodes_left())
         alone = min(end, self.nodes + self.alone)
         while self.nodes < alone and self.control.remaining() > 0:
