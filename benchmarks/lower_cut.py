@@ -12,23 +12,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
-
 import layerbounds as lb
 from benchmarks.native_speed import DATA, compile_kernels, machine
 from benchmarks.quantization_engine import instances
-from layerbounds.arrays import Float
 from layerbounds.cli.options import parse_channels
-
-
-def best_scale(weights: Float) -> float:
-    """The scale of weights on a symmetric uniform grid: their least distance, fitted to all codes."""
-    weights = np.ravel(weights)
-    present = np.unique(weights)
-    steps = np.diff(np.append(present, 0.0) if len(present) == 1 else present)
-    step = float(np.min(np.abs(steps[np.abs(steps) > 1e-9 * np.max(np.abs(weights))])))
-    codes = np.round(weights / step)
-    return float(weights @ codes / (codes @ codes))
 
 
 def describe(label: str, solution: lb.Solution, least: float) -> str:
@@ -48,7 +35,8 @@ def run(arguments: argparse.Namespace) -> None:
             for channel in parse_channels(arguments.channels, layer.out_features) or range(layer.out_features):
                 every = lb.solve(free, channels=[channel], time_limit=limit, jobs=1)
                 least, best = float(every.upper_bound[0]), scales.copy()
-                best[channel] = best_scale(every.weights[0])
+                assert every.scale is not None
+                best[channel] = every.scale[0, 0]
                 print(f"{name}, {bits} bits, channel {channel}: best scale {best[channel] / scales[channel]:.3f}")
                 print(describe("all scales", every, least), flush=True)
                 for label, scale in (("one scale, the MSE rule's", scales), ("one scale, the best one", best)):
