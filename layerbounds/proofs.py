@@ -169,7 +169,8 @@ class DualPoint:
 class BlockDual:
     """A point z and a block-diagonal matrix (docs/pruning-bounds.md, docs/block-relaxation.md).
 
-    f(v) ≥ f(z) + min over allowed v of 2hᵀ(v − z) + (v − z)ᵀB(v − z) with h = H(z − w), for every B ⪯ H.
+    f(v) ≥ f(z) + min over allowed v of 2hᵀ(v − z) + (v − z)ᵀB(v − z) with h = H(z − w), for every B ⪯ H. For uniform
+    grids integer forms of the codes may join the blocks, as in `DualPoint`.
 
     Attributes
     ----------
@@ -178,11 +179,14 @@ class BlockDual:
         The block of each input. Units of a pattern lie within blocks; blocks within groups, or groups within blocks.
     matrix : ndarray of shape (n, n)
         Entries between different blocks are ignored.
+    split : FormTerms or None
+        Of quantization alone.
     """
 
     z: Float
     block: Int
     matrix: Float
+    split: FormTerms | None = None
 
     @property
     def minorant(self) -> object:
@@ -191,7 +195,8 @@ class BlockDual:
 
     def is_valid(self, n: int) -> bool:
         """Whether shapes fit n inputs and numbers are finite."""
-        return _is_finite(self.z, (n,)) and _is_finite(self.matrix, (n, n)) and np.shape(self.block) == (n,)
+        parts = _is_finite(self.z, (n,)) and _is_finite(self.matrix, (n, n)) and np.shape(self.block) == (n,)
+        return parts and (self.split is None or self.split.is_valid(n))
 
 
 @dataclass(frozen=True, eq=False)

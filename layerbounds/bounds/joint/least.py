@@ -22,6 +22,8 @@ def diagonal(gram: Float, target: Float, allowed: LevelsOnSupport, dual: DualPoi
 
 def blocks(gram: Float, target: Float, allowed: LevelsOnSupport, dual: BlockDual) -> float:
     """From a block-diagonal matrix."""
+    if dual.split is not None:
+        raise CertificationError("the backend returned a dual point with integer forms, which zero may not fit.")
     z, matrix = np.asarray(dual.z, dtype=np.float64), np.asarray(dual.matrix, dtype=np.float64)
     return block_bound(gram, target, allowed.values, allowed.structure, z, np.asarray(dual.block), matrix)
 

@@ -57,6 +57,8 @@ def diagonal_rows(gram: Float, targets: Float, allowed: Sequence[LevelsOnSupport
 
 def block_rows(gram: Float, targets: Float, allowed: Sequence[LevelsOnSupport], duals: Sequence[BlockDual]) -> Float:
     """The same from points and one block-diagonal matrix."""
+    if any(dual.split is not None for dual in duals):
+        raise CertificationError("the backend returned a dual point with integer forms, which zero may not fit.")
     block = np.asarray(duals[0].block)
     matrix = np.asarray(duals[0].matrix, dtype=np.float64)
     matrix = np.where(block[:, None] == block[None, :], 0.5 * matrix + 0.5 * matrix.T, 0.0)

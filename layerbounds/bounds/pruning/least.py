@@ -13,6 +13,8 @@ from layerbounds.proofs import BlockDual, DualPoint
 
 def blocks(gram: Float, target: Float, allowed: Support, dual: BlockDual) -> float:
     """From a block-diagonal matrix; a diagonal one is a matrix with blocks of single inputs."""
+    if dual.split is not None:
+        raise CertificationError("the backend returned a dual point with integer forms for weights without codes.")
     original = None if allowed.refit else allowed.original
     z, matrix = np.asarray(dual.z, dtype=np.float64), np.asarray(dual.matrix, dtype=np.float64)
     return pruning_bound(gram, target, original, allowed.structure, z, np.asarray(dual.block), matrix)

@@ -4,33 +4,35 @@ For any z and any block-diagonal B ⪯ H, with h = H(z − w),
 
     f(q) ≥ f(z) + Σ_g min over the block's level points q_g of 2h_gᵀ(q − z)_g + (q − z)_gᵀB_g(q − z)_g.
 
-B ⪯ H is proven by a Cholesky factorization. Each block is searched in float64 around a point c of its hull; what the
-search may miss is bounded and charged. Everything else is extended precision with a-priori error bounds.
+For uniform grids integer forms of the codes may join the blocks (docs/bounds.md). That the matrix is below H is proven
+by a Cholesky factorization. Each block is searched in float64 around a point c of its hull; what the search may miss is
+bounded and charged. Everything else is extended precision with a-priori error bounds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from layerbounds.arrays import Bool, Float, Int
 from layerbounds.bounds.minorants.semidefinite import semidefinite_shift
 from layerbounds.bounds.objective import CHUNK
 from layerbounds.bounds.pruning.dual import certified_block_minorant
+from layerbounds.bounds.quantization.cuts import certified_weights
+from layerbounds.bounds.quantization.form_terms import Lattice, Wide, form_columns, form_terms, without_forms
 from layerbounds.kernels.factorization import cholesky, gamma, symmetric_inverse
 from layerbounds.kernels.quantization.block_relaxation import least_costs
+from layerbounds.proofs import FormTerms
 
 #: Larger blocks, those that are not positive definite, and those whose search takes more nodes get a diagonal each.
 MOST_MEMBERS, MOST_NODES, BUDGET = 32, 1 << 20, 1 << 26
 #: More than underflow can do to a block whose entries and levels are about 1.
 UNDERFLOW = 1e-290
 
-#: Extended precision, which type checkers have no name for.
-Wide = npt.NDArray[Any]
 #: A search of all blocks; see `PreparedBlocks.searched_minima`.
 Search = Callable[[Float, Float, Float, Float, Float, Float], None]
 
@@ -47,8 +49,23 @@ def proven_block_minorant(gram: Float, matrix: Float) -> tuple[Float, Float] | N
     return None if shifted is None else (certified_block_minorant(shifted[0], matrix), shifted[1])
 
 
-def block_dual_bound(gram: Float, target: Float, levels: Float, z: Float, block: Int, matrix: Float) -> float:
-    """Lower bound on (q − w)ᵀH(q − w) over the grid.
+def block_dual_bound(
+    gram: Float,
+    target: Float,
+    levels: Float,
+    z: Float,
+    block: Int,
+    matrix: Float,
+    lattice: Lattice | None = None,
+    split: FormTerms | None = None,
+) -> float:
+    """Lower bound on (q − w)ᵀH(q − w) over the grid, from blocks alone or with split cuts.
+
+    With integer forms, columns u_j = v_j/scale, weights g ≥ 0 and multipliers ρ, blocks have the slopes 2(h − Uρ), and
+
+        Σ_j min over integers t of 2ρ_j(t − y_j) + g_j(t − y_j)²
+
+    is added, y_j the value of form j at z, once B + U diag(g) Uᵀ ⪯ H + diag(e) is proven.
 
     Parameters
     ----------
@@ -63,6 +80,10 @@ def block_dual_bound(gram: Float, target: Float, levels: Float, z: Float, block:
         The block of each input.
     matrix : ndarray of shape (n, n)
         Any finite matrix; entries between different blocks are ignored.
+    lattice : Lattice, optional
+        Where the levels lie; needed with ``split``.
+    split : FormTerms, optional
+        Forms within blocks or across them.
 
     Returns
     -------
@@ -71,22 +92,45 @@ def block_dual_bound(gram: Float, target: Float, levels: Float, z: Float, block:
     """
     n = len(target)
     matrix = np.where(block[:, None] == block[None, :], 0.5 * matrix + 0.5 * matrix.T, 0.0)
-    proven = proven_block_minorant(gram, matrix)
-    if proven is None:
-        return 0.0
-    matrix, shift = proven
     wide = gram.astype(_LONG)
     deviation = z.astype(_LONG) - target.astype(_LONG)
     h = wide @ deviation
     spread = np.abs(wide) @ np.abs(deviation)
+    h_error: Any = (n + 4) * _UNIT_LONG * spread
+    value: Any = deviation @ h
+    magnitude: Any = np.abs(deviation) @ spread
+    cuts = 0
+    if split is None:
+        proven = proven_block_minorant(gram, matrix)
+    else:
+        assert lattice is not None
+        columns = form_columns(split.forms, lattice)
+        found = proven_blocks_and_weights(gram, columns.astype(np.float64), matrix, split.weights)
+        proven = None if found is None else (found[0], found[2])
+        if found is not None:
+            terms, size = form_terms(levels, lattice, replace(split, weights=found[1]), columns, z)
+            value += terms
+            magnitude += size
+        cuts = len(split.weights)
+        h, h_error = without_forms(h, h_error, columns, split.multipliers)
+    if proven is None:
+        return 0.0
+    matrix, shift = proven
     # What each input is charged whatever its level: the rounding of h, and the shift.
     reach = np.abs(levels.astype(_LONG) - z.astype(_LONG)[:, None]).max(axis=1)
-    charge = 2 * (n + 4) * _UNIT_LONG * spread * reach + shift.astype(_LONG) * reach**2
-    value: Any = deviation @ h - charge.sum() * (1 + (n + 16) * _UNIT_LONG)
+    charge = 2 * h_error * reach + shift.astype(_LONG) * reach**2
+    value -= charge.sum() * (1 + (n + 16) * _UNIT_LONG)
     low, size = PreparedBlocks(matrix, block).minimum(levels, z, h)
-    magnitude = np.abs(deviation) @ spread + size
-    bound = float(value + low - 4 * (n + 16) * _UNIT_LONG * magnitude)
+    bound = float(value + low - 4 * (n + cuts + 16) * _UNIT_LONG * (magnitude + size))
     return float(np.nextafter(bound, -np.inf)) if np.isfinite(bound) else 0.0
+
+
+def proven_blocks_and_weights(
+    gram: Float, columns: Float, matrix: Float, weights: Float
+) -> tuple[Float, Float, Float] | None:
+    """Multiples B' of B and g' of g and a shift e ≥ 0 with B' + U diag(g') Uᵀ ⪯ gram + diag(e) proven, or None."""
+    shifted = semidefinite_shift(gram)
+    return None if shifted is None else (*certified_weights(shifted[0], columns, matrix, weights), shifted[1])
 
 
 def search_order(block: Float) -> Int:

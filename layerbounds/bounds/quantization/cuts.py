@@ -65,15 +65,31 @@ def make_cuts(forms: Float) -> tuple[CutSet, Int]:
     return CutSet(np.ascontiguousarray(forms[:, order]), second[order].astype(np.int64)), order
 
 
-def is_cut_minorant(gram: Float, forms: Float, unit_weights: Float, weights: Float) -> bool:
-    """Prove diag(unit_weights) + V diag(weights) Vᵀ ⪯ gram for nonnegative weights; the entries of V may be rounded."""
+def is_cut_minorant(gram: Float, forms: Float, units: Float, weights: Float) -> bool:
+    """Prove B + V diag(weights) Vᵀ ⪯ gram for nonnegative weights; the entries of V may be rounded.
+
+    Parameters
+    ----------
+    gram : ndarray of shape (n, n)
+    forms : ndarray of shape (n, cuts)
+    units : ndarray of shape (n,) or (n, n)
+        The diagonal of B, or all of it, symmetric.
+    weights : ndarray of shape (cuts,)
+    """
     columns = csr_array(forms)
-    product = weighted_square(columns, weights)
-    size = weighted_square(abs(columns), weights).sum(axis=1)
-    matrix = gram - product
-    # The product's rounding is a matrix below γ·diag(row sums of |V| diag(d) |V|ᵀ).
-    slack = gamma(forms.shape[1] + 8) * size + 4 * UNIT * (np.diag(gram) + np.diag(product))
-    matrix[np.diag_indices(len(gram))] -= unit_weights + slack
+    # Numbers that overflow prove nothing.
+    with np.errstate(over="ignore", invalid="ignore"):
+        product = weighted_square(columns, weights)
+        size = weighted_square(abs(columns), weights).sum(axis=1)
+        # The product's rounding is a matrix below γ·diag(row sums of |V| diag(d) |V|ᵀ).
+        slack = gamma(forms.shape[1] + 8) * size + 4 * UNIT * (np.diag(gram) + np.diag(product))
+        if units.ndim == 2:
+            # So is that of the sum, with row sums of |B| added.
+            slack += 4 * UNIT * (np.abs(units).sum(axis=1) + size)
+            matrix, diagonal = gram - (product + units), slack
+        else:
+            matrix, diagonal = gram - product, units + slack
+        matrix[np.diag_indices(len(gram))] -= diagonal
     return is_positive_semidefinite(matrix)
 
 
@@ -82,11 +98,15 @@ def weighted_square(columns: csr_array, weights: Float) -> Float:
     return np.asarray((columns.multiply(weights[None, :]) @ columns.T).toarray())
 
 
-def certified_weights(gram: Float, forms: Float, unit_weights: Float, weights: Float) -> tuple[Float, Float]:
-    """Shrink weights until they are a proven minorant; zeros in the worst case."""
-    n = len(unit_weights)
-    both = shrink_until(lambda c: is_cut_minorant(gram, forms, c[:n], c[n:]), np.concatenate([unit_weights, weights]))
-    return both[:n], both[n:]
+def certified_weights(gram: Float, forms: Float, units: Float, weights: Float) -> tuple[Float, Float]:
+    """Shrink a diagonal or a matrix, and weights, until they are a proven minorant; zeros in the worst case."""
+    size = units.size
+
+    def accepted(both: Float) -> bool:
+        return is_cut_minorant(gram, forms, both[:size].reshape(units.shape), both[size:])
+
+    both = shrink_until(accepted, np.concatenate([units.ravel(), weights]))
+    return both[:size].reshape(units.shape), both[size:]
 
 
 @dataclass(frozen=True, eq=False)

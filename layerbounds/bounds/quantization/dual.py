@@ -5,40 +5,20 @@ Extended precision; every rounding error is charged.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from layerbounds.arrays import Float
 from layerbounds.bounds.minorants.diagonal import proven_minorant
 from layerbounds.bounds.minorants.semidefinite import semidefinite_shift
 from layerbounds.bounds.quantization.cuts import certified_weights
+from layerbounds.bounds.quantization.form_terms import Lattice, form_columns, form_terms, without_forms
 from layerbounds.proofs import FormTerms
-
-#: Extended precision, which type checkers have no name for.
-Wide = npt.NDArray[Any]
-
 
 _LONG = np.longdouble
 _UNIT_LONG = float(np.finfo(_LONG).eps)
-
-
-@dataclass(frozen=True, eq=False)
-class Lattice:
-    """Where the levels of a uniform grid lie: near ``scale[:, None] * (codes - zero_point[:, None])``.
-
-    Attributes
-    ----------
-    codes : ndarray of shape (n, levels)
-        0, 1, …; where an input has one level, 0 alone.
-    scale, zero_point : ndarray of shape (n,)
-    """
-
-    codes: Float
-    scale: Float
-    zero_point: Float
 
 
 def tangent_bound(
@@ -81,16 +61,14 @@ def tangent_bound(
     if split is None:
         proven = proven_minorant(gram, d)
     else:
-        columns = split.forms.astype(_LONG) / lattice.scale.astype(_LONG)[:, None]
+        columns = form_columns(split.forms, lattice)
         found = proven_weights(gram, columns.astype(np.float64), d, split.weights)
         proven = None if found is None else (found[0], found[2])
         if found is not None:
-            terms, size = _form_terms(levels, lattice, replace(split, weights=found[1]), columns, z)
-            value += terms.sum()
+            terms, size = form_terms(levels, lattice, replace(split, weights=found[1]), columns, z)
+            value += terms
             magnitude += size
-        rho = split.multipliers.astype(_LONG)
-        h_error += (len(rho) + 4) * _UNIT_LONG * (np.abs(columns) @ np.abs(rho) + np.abs(h))
-        h = h - columns @ rho
+        h, h_error = without_forms(h, h_error, columns, split.multipliers)
     if proven is None:
         return 0.0
     d, shift = proven
@@ -111,34 +89,3 @@ def proven_weights(gram: Float, columns: Float, d: Float, weights: Float) -> tup
         return None
     matrix, shift = shifted
     return *certified_weights(matrix, columns, d, weights), shift
-
-
-def _form_terms(levels: Float, lattice: Lattice, split: FormTerms, columns: Wide, z: Float) -> tuple[Wide, Any]:
-    """The forms' terms from below, and the size of what was added up.
-
-    The levels are rounded products, so that u_jᵀq differs from the integer v_jᵀcode − v_jᵀzero by up to ``near``.
-    """
-    forms = split.forms.astype(_LONG)
-    rho, weight = split.multipliers.astype(_LONG), split.weights.astype(_LONG)
-    inverse = 1 / lattice.scale.astype(_LONG)
-    zero = lattice.zero_point.astype(_LONG)
-    exact = lattice.codes.astype(_LONG) - zero[:, None]
-    reach = np.abs(exact).max(axis=1) + np.abs(zero)
-    off = np.abs(levels.astype(_LONG) * inverse[:, None] - exact).max(axis=1) + 8 * _UNIT_LONG * reach
-    y = columns.T @ z.astype(_LONG) + forms.T @ zero
-    size = np.abs(columns).T @ np.abs(z).astype(_LONG) + np.abs(forms).T @ reach
-    near = np.abs(forms).T @ off + 4 * (len(z) + 8) * _UNIT_LONG * size
-    first, last = lattice.codes[:, :1], lattice.codes[:, -1:]
-    lowest = np.minimum(forms * first, forms * last).sum(axis=0)
-    highest = np.maximum(forms * first, forms * last).sum(axis=0)
-    # A convex parabola: its least integer is next to its vertex, or at an end of the range.
-    vertex = y - np.divide(rho, weight, out=np.zeros_like(rho), where=weight > 0)
-    points = np.stack([lowest, highest, np.floor(vertex), np.ceil(vertex)]).clip(lowest, highest)
-    step = points - y
-    linear, square = 2 * rho * step, weight * step**2
-    farthest = np.maximum(np.abs(lowest - y), np.abs(highest - y))
-    charge = near * (2 * np.abs(rho) + weight * (2 * farthest + near))
-    terms = (linear + square).min(axis=0) - 2 * charge
-    # Where two terms cancel, their own size counts.
-    rounding = (np.abs(linear) + square).max(axis=0) + (np.abs(rho) + weight * farthest) * size
-    return terms, rounding.sum()

@@ -15,7 +15,7 @@ from layerbounds.arrays import Float
 from layerbounds.bounds.minorants.diagonal import is_minorant, proven_minorant
 from layerbounds.bounds.objective import CHUNK, SLOPE_UNDERFLOW, UNDERFLOW, entry_sizes
 from layerbounds.bounds.quantization.block_dual import PreparedBlocks, proven_block_minorant
-from layerbounds.bounds.quantization.least import diagonal
+from layerbounds.bounds.quantization.least import blocks, diagonal
 from layerbounds.kernels.batched.minima import separable_minima
 from layerbounds.kernels.factorization import UNIT, gamma
 from layerbounds.problems.levels import Levels
@@ -44,7 +44,10 @@ def diagonal_rows(gram: Float, targets: Float, allowed: Sequence[Levels], duals:
 
 
 def block_rows(gram: Float, targets: Float, allowed: Sequence[Levels], duals: Sequence[BlockDual]) -> Float:
-    """From points and one block-diagonal matrix."""
+    """From points and one block-diagonal matrix; rows with integer forms are bounded one by one."""
+    if any(dual.split is not None for dual in duals):
+        triples = zip(targets, allowed, duals, strict=True)
+        return np.array([blocks(gram, target, levels, dual) for target, levels, dual in triples])
     block = np.asarray(duals[0].block)
     matrix = np.asarray(duals[0].matrix, dtype=np.float64)
     matrix = np.where(block[:, None] == block[None, :], 0.5 * matrix + 0.5 * matrix.T, 0.0)

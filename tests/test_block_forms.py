@@ -1,0 +1,263 @@
+"""Integer forms beside blocks of inputs: certified bounds, their certificates, and trees of boxes."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from matrices import correlated
+
+import layerbounds as lb
+from layerbounds.arrays import Float
+from layerbounds.bounds.quantization.block_dual import block_dual_bound, proven_blocks_and_weights
+from layerbounds.bounds.quantization.form_terms import Lattice
+from layerbounds.bounds.quantization.rows import block_rows
+from layerbounds.bounds.rows import rows_function
+from layerbounds.certify.interval import dual_bound
+from layerbounds.exceptions import CertificationError
+from layerbounds.problems.levels import Levels
+from layerbounds.problems.tasks import Task, make_task
+from layerbounds.proofs import BlockDual, DualPoint, FormTerms
+
+
+def exact_optimum(task: Task[Levels]) -> Fraction:
+    gram = [[Fraction(x) for x in row] for row in task.gram.tolist()]
+    target = [Fraction(x) for x in task.target.tolist()]
+    best = None
+    for point in itertools.product(*task.allowed.values.tolist()):
+        e = [Fraction(v) - t for v, t in zip(point, target, strict=True)]
+        value = sum(a * h * b for a, row in zip(e, gram, strict=True) for h, b in zip(row, e, strict=True))
+        best = value if best is None else min(best, value)
+    assert best is not None
+    return best
+
+
+def random_task(rng: np.random.Generator, seed: int) -> Task[Levels]:
+    """One to four inputs at any scale; some without energy, some Gram matrices singular, some grids asymmetric."""
+    n = 1 + seed % 4
+    rank = None if seed % 3 else max(n - 1, 1)
+    gram = correlated(rng, n, rank) * 10.0 ** rng.integers(-30, 31)
+    if n > 2 and seed % 5 == 0:
+        gram[1], gram[:, 1] = 0.0, 0.0
+    if n > 2 and seed % 7 == 0:
+        gram[0], gram[:, 0] = gram[2], gram[:, 2]
+        gram[0, 0] = gram[2, 2]
+    layer = lb.Layer(weight=rng.normal(size=(1, n)) * 10.0 ** rng.integers(-20, 21), gram=gram)
+    granularity = 2 if seed % 4 == 0 else "channel"
+    grid = lb.uniform_grid(layer.weight, bits=2, symmetric=seed % 2 == 0, granularity=granularity)
+    return make_task(lb.quantization_problem(layer, grid=grid), 0, None, None)
+
+
+def random_dual(rng: np.random.Generator, task: Task[Levels]) -> BlockDual:
+    """Good ones and bad ones: forms within a block and across blocks, no weights, large multipliers, any point."""
+    n = len(task.target)
+    unit, scale = float(np.mean(np.diag(task.gram))), float(task.allowed.scale[0])
+    block = rng.integers(0, 1 + n // 2, size=n)
+    matrix = np.where(block[:, None] == block, task.gram, 0.0) * rng.choice([0.0, 1e-3, 0.5, 1.0, 2.0])
+    matrix += rng.choice([0.0, 0.0, 0.1]) * unit * rng.normal(size=(n, n))
+    cuts = int(rng.integers(0, 2 * n + 1))
+    forms = rng.integers(-2, 3, (n, cuts)).astype(np.float64)
+    if rng.random() < 0.3:
+        forms[block != block[0]] = 0.0
+    weights = rng.uniform(0, unit, cuts) * scale**2 * rng.choice([0.0, 1e-3, 0.2, 1.0])
+    rho = rng.normal(size=cuts) * unit * scale**2 * rng.choice([0.0, 0.1, 1.0, 1e3])
+    z = task.target + rng.normal(size=n) * scale * rng.choice([0.0, 0.2, 2.0, 1e4])
+    if rng.random() < 0.3:
+        z = task.allowed.values[np.arange(n), rng.integers(0, task.allowed.values.shape[1], size=n)]
+    return BlockDual(z, block, matrix, FormTerms(forms, weights, rho))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_bound_exceeds_the_exact_optimum(seed: int) -> None:
+    rng = np.random.default_rng([1, seed])
+    task = random_task(rng, seed)
+    optimum = exact_optimum(task)
+    for _ in range(8):
+        bound = dual_bound(task, random_dual(rng, task))
+        assert np.isfinite(bound)
+        assert Fraction(bound) <= max(optimum, Fraction(0))
+
+
+def value_in_floats(task: Task[Levels], dual: BlockDual, weights: Float, matrix: Float) -> float:
+    """The bound without a care for rounding."""
+    split, allowed = dual.split, task.allowed
+    assert split is not None
+    columns = split.forms / allowed.scale[:, None]
+    deviation = dual.z - task.target
+    h = task.gram @ deviation
+    total = float(deviation @ h)
+    left = h - columns @ split.multipliers
+    for b in np.unique(dual.block):
+        m = np.flatnonzero(dual.block == b)
+        step = np.array(list(itertools.product(*allowed.values[m]))) - dual.z[m]
+        total += float(np.min(2 * step @ left[m] + np.einsum("ij,jk,ik->i", step, matrix[np.ix_(m, m)], step)))
+    codes = allowed.codes - allowed.codes[0, 0]
+    y = split.forms.T @ (dual.z / allowed.scale + allowed.zero_point - allowed.codes[0, 0])
+    for j, form in enumerate(split.forms.T):
+        ends = form[:, None] * codes[:, [0, -1]]
+        t = np.arange(ends.min(axis=1).sum(), ends.max(axis=1).sum() + 1) - y[j]
+        total += float(np.min(2 * split.multipliers[j] * t + weights[j] * t**2))
+    return total
+
+
+def good_dual(rng: np.random.Generator, task: Task[Levels], cuts: int = 3) -> BlockDual:
+    """Blocks of two inputs and forms of two codes, within the Gram matrix."""
+    n = len(task.gram)
+    block = np.arange(n) // 2
+    forms = np.zeros((n, cuts))
+    for j in range(cuts):
+        pick = [0, 1] if j == 0 and n > 1 else rng.choice(n, min(2, n), replace=False)
+        forms[pick, j] = rng.choice([-1.0, 1.0], len(pick))
+    least, scale = float(np.linalg.eigvalsh(task.gram)[0]), float(task.allowed.scale.min())
+    weights = rng.uniform(0.05, 0.1, cuts) * least * scale**2
+    columns = forms / task.allowed.scale[:, None]
+    left = task.gram - (columns * weights) @ columns.T
+    inside = np.where(block[:, None] == block, task.gram, 0.0)
+    lower = np.linalg.inv(np.linalg.cholesky(inside))
+    share = 0.99 * float(np.linalg.eigvalsh(lower @ left @ lower.T)[0])
+    z = task.target + 0.2 * rng.normal(size=n) * scale
+    return BlockDual(z, block, share * inside, FormTerms(forms, weights, 0.3 * rng.normal(size=cuts) * weights))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_bound_is_near_its_value_in_floats(seed: int) -> None:
+    rng = np.random.default_rng([2, seed])
+    n = 1 + seed % 5
+    layer = lb.Layer(weight=rng.normal(size=(1, n)), gram=correlated(rng, n) * 10.0 ** rng.integers(-9, 10))
+    grid = lb.uniform_grid(layer.weight, bits=2, symmetric=seed % 2 == 0, granularity=2 if seed % 3 == 0 else "channel")
+    task = make_task(lb.quantization_problem(layer, grid=grid), 0, None, None)
+    dual = good_dual(rng, task)
+    assert dual.split is not None
+    expected = value_in_floats(task, dual, dual.split.weights, dual.matrix)
+    size = float(np.abs(task.target) @ np.abs(task.gram) @ np.abs(task.target))
+    found = dual_bound(task, dual)
+    assert found == pytest.approx(expected, abs=1e-9 * size)
+    assert Fraction(found) <= exact_optimum(task)
+
+
+def test_forms_add_to_blocks() -> None:
+    # H is the block, and a form across the blocks that can be had at once.
+    columns = np.array([1.0, 0.0, 1.0, 0.0])
+    inside = np.kron(np.eye(2), np.array([[1.0, 0.4], [0.4, 1.0]])) * 0.2
+    gram = inside * (1 + 1e-9) + np.outer(columns, columns)
+    layer = lb.Layer(weight=np.array([[0.3, 0.1, 0.9, 0.2]]), gram=gram)
+    task = make_task(lb.quantization_problem(layer, bits=2, scale=np.array([0.5])), 0, None, None)
+    block = np.array([0, 0, 1, 1])
+    split = FormTerms(columns[:, None], np.array([0.25 * (1 - 1e-9)]), np.zeros(1))
+    bound = dual_bound(task, BlockDual(task.target, block, inside, split))
+    optimum = float(exact_optimum(task))
+    assert dual_bound(task, BlockDual(task.target, block, inside)) < 0.9 * bound <= 0.9 * optimum
+    assert bound > 0.5 * optimum
+
+
+def test_without_forms_it_is_the_bound_of_blocks_and_with_single_inputs_that_of_a_diagonal() -> None:
+    rng = np.random.default_rng(3)
+    layer = lb.Layer(weight=rng.normal(size=(1, 5)), gram=correlated(rng, 5))
+    task = make_task(lb.quantization_problem(layer, bits=2), 0, None, None)
+    none = FormTerms(np.zeros((5, 0)), np.zeros(0), np.zeros(0))
+    dual = BlockDual(task.target, np.arange(5) // 2, 1e-3 * task.gram)
+    assert dual_bound(task, replace(dual, split=none)) == pytest.approx(dual_bound(task, dual), rel=1e-9)
+    good = good_dual(rng, task)
+    d = np.full(5, 0.5 * float(np.linalg.eigvalsh(task.gram)[0]))
+    blocks = dual_bound(task, BlockDual(good.z, np.arange(5), np.diag(d), good.split))
+    assert blocks == pytest.approx(dual_bound(task, DualPoint(good.z, d, good.split)), rel=1e-9, abs=1e-12)
+
+
+def test_nothing_is_proven_of_an_indefinite_matrix() -> None:
+    layer = lb.Layer(weight=np.ones((1, 2)), gram=np.eye(2))
+    allowed = make_task(lb.quantization_problem(layer, bits=2), 0, None, None).allowed
+    lattice = Lattice(allowed.codes - allowed.codes[0, 0], allowed.scale, allowed.zero_point - allowed.codes[0, 0])
+    split, block = FormTerms(np.ones((2, 1)), np.ones(1), np.ones(1)), np.zeros(2, dtype=np.int64)
+    assert proven_blocks_and_weights(-np.eye(2), np.ones((2, 1)), np.zeros((2, 2)), np.zeros(1)) is None
+    z = np.ones(2)
+    assert block_dual_bound(-np.eye(2), z, allowed.values, z, block, np.eye(2), lattice, split) == 0.0
+    # Huge numbers: nothing is proven, and nothing breaks.
+    split, matrix = FormTerms(np.ones((2, 1)), np.full(1, 1e308), np.full(1, 1e308)), np.full((2, 2), 1e308)
+    assert block_dual_bound(np.eye(2), z, allowed.values, 0.1 * z, block, matrix, lattice, split) <= 0.0
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_shrunk_blocks_and_weights_are_below_the_matrix(seed: int) -> None:
+    rng = np.random.default_rng([4, seed])
+    n = 2 + seed % 4
+    gram = correlated(rng, n, None if seed % 2 else n - 1)
+    columns = rng.integers(-2, 3, (n, 4)) / 3.0
+    block = np.arange(n) // 2
+    matrix = np.where(block[:, None] == block, gram, 0.0)
+    found = proven_blocks_and_weights(gram, columns, matrix, rng.uniform(0, 1, 4))
+    assert found is not None
+    b, g, shift = found
+    exact = np.vectorize(Fraction, otypes=[object])
+    v = exact(columns)
+    left = exact(gram) + np.diag(exact(shift)) - exact(b) - (v * exact(g)) @ v.T
+    assert positive(left)
+
+
+def positive(matrix: np.ndarray) -> bool:
+    """Whether a matrix of fractions is positive semidefinite, by elimination."""
+    a = matrix.copy()
+    for k in range(len(a)):
+        if a[k, k] < 0 or (a[k, k] == 0 and any(a[k, k + 1 :])):
+            return False
+        if a[k, k] > 0:
+            a[k + 1 :, k + 1 :] -= np.outer(a[k + 1 :, k], a[k, k + 1 :]) / a[k, k]
+    return True
+
+
+def test_rows_with_forms_are_bounded_one_by_one() -> None:
+    rng = np.random.default_rng(5)
+    layer = lb.Layer(weight=rng.normal(size=(2, 6)), gram=correlated(rng, 6))
+    problem = lb.quantization_problem(layer, bits=3)
+    tasks = [make_task(problem, row, None, None) for row in range(2)]
+    first = good_dual(rng, tasks[0])
+    duals = [first, replace(first, z=tasks[1].target)]
+    assert rows_function(tasks[0].allowed, first) is block_rows
+    targets = np.stack([task.target for task in tasks])
+    found = block_rows(tasks[0].gram, targets, [task.allowed for task in tasks], duals)
+    assert found.tolist() == [dual_bound(task, dual) - task.constant for task, dual in zip(tasks, duals, strict=True)]
+    plain = block_rows(tasks[0].gram, targets, [t.allowed for t in tasks], [replace(d, split=None) for d in duals])
+    assert np.all(plain != found)
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        lambda layer: lb.quantization_problem(layer, codebook="nf4"),
+        lambda layer: lb.pruning_problem(layer, k=2),
+        lambda layer: lb.joint_problem(layer, bits=2, k=2),
+    ],
+)
+def test_forms_of_other_problems_are_refused(problem: object) -> None:
+    rng = np.random.default_rng(6)
+    layer = lb.Layer(weight=rng.normal(size=(1, 4)), gram=correlated(rng, 4))
+    task = make_task(problem(layer), 0, None, None)
+    split = FormTerms(np.ones((4, 1)), np.zeros(1), np.zeros(1))
+    dual = BlockDual(task.target, np.arange(4) // 2, np.zeros((4, 4)), split)
+    with pytest.raises(CertificationError, match="integer forms"):
+        dual_bound(task, dual)
+    function = rows_function(task.allowed, dual)
+    if function is not None:
+        with pytest.raises(CertificationError, match="integer forms"):
+            function(task.gram, task.target[None], [task.allowed], [dual])
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("forms", np.full((4, 2), 0.5)),
+        ("forms", np.zeros((3, 2))),
+        ("weights", np.array([1e-3, -1e-9])),
+        ("multipliers", np.array([0.0, np.nan])),
+        ("multipliers", np.zeros((2, 1))),
+    ],
+)
+def test_invalid_forms_are_refused(part: str, value: Float) -> None:
+    rng = np.random.default_rng(7)
+    layer = lb.Layer(weight=rng.normal(size=(1, 4)), gram=correlated(rng, 4))
+    task = make_task(lb.quantization_problem(layer, bits=3), 0, None, None)
+    split = replace(FormTerms(np.ones((4, 2)), np.zeros(2), np.zeros(2)), **{part: value})
+    with pytest.raises(CertificationError, match="invalid dual point"):
+        dual_bound(task, BlockDual(task.target, np.arange(4), np.zeros((4, 4)), split))
