@@ -562,7 +562,7 @@ class SearchProof:
         Of a search that certificates can have repeated.
     rows : RowPrices or None
         Of rows that limit one another.
-    boxes : DualPoint or None
+    boxes : DualPoint or BlockDual or None
         The root of a best-first search with integer forms that took part, for whoever grows its tree again.
     """
 
@@ -571,7 +571,7 @@ class SearchProof:
     leaves: Float | None = None
     enumeration: Enumeration | None = None
     rows: RowPrices | None = None
-    boxes: DualPoint | None = None
+    boxes: DualPoint | BlockDual | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from layerbounds.bounds.quantization.block_dual import block_dual_bound, proven_
 from layerbounds.bounds.quantization.block_relaxation import BlockRelaxation, evaluate_blocks, refine_blocks
 from layerbounds.bounds.quantization.relaxation import refine
 from layerbounds.certify.interval import objective_interval
-from layerbounds.kernels.quantization.block_relaxation import closest, proximal_sweep, settle
+from layerbounds.kernels.quantization.block_relaxation import MOST_STEPS, closest, proximal_sweep, settle
 from layerbounds.problems.codebooks import codebook
 
 #: Thorough and long: CI runs them, and ``--slow``.
@@ -178,7 +178,7 @@ def test_proximal_step_is_optimal() -> None:
         factor = np.ascontiguousarray(np.linalg.cholesky(matrix).T)[None]
         envelope, _ = proximal_sweep(
             np.array([0, m]), np.arange(m), matrix[None], factor, levels, np.full(m, 4), origin, np.array([kappa]),
-            1.0, aim, y, u, corral, weight, size, right, 10**6,
+            1.0, aim, y, u, corral, weight, size, right, 10**6, MOST_STEPS,
         )  # fmt: skip
         share, chosen = weight[0, : size[0]], levels[np.arange(m), corral[0, : size[0]]]
         assert share.sum() == pytest.approx(1.0)

@@ -14,7 +14,7 @@ from layerbounds.certificates.log import LeafLog, TooLargeError
 from layerbounds.problems.levels import Levels
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import DualPoint
-from layerbounds.search.quantization.box_tree import ITERATIONS, BoxTree
+from layerbounds.search.quantization.box_tree import BoxTree
 from layerbounds.search.quantization.grid_units import UnitProblem, make_units
 from layerbounds.search.quantization.preparation import order_exponent, prepare
 
@@ -66,6 +66,7 @@ class _Tree:
         z = unit.point_of(root.z)
         start = SplitRelaxation(-math.inf, z, split, root.split.multipliers / unit.multiplier, np.zeros((0, 0)))
         self.tree = BoxTree(unit, start)
+        self.boxes = self.tree.boxes
         self.least = self.cut = 0.0
         self.log = LeafLog()
         self.rho: list[NDArray[np.int16]] = []
@@ -92,7 +93,7 @@ class _Tree:
             low, high, state = low.copy(), high.copy(), state.copy()
             z, value, before = np.empty(len(low)), inherited, (low.copy(), high.copy())
             for _ in range(ROUNDS):
-                self.tree.iterate(low, high, state, z, ITERATIONS)
+                self.boxes.iterate(low, high, state, z, self.boxes.each)
                 ends = (low, high) if k == 0 else (low.copy(), high.copy())
                 last, value = value, self._bound(*ends, state, z)
                 # Not on the way to the cut.
@@ -139,7 +140,7 @@ class _Tree:
     def _bound(self, low: Float, high: Float, state: Float, z: Float) -> float:
         """With the numbers that are stored; ends of the box that reach the cut are dropped."""
         unit = self.unit
-        rho = self.tree.multipliers(state, z)
+        rho = self.boxes.multipliers(state, z)
         grains = np.divide(rho * unit.multiplier, self.weights * GRAIN, out=np.zeros(len(rho)), where=self.weights > 0)
         self.multipliers = np.clip(np.rint(grains), -MOST, MOST).astype(np.int16)
         self.point = unit.weights_of(z).astype(np.float32).astype(np.float64)
@@ -147,5 +148,5 @@ class _Tree:
             raise TooLargeError
         z = unit.point_of(self.point)
         stored = state.copy()
-        self.tree.set_multipliers(stored, z, self.multipliers * (self.weights * (GRAIN / unit.multiplier)))
-        return self.tree.bound(low, high, stored, z, self.cut)
+        self.boxes.set_multipliers(stored, z, self.multipliers * (self.weights * (GRAIN / unit.multiplier)))
+        return self.boxes.bound(low, high, stored, z, self.cut)

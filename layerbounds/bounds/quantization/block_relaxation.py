@@ -15,13 +15,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.minorants.blocks import BlockMinorant, improve_blocks, make_minorant, start_blocks
 from layerbounds.bounds.minorants.clusters import make_clusters
+from layerbounds.bounds.quantization.split_relaxation import form_minima
 from layerbounds.kernels.factorization import UNIT, cholesky, symmetric_inverse
-from layerbounds.kernels.quantization.block_relaxation import fixed_costs, least_costs, proximal_sweep
+from layerbounds.kernels.quantization.block_relaxation import MOST_STEPS, fixed_costs, least_costs, proximal_sweep
 from layerbounds.kernels.quantization.relaxation import cells
+from layerbounds.proofs import FormTerms
 
 #: Inputs of a block: larger ones cost more than they gain.
 SIZE = 9
@@ -55,6 +58,8 @@ class BlockRelaxation:
     terms : ndarray of shape (levels, n)
         Least cost of the input's block with the input at the level: the bound with variable i at v is
         ``value + terms[v, i] − min(terms[:, i])``.
+    split : FormTerms or None
+        Integer forms beside the blocks, which are then a minorant together.
     """
 
     value: float
@@ -62,13 +67,13 @@ class BlockRelaxation:
     block: Int
     matrix: Float
     terms: Float
+    split: FormTerms | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class _Packed:
-    """Blocks and their factors, padded, and the levels of each input in a row, as the kernels take them."""
+class Packed:
+    """Blocks and their factors, padded, as the kernels take them."""
 
-    levels: Float
     first: Int
     member: Int
     block: Float
@@ -122,7 +127,6 @@ def refine_blocks(
     minorant = _start(gram, members, d)
     if minorant is None:
         return None
-    rows = np.ascontiguousarray(levels.T)
     z = np.clip(start, levels[0], levels[-1])
     low, high = np.empty(n), np.empty(n)
     cells(levels, count, z, low, high)
@@ -133,11 +137,11 @@ def refine_blocks(
         if stop():
             break
         barrier = FIRST_BARRIER * (LAST_BARRIER / FIRST_BARRIER) ** (number / max(rounds - 1, 1))
-        following = improve_blocks(gram, members, minorant, _lifted(spreads), barrier)
+        following = improve_blocks(gram, members, minorant, lifted(spreads), barrier)
         if following is None:
             break
         minorant = following
-        packed = _pack(rows, members, minorant.matrix)
+        packed = pack(members, minorant.matrix)
         if packed is None:
             break
         if state is None:
@@ -153,7 +157,14 @@ def refine_blocks(
 
 
 def evaluate_blocks(
-    gram: Float, origin: Float, levels: Float, count: Int, z: Float, members: Sequence[Int], matrix: Float
+    gram: Float,
+    origin: Float,
+    levels: Float,
+    count: Int,
+    z: Float,
+    members: Sequence[Int],
+    matrix: Float,
+    split: FormTerms | None = None,
 ) -> BlockRelaxation | None:
     """The bound at a point z, for a proven minorant that is positive definite on every block; None where it is not.
 
@@ -162,13 +173,15 @@ def evaluate_blocks(
     members : sequence of ndarray of int64
         Inputs of each block.
     matrix : ndarray of shape (n, n)
+    split : FormTerms, optional
+        Integer forms beside the blocks, where levels are consecutive integers: B + V diag(g) Vᵀ is the minorant.
     """
     n = len(z)
-    packed = _pack(np.ascontiguousarray(levels.T), members, matrix)
+    packed = pack(members, matrix)
     if packed is None:
         return None
-    h = gram @ (z - origin)
-    value, size = _bound(gram, origin, levels, count, packed, z, h)
+    slope = gram @ (z - origin) - (0.0 if split is None else split.forms @ split.multipliers)
+    value, size = _bound(gram, origin, levels, count, packed, z, split)
     place = np.zeros((n, packed.factor.shape[1]), dtype=np.int64)
     block = np.zeros((n, *packed.block.shape[1:]))
     label = np.empty(n, dtype=np.int64)
@@ -181,14 +194,15 @@ def evaluate_blocks(
     factor = _factors(block, np.array([len(members[int(g)]) for g in label]))
     if factor is None:
         return None
-    costs = np.empty_like(packed.levels)
+    rows = np.ascontiguousarray(levels.T)
+    costs = np.empty_like(rows)
     fixed_costs(
-        packed.first, packed.member, place, block, factor, packed.levels, count, z, h, MOST_NODES, 4 * BUDGET, costs
+        packed.first, packed.member, place, block, factor, rows, count, z, slope, MOST_NODES, 4 * BUDGET, costs
     )  # fmt: skip
     # What was too long to search says nothing about its input.
     costs[np.isnan(costs).any(axis=1)] = 0.0
     # A least cost with and without a fixed level, and the two sums over the other blocks: four times what one rounds.
-    return BlockRelaxation(value - 4.0 * size, z.copy(), label, matrix, np.ascontiguousarray(costs.T))
+    return BlockRelaxation(value - 4.0 * size, z.copy(), label, matrix, np.ascontiguousarray(costs.T), split)
 
 
 def _start(gram: Float, members: Sequence[Int], d: Float) -> BlockMinorant | None:
@@ -199,13 +213,14 @@ def _start(gram: Float, members: Sequence[Int], d: Float) -> BlockMinorant | Non
     return start_blocks(gram, members)
 
 
-def _lifted(spreads: Sequence[Float]) -> list[Float]:
+def lifted(spreads: Sequence[Float]) -> list[Float]:
     """Every direction counts a little."""
     mean = float(np.mean(np.concatenate([np.diag(a) for a in spreads])))
     return [a + (FLOOR * mean + np.finfo(np.float64).tiny) * np.eye(len(a)) for a in spreads]
 
 
-def _pack(rows: Float, members: Sequence[Int], matrix: Float) -> _Packed | None:
+def pack(members: Sequence[Int], matrix: Float) -> Packed | None:
+    """The blocks of a matrix; None where one is not positive definite."""
     size = np.array([len(m) for m in members], dtype=np.int64)
     block = np.zeros((len(members), int(size.max()), int(size.max())))
     for g, m in enumerate(members):
@@ -214,7 +229,7 @@ def _pack(rows: Float, members: Sequence[Int], matrix: Float) -> _Packed | None:
     if factor is None:
         return None
     first = np.concatenate([[0], np.cumsum(size)]).astype(np.int64)
-    return _Packed(rows, first, np.concatenate(members).astype(np.int64), block, factor)
+    return Packed(first, np.concatenate(members).astype(np.int64), block, factor)
 
 
 def _factors(block: Float, size: Int) -> Float | None:
@@ -230,35 +245,47 @@ def _factors(block: Float, size: Int) -> Float | None:
 
 
 def _bound(
-    gram: Float, origin: Float, levels: Float, count: Int, packed: _Packed, z: Float, h: Float
+    gram: Float, origin: Float, levels: Float, count: Int, packed: Packed, z: Float, split: FormTerms | None = None
 ) -> tuple[float, float]:
     """The bound at z, −inf where a block's points are too many to search, and how much rounding it may hold."""
     n = len(z)
+    deviation = z - origin
+    h = gram @ deviation
+    spread = np.abs(gram) @ np.abs(deviation)
+    value, size, cuts = float(deviation @ h), float(np.abs(deviation) @ spread), 0
+    slope = h
+    if split is not None:
+        cuts = len(split.weights)
+        slope = h - split.forms @ split.multipliers
+        spread += np.abs(split.forms) @ np.abs(split.multipliers)
+        least_of_forms, size_of_forms = form_minima(
+            csr_array(split.forms), split.weights, split.multipliers, levels[0], levels[-1], z
+        )
+        value, size = value + least_of_forms, size + size_of_forms
     centre, tilt, least = np.empty(n), np.empty(n), np.empty(len(packed.first) - 1)
     least_costs(
-        packed.first, packed.member, packed.block, packed.factor, packed.levels, count, z, h, MOST_NODES, BUDGET,
-        centre, tilt, least,
+        packed.first, packed.member, packed.block, packed.factor, np.ascontiguousarray(levels.T), count, z, slope,
+        MOST_NODES, BUDGET, centre, tilt, least,
     )  # fmt: skip
     if np.isnan(least).any():
         return -np.inf, 0.0
-    deviation, shift = z - origin, centre - z
+    shift = centre - z
     ends = np.minimum(tilt * (levels[0] - centre), tilt * (levels[-1] - centre))
-    value = float(deviation @ h + least.sum() + np.sum(shift * (tilt + h) + 2.0 * ends))
+    value += float(least.sum() + np.sum(shift * (tilt + slope) + 2.0 * ends))
     step = np.maximum(levels[-1] - centre, centre - levels[0])
     rows = packed.member
     reach = np.zeros((len(packed.factor), packed.factor.shape[1]))
     inside = np.arange(reach.shape[1]) < np.diff(packed.first)[:, None]
     reach[inside] = (step + np.abs(centre))[rows]
     partial = np.einsum("gij,gj->gi", np.abs(packed.factor), reach)
-    spread = np.abs(gram) @ np.abs(deviation)
-    size = float(np.abs(deviation) @ spread + np.sum(2.0 * (spread + np.abs(tilt)) * (step + np.abs(shift))))
-    return value, 4.0 * (n + 16) * UNIT * (size + float(np.sum(partial**2)))
+    size += float(np.sum(2.0 * (spread + np.abs(tilt)) * (step + np.abs(shift))))
+    return value, 4.0 * (n + cuts + 16) * UNIT * (size + float(np.sum(partial**2)))
 
 
 class _State:
     """What ADMM keeps from one minorant to the next: the points of each block's corral and their weights."""
 
-    def __init__(self, levels: Float, packed: _Packed, z: Float) -> None:
+    def __init__(self, levels: Float, packed: Packed, z: Float) -> None:
         groups, widest = len(packed.factor), packed.factor.shape[1]
         near = np.argmin(np.abs(levels - z), axis=0)
         self.y = levels[near, np.arange(len(z))]
@@ -269,7 +296,7 @@ class _State:
         self.weight[:, 0] = 1.0
         self.size = np.ones(groups, dtype=np.int64)
 
-    def spreads(self, levels: Float, packed: _Packed, z: Float) -> list[Float]:
+    def spreads(self, levels: Float, packed: Packed, z: Float) -> list[Float]:
         """Σ α (p − z)(p − z)ᵀ over the corral's points: a supergradient of the bound in B."""
         result = []
         for g in range(len(self.size)):
@@ -285,7 +312,7 @@ def _maximise(
     origin: Float,
     levels: Float,
     count: Int,
-    packed: _Packed,
+    packed: Packed,
     minorant: BlockMinorant,
     z: Float,
     state: _State,
@@ -294,7 +321,8 @@ def _maximise(
     """Best z for a fixed minorant: the best that ADMM and the given point reach."""
     rest = gram - minorant.matrix
     factor = cholesky(rest + KAPPA * minorant.matrix)
-    best = _bound(gram, origin, levels, count, packed, z, gram @ (z - origin))[0], z
+    best = _bound(gram, origin, levels, count, packed, z)[0], z
+    rows = np.ascontiguousarray(levels.T)
     if factor is None:
         return best
     inverse = symmetric_inverse(factor)
@@ -310,12 +338,12 @@ def _maximise(
     for iteration in range(1, ITERATIONS + 1):
         point = inverse @ (fixed + right)
         envelope, nodes = proximal_sweep(
-            packed.first, packed.member, packed.block, packed.factor, packed.levels, count, origin, kappa, OVER, point,
-            state.y, u, state.corral, state.weight, state.size, right, MOST_NODES,
+            packed.first, packed.member, packed.block, packed.factor, rows, count, origin, kappa, OVER, point,
+            state.y, u, state.corral, state.weight, state.size, right, MOST_NODES, MOST_STEPS,
         )  # fmt: skip
         ended = nodes > ITERATION_BUDGET or stop()
         if iteration % STRIDE == 0 or ended:
-            value = _bound(gram, origin, levels, count, packed, point, gram @ (point - origin))[0]
+            value = _bound(gram, origin, levels, count, packed, point)[0]
             if value > best[0]:
                 best = value, point
             deviation = state.y - origin

@@ -97,33 +97,50 @@ def evaluate_split(
     n, m = split.forms.shape
     low, high = levels[0], levels[-1]
     forms = csr_array(split.forms)
-    sizes = abs(forms)
     deviation = z - origin
     linear = gram @ deviation
     step = levels - z
     value = float(deviation @ linear)
     terms = 2.0 * (linear - forms @ multipliers) * step + split.units * step**2
+    of_forms, size_of_forms = form_minima(forms, split.weights, multipliers, low, high, z)
+    size = np.abs(gram) @ np.abs(deviation)
+    reach = np.abs(step).max(axis=0)
+    magnitude = (
+        np.abs(deviation) @ size
+        + 2.0 * np.sum((size + abs(forms) @ np.abs(multipliers)) * reach)
+        + split.units @ reach**2
+        + size_of_forms
+    )
+    total = value + float(np.sum(terms.min(axis=0))) + of_forms
+    error = 4.0 * (n + m + 8) * UNIT * float(magnitude)
+    return SplitRelaxation(total - error, z.copy(), split, multipliers.copy(), terms)
+
+
+def form_minima(
+    forms: csr_array, weights: Float, multipliers: Float, low: Float, high: Float, z: Float
+) -> tuple[float, float]:
+    """Σ_j min over the integers t that form j can be of 2ρ_j(t − y_j) + g_j(t − y_j)², and the size of what was added.
+
+    Parameters
+    ----------
+    forms : csr_array of shape (n, cuts)
+    weights, multipliers : ndarray of shape (cuts,)
+    low, high : ndarray of shape (n,)
+        Ends of the box, integers.
+    z : ndarray of shape (n,)
+    """
     # Ranges of the forms, exact integers.
     lowest = (forms.minimum(0.0)).T @ high + (forms.maximum(0.0)).T @ low
     highest = (forms.maximum(0.0)).T @ high + (forms.minimum(0.0)).T @ low
     y = forms.T @ z
-    vertex = y - np.divide(multipliers, split.weights, out=np.zeros(m), where=split.weights > 0)
+    vertex = y - np.divide(multipliers, weights, out=np.zeros(len(weights)), where=weights > 0)
     points = np.clip(np.stack([lowest, highest, np.floor(vertex), np.ceil(vertex)]), lowest, highest)
     move = points - y
-    of_forms = (2.0 * multipliers * move + split.weights * move**2).min(axis=0)
-    size = np.abs(gram) @ np.abs(deviation)
+    least = (2.0 * multipliers * move + weights * move**2).min(axis=0)
     farthest = np.maximum(np.abs(lowest - y), np.abs(highest - y))
-    reach = np.abs(step).max(axis=0)
-    slope = np.abs(multipliers) + split.weights * farthest
-    magnitude = (
-        np.abs(deviation) @ size
-        + 2.0 * np.sum((size + sizes @ np.abs(multipliers)) * reach)
-        + split.units @ reach**2
-        + 2.0 * slope @ (farthest + sizes.T @ (np.abs(z) + np.maximum(np.abs(low), np.abs(high))))
-    )
-    total = value + float(np.sum(terms.min(axis=0))) + float(np.sum(of_forms))
-    error = 4.0 * (n + m + 8) * UNIT * float(magnitude)
-    return SplitRelaxation(total - error, z.copy(), split, multipliers.copy(), terms)
+    slope = np.abs(multipliers) + weights * farthest
+    spread = abs(forms).T @ (np.abs(z) + np.maximum(np.abs(low), np.abs(high)))
+    return float(np.sum(least)), float(2.0 * slope @ (farthest + spread))
 
 
 def maximize_split(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from layerbounds.kernels.compilation import kernel
-from layerbounds.kernels.quantization.block_relaxation import least_costs, proximal_sweep
+from layerbounds.kernels.quantization.block_relaxation import MOST_STEPS, least_costs, proximal_sweep
 
 
 @kernel(nested=True)
@@ -55,7 +55,7 @@ def sweep_rows(
             z[i] = point[r, i]
         _, nodes = proximal_sweep(
             first, member, block, factor, levels, count, zero, kappa, over, z, y[r], u[r], corral[r], alpha[r], size[r],
-            right, most,
+            right, most, MOST_STEPS,
         )  # fmt: skip
         total += nodes
         for i in range(n):

@@ -11,7 +11,7 @@ import numpy as np
 
 from layerbounds.kernels.compilation import kernel
 
-#: Steps of one proximal computation; warm starts take one or two.
+#: Points that enter a corral in one exact proximal step; warm starts take one or two.
 MOST_STEPS = 60
 #: A point enters the corral only if it improves by this share of the distance.
 IMPROVEMENT = 1e-10
@@ -255,7 +255,7 @@ def _minimise(indices, point, alpha, length, size, m, goal, kappa, linear, a, b)
 
 @kernel()
 def proximal_sweep(
-    first, member, block, factor, levels, count, origin, kappa, over, z, y, u, corral, alpha, size, right, most
+    first, member, block, factor, levels, count, origin, kappa, over, z, y, u, corral, alpha, size, right, most, steps
 ):
     """One iteration of ADMM but for its linear system: y ← argmin Σ env_g(y) + κ_g‖R_g(y − v)‖², v = (relaxed z) + u.
 
@@ -281,6 +281,9 @@ def proximal_sweep(
         Returns κ_g B_g (y − u).
     most : int
         Nodes that one search may take.
+    steps : int
+        Points that may enter a corral: after `MOST_STEPS` the step is exact, without any it is that of the hull of the
+        corral.
 
     Returns
     -------
@@ -326,7 +329,7 @@ def proximal_sweep(
             goal[p] = s
         for c in range(k):
             length[c] = _place(r, m, levels, inputs, origin, indices[c], point[c])
-        for _ in range(MOST_STEPS):
+        for step in range(steps + 1):
             k = _minimise(indices, point, weight, length, k, m, goal, kappa[g], linear, a, b)
             for p in range(m):
                 s = 0.0
@@ -335,6 +338,8 @@ def proximal_sweep(
                 mean[p] = s
                 # Gradient: least of ‖R(q − o)‖² − 2κ(v − y)ᵀB(q − o).
                 anchor[p] = origin[inputs[p]] + kappa[g] * (target[p] - s)
+            if step == steps:
+                break
             settle(block[g], m, levels, inputs, count, anchor, slope, centre, tilt)
             radius = np.inf
             for c in range(k):

@@ -12,7 +12,8 @@ from layerbounds.kernels.compilation import REORDER, kernel
 
 
 @kernel(fastmath=REORDER)
-def _dot(row, vector):
+def dot(row, vector):
+    """The inner product, summed in any order."""
     total = 0.0
     for i in range(vector.shape[0]):
         total += row[i] * vector[i]
@@ -20,7 +21,8 @@ def _dot(row, vector):
 
 
 @kernel(fastmath=REORDER)
-def _absolute_dot(row, vector):
+def absolute_dot(row, vector):
+    """The same of absolute values."""
     total = 0.0
     for i in range(vector.shape[0]):
         total += abs(row[i]) * abs(vector[i])
@@ -28,7 +30,7 @@ def _absolute_dot(row, vector):
 
 
 @kernel()
-def _kink(v, penalty):
+def kink(v, penalty):
     """The proximal point of the interpolation of t² at the integers."""
     below = np.floor((v + 0.5 / penalty) / (1.0 + 1.0 / penalty))
     return min(max(v - (below + 0.5) / penalty, below), below + 1.0)
@@ -51,21 +53,21 @@ def iterate(inverse, pull, units, weights, start, index, entry, low, high, penal
         for i in range(n):
             right[i] = pull[i] + penalty * right[i]
         for i in range(n):
-            z[i] = _dot(inverse[i], right)
+            z[i] = dot(inverse[i], right)
             v = relaxation * z[i] + (1.0 - relaxation) * y[i] + u[i]
-            y[i] = min(max(_kink(v, penalty), low[i]), high[i])
+            y[i] = min(max(kink(v, penalty), low[i]), high[i])
             u[i] = v - y[i]
         for j in range(m):
             t = 0.0
             for p in range(start[j], start[j + 1]):
                 t += entry[p] * z[index[p]]
             v = relaxation * t + (1.0 - relaxation) * y_forms[j] + u_forms[j]
-            y_forms[j] = _kink(v, penalty)
+            y_forms[j] = kink(v, penalty)
             u_forms[j] = v - y_forms[j]
 
 
 @kernel()
-def _term(slope, weight, at, low, high):
+def term(slope, weight, at, low, high):
     """Minimum of 2·slope·(t − at) + weight·(t − at)² over the integers from low to high."""
     vertex = at - slope / weight if weight > 0.0 else at
     best = np.inf
@@ -84,8 +86,8 @@ def bound(gram, origin, units, weights, start, index, entry, low, high, penalty,
     slope, size = np.empty(n), np.empty(n)
     total, magnitude = 0.0, 0.0
     for i in range(n):
-        slope[i] = _dot(gram[i], deviation)
-        size[i] = _absolute_dot(gram[i], deviation)
+        slope[i] = dot(gram[i], deviation)
+        size[i] = absolute_dot(gram[i], deviation)
         total += deviation[i] * slope[i]
         magnitude += abs(deviation[i]) * size[i]
     for j in range(m):
@@ -100,16 +102,16 @@ def bound(gram, origin, units, weights, start, index, entry, low, high, penalty,
         for p in range(start[j], start[j + 1]):
             slope[index[p]] -= entry[p] * multiplier
             size[index[p]] += abs(entry[p] * multiplier)
-        total += _term(multiplier, weights[j], at, least, most)
+        total += term(multiplier, weights[j], at, least, most)
         farthest = max(abs(least - at), abs(most - at))
         magnitude += 2.0 * (abs(multiplier) + weights[j] * farthest) * (farthest + spread)
     for i in range(n):
         reach = max(abs(low[i] - z[i]), abs(high[i] - z[i]))
-        total += _term(slope[i], units[i], z[i], low[i], high[i])
+        total += term(slope[i], units[i], z[i], low[i], high[i])
         magnitude += 2.0 * size[i] * reach + units[i] * reach * reach
     total -= 4.0 * (n + m + 8) * unit_roundoff * magnitude
     for i in range(n):
-        least = _term(slope[i], units[i], z[i], low[i], high[i])
+        least = term(slope[i], units[i], z[i], low[i], high[i])
         while low[i] < high[i]:
             step = low[i] - z[i]
             if total + (2.0 * slope[i] * step + units[i] * step * step - least) < cut:

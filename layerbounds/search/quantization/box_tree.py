@@ -1,4 +1,4 @@
-"""Best-first branch and bound with the tangent relaxation and split cuts at every node.
+"""Best-first branch and bound with the tangent relaxation and integer forms, perhaps blocks, at every node.
 
 For layers that depth-first enumeration cannot enter: a node costs n² operations and raises the bound where it is lowest
 (docs/bounds.md, best-first tree).
@@ -9,24 +9,45 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
-from scipy.sparse import csc_array, csr_array
 
 from layerbounds.arrays import Float
-from layerbounds.bounds.minorants.alternating import RELAXATION, penalized_inverse
+from layerbounds.bounds.quantization.block_boxes import BlockBoxes
+from layerbounds.bounds.quantization.block_dual import search_order
+from layerbounds.bounds.quantization.block_relaxation import BlockRelaxation
 from layerbounds.bounds.quantization.cuts import fractional_product
+from layerbounds.bounds.quantization.split_boxes import SplitBoxes
 from layerbounds.bounds.quantization.split_relaxation import SplitRelaxation
-from layerbounds.kernels.factorization import UNIT
-from layerbounds.kernels.quantization.box_tree import bound, iterate
 from layerbounds.search.quantization.grid_units import UnitProblem
 
-#: Iterations at the root, at a node, and more of them where a child is no better than its parent.
-ROOT_ITERATIONS, ITERATIONS, MORE_ITERATIONS = 400, 20, 40
-#: κ of alternating directions, the same for all columns.
-PENALTY = 6.0
 #: Memory that open nodes may take.
 BYTES = 512 * 2**20
+
+
+class Boxes(Protocol):
+    """What bounds boxes, by steps of a method whose state goes from a box to its halves."""
+
+    usable: bool
+    first: int
+    each: int
+    more: int
+
+    def start(self, z: Float) -> Any:
+        """A state at a point."""
+
+    def iterate(self, low: Float, high: Float, state: Any, z: Float, count: int) -> None:
+        """So many steps on a box; state and z change."""
+
+    def bound(self, low: Float, high: Float, state: Any, z: Float, cut: float) -> float:
+        """The bound of a box at a state; end levels at which it reaches the cut may be dropped from the box."""
+
+    def multipliers(self, state: Any, z: Float) -> Float:
+        """Of the forms, at a state and a point."""
+
+    def set_multipliers(self, state: Any, z: Float, multipliers: Float) -> None:
+        """Make a state one with these multipliers at a point."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +57,7 @@ class Node:
     value: float
     low: Float
     high: Float
-    state: Float
+    state: Any
     z: Float
 
 
@@ -47,30 +68,24 @@ class BoxTree:
     ----------
     unit : UnitProblem
         With one scale: its Gram matrix is then not rounded again.
-    root : SplitRelaxation
+    root : SplitRelaxation or BlockRelaxation
+        With integer forms.
     """
 
-    def __init__(self, unit: UnitProblem, root: SplitRelaxation) -> None:
+    def __init__(self, unit: UnitProblem, root: SplitRelaxation | BlockRelaxation) -> None:
         self.unit = unit
         self.nodes = 0
-        split = root.split
-        forms = csc_array(split.forms)
-        self._split = split
-        self._columns = forms.indptr.astype(np.int64), forms.indices.astype(np.int64), forms.data.astype(np.float64)
-        inverse = penalized_inverse(unit.gram, split.units, csr_array(split.forms), split.weights, PENALTY, PENALTY)
+        self.boxes = _boxes(unit, root)
         self._heap: list[tuple[float, int, Node]] = []
         self._most = 0
-        if inverse is None:
+        if not self.boxes.usable:
             return
-        self._inverse = np.ascontiguousarray(inverse)
-        self._pull = unit.gram @ unit.origin
         # Expected gain of a branching on variable i: the squared distance over (H⁻¹)_ii.
         self._pivots = 1.0 / np.diag(unit.covariance)
-        self._most = BYTES // (8 * (5 * unit.size + 2 * len(split.weights)))
         z = np.clip(root.z, unit.low, unit.high)
-        still = np.zeros(unit.size), z @ split.forms, np.zeros(len(split.weights))
-        state = np.concatenate([z, *still])
-        self._push(root.value, unit.low.copy(), unit.high.copy(), state, np.inf, ROOT_ITERATIONS)
+        state = self.boxes.start(z)
+        self._most = BYTES // (8 * 3 * unit.size + state.nbytes)
+        self._push(root.value, unit.low.copy(), unit.high.copy(), state, np.inf, self.boxes.first)
 
     @property
     def value(self) -> float:
@@ -119,7 +134,7 @@ class BoxTree:
                     low[i] = below + 1.0
                 else:
                     high[i] = below
-                self._push(lowest, low, high, node.state.copy(), cut, ITERATIONS)
+                self._push(lowest, low, high, node.state.copy(), cut, self.boxes.each)
             if not self._heap:
                 return cut
         return min(self.value if self._heap else lowest, cut)
@@ -130,51 +145,33 @@ class BoxTree:
         i = int(np.argmax(np.where(low < high, (fractional_product(z) + 1e-9) * self._pivots, -1.0)))
         return i, min(float(np.floor(z[i])), float(high[i]) - 1.0)
 
-    def _push(self, inherited: float, low: Float, high: Float, state: Float, cut: float, iterations: int) -> None:
+    def _push(self, inherited: float, low: Float, high: Float, state: Any, cut: float, iterations: int) -> None:
         """Bound a box, and keep it if it may hold a point below the cut."""
         z = np.empty(self.unit.size)
         value = inherited
-        for count in (iterations, MORE_ITERATIONS):
+        for count in (iterations, self.boxes.more):
             if np.array_equal(low, high):
                 break
-            self.iterate(low, high, state, z, count)
-            found = self.bound(low, high, state, z, cut)
+            self.boxes.iterate(low, high, state, z, count)
+            found = self.boxes.bound(low, high, state, z, cut)
             value = max(value, found)
             if found > inherited:
                 break
         if np.array_equal(low, high):
             # The bound of a point at itself is the objective, whatever the multipliers.
             z[:] = low
-            value = max(value, self.bound(low, high, state, z, cut))
+            value = max(value, self.boxes.bound(low, high, state, z, cut))
         self.nodes += 1
         if value < cut:
             heapq.heappush(self._heap, (value, self.nodes, Node(value, low, high, state, z)))
 
-    def multipliers(self, state: Float, z: Float) -> Float:
-        """Of the forms, at a state and a point."""
-        of_forms = state[2 * self.unit.size + len(self._split.weights) :]
-        return np.asarray(self._split.weights * (z @ self._split.forms - PENALTY * of_forms))
 
-    def set_multipliers(self, state: Float, z: Float, multipliers: Float) -> None:
-        """Make a state one with these multipliers at a point."""
-        forms, weights = self._split.forms, self._split.weights
-        at = np.divide(multipliers, weights, out=np.zeros(len(weights)), where=weights > 0)
-        state[2 * self.unit.size + len(weights) :] = (z @ forms - at) / PENALTY
-
-    def iterate(self, low: Float, high: Float, state: Float, z: Float, count: int) -> None:
-        """So many steps on a box; state and z change."""
-        split = self._split
-        iterate(
-            self._inverse, self._pull, split.units, split.weights, *self._columns, low, high, PENALTY, RELAXATION,
-            state, z, count,
-        )  # fmt: skip
-
-    def bound(self, low: Float, high: Float, state: Float, z: Float, cut: float) -> float:
-        """The bound of a box; end levels at which it reaches the cut are dropped from the box."""
-        unit, split = self.unit, self._split
-        return float(
-            bound(
-                unit.gram, unit.origin, split.units, split.weights, *self._columns, low, high, PENALTY, UNIT, state, z,
-                cut,
-            )
-        )  # fmt: skip
+def _boxes(unit: UnitProblem, root: SplitRelaxation | BlockRelaxation) -> Boxes:
+    """What bounds the nodes: the root's weights."""
+    if isinstance(root, SplitRelaxation):
+        return SplitBoxes(unit.gram, unit.origin, root.split)
+    split = root.split
+    assert split is not None
+    members = [np.flatnonzero(root.block == g) for g in np.unique(root.block)]
+    members = [m[search_order(root.matrix[np.ix_(m, m)])] for m in members]
+    return BlockBoxes(unit.gram, unit.origin, members, root.matrix, split.forms, split.weights)

@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from layerbounds.arrays import Float, Int
+from layerbounds.bounds.quantization.block_forms import refine_block_forms
 from layerbounds.bounds.quantization.block_relaxation import ROUNDS, BlockRelaxation, refine_blocks
 from layerbounds.bounds.quantization.relaxation import refine
-from layerbounds.bounds.quantization.split_relaxation import SplitRelaxation, refine_split
+from layerbounds.bounds.quantization.split_relaxation import SplitRelaxation, SplitWeights, refine_split
 from layerbounds.certify.interval import certify
 from layerbounds.problems.levels import Levels
 from layerbounds.problems.tasks import Task
@@ -107,9 +108,9 @@ class ChannelSearch:
         self.exhausted = False
         self._box_nodes = 0
         self.relaxation: Root | None = None
-        self.split: SplitRelaxation | None = None
-        #: Where the best-first search began, if there was one.
-        self.boxes: SplitRelaxation | None = None
+        #: A relaxation with integer forms, from which a best-first search can begin, and that from which one began.
+        self.with_forms: SplitRelaxation | BlockRelaxation | None = None
+        self.boxes: SplitRelaxation | BlockRelaxation | None = None
         self.trace: list[TracePoint] = []
         self.tree = Tree(self.unit)
         n = self.unit.size
@@ -259,25 +260,40 @@ class ChannelSearch:
 
         problem = unit.gram, unit.origin, unit.levels
         blocks = n > CLOSE_AT_ONCE
-        splits = unit.uniform and len(unit.levels) > 2 and (not blocks or TREE_DECIDES < n <= LARGEST)
-        refits = 0 if blocks or splits else REFITS
+        forms = unit.uniform and len(unit.levels) > 2 and n <= LARGEST
         d, start = unit.minorants[n], self.tree.z[n]
         if given is not None and given.value >= self.root:
             # What bounded all channels together is where this one goes on.
             d, start = given.d, given.z
-        plain = refine(*problem, unit.count, d, start, refits, stop)
+        plain = refine(*problem, unit.count, d, start, 0 if blocks or forms else REFITS, stop)
         self._adopt_relaxation(plain)
         members = block_members(unit.prep) if blocks else None
-        rounds = block_rounds(n, deadline - self.control.elapsed()) if timed else ROUNDS
-        if members is not None and rounds:
-            self._adopt_relaxation(refine_blocks(*problem, unit.count, d, start, members, rounds, stop))
         split = None
-        if splits:
+        if forms:
             split = prepare_split(unit.prep) if unit.shared_forms else find_split(unit.gram, unit.minorants[n], stop)
-        if split is not None:
+        if members is not None and forms:
+            if split is None:
+                split = SplitWeights(np.zeros((n, 0)), unit.minorants[n], np.zeros(0))
+            began = self.control.elapsed()
+
+            def spent() -> float:
+                """Of the time for the root."""
+                if self.control.remaining() <= 0:
+                    return 1.0
+                return (self.control.elapsed() - began) / max(deadline - began, 1e-9) if timed else 0.0
+
+            self.with_forms = refine_block_forms(
+                unit.gram, unit.covariance, *problem[1:], unit.count, split, plain.z, members, spent=spent
+            )
+            self._adopt_relaxation(self.with_forms)
+        elif split is not None and not blocks:
             rounds = MANY_REFITS if timed else REFITS
-            self.split = refine_split(unit.gram, unit.covariance, *problem[1:], split, plain.z, rounds, stop)
-            self._adopt_relaxation(self.split)
+            self.with_forms = refine_split(unit.gram, unit.covariance, *problem[1:], split, plain.z, rounds, stop)
+            self._adopt_relaxation(self.with_forms)
+        if members is not None and self.with_forms is None:
+            rounds = block_rounds(n, deadline - self.control.elapsed()) if timed else ROUNDS
+            if rounds:
+                self._adopt_relaxation(refine_blocks(*problem, unit.count, d, start, members, rounds, stop))
 
     def _adopt_relaxation(self, found: Root | None) -> None:
         if found is None:
@@ -289,7 +305,7 @@ class ChannelSearch:
 
     def _branch_on_boxes(self) -> None:
         """Best-first search from the root's relaxation with split cuts."""
-        found = self.split
+        found = self.with_forms
         if self.control.node_limit is not None or found is None or not self.unit.shared_forms:
             return
         tree, self.boxes = BoxTree(self.unit, found), found
@@ -309,7 +325,7 @@ class ChannelSearch:
                     self.upper, self.choice = value, choice
             self.record()
         # A second tree would do the same again.
-        self.split = None
+        self.with_forms = None
 
     def rise(self) -> None:
         """Prove rising targets until the goal, or until a limit ends the work.
@@ -431,7 +447,7 @@ class ChannelSearch:
                     proof = SearchProof(cut * m, self.allowance(cut) * m, leaves)
                     weights = _best_leaf(task, [weights, *leaves])
         if proof is not None:
-            boxes = None if self.boxes is None else self._with_forms(self.boxes)
+            boxes = None if self.boxes is None else self._as_dual(self.boxes)
             proof = replace(proof, enumeration=self._enumeration(), boxes=boxes)
         return RawSolve(
             weights=weights,
@@ -456,25 +472,30 @@ class ChannelSearch:
     def _dual_point(self) -> DualPoint | BlockDual:
         """The root's bound for certification, in the layer's units and order."""
         unit, m, found = self.unit, self.unit.multiplier, self.relaxation
-        per_weight = m / unit.scale**2
-        if isinstance(found, BlockRelaxation):
-            per_weight = unit.multiplier / np.outer(unit.scale, unit.scale)
-            matrix = self._in_layer_order(self._in_layer_order(found.matrix * per_weight).T)
-            block = np.empty_like(found.block)
-            block[unit.prep.order] = found.block
-            return BlockDual(unit.weights_of(found.z), block, matrix)
-        if isinstance(found, SplitRelaxation):
-            return self._with_forms(found)
+        if isinstance(found, BlockRelaxation | SplitRelaxation):
+            return self._as_dual(found)
         z, d = self.tree.z[unit.size], unit.minorants[unit.size]
         if found is not None:
             z, d = found.z, found.d
-        return DualPoint(unit.weights_of(z), self._in_layer_order(d * per_weight))
+        return DualPoint(unit.weights_of(z), self._in_layer_order(d * (m / unit.scale**2)))
 
-    def _with_forms(self, found: SplitRelaxation) -> DualPoint:
+    def _as_dual(self, found: BlockRelaxation | SplitRelaxation) -> DualPoint | BlockDual:
         unit, m = self.unit, self.unit.multiplier
-        terms = FormTerms(self._in_layer_order(found.split.forms), found.split.weights * m, found.multipliers * m)
-        d = self._in_layer_order(found.split.units * (m / unit.scale**2))
-        return DualPoint(unit.weights_of(found.z), d, terms)
+        z = unit.weights_of(found.z)
+        if isinstance(found, SplitRelaxation):
+            forms = FormTerms(found.split.forms, found.split.weights, found.multipliers)
+            d = self._in_layer_order(found.split.units * (m / unit.scale**2))
+            return DualPoint(z, d, self._forms_as_dual(forms))
+        matrix = found.matrix * (m / np.outer(unit.scale, unit.scale))
+        matrix = self._in_layer_order(self._in_layer_order(matrix).T)
+        split = None if found.split is None else self._forms_as_dual(found.split)
+        block = np.empty_like(found.block)
+        block[unit.prep.order] = found.block
+        return BlockDual(z, block, matrix, split)
+
+    def _forms_as_dual(self, forms: FormTerms) -> FormTerms:
+        m = self.unit.multiplier
+        return FormTerms(self._in_layer_order(forms.forms), forms.weights * m, forms.multipliers * m)
 
     def allowance(self, cut: float) -> float:
         """What rounding and the shift of a singular Gram matrix can have hidden below a cut, in grid units."""
