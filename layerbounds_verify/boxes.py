@@ -1,6 +1,6 @@
 """Lower bounds from the leaves of a tree of boxes of codes: diag(d) + U diag(g) Uᵀ ⪯ H, U = forms / scale, at each.
 
-As `bounds.over_levels_with_forms` for many points, in float64; what rounding can add is deducted
+As `forms.with_forms` for many points, in float64; what rounding can add is deducted
 (docs/certificates.md).
 """
 

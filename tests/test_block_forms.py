@@ -16,11 +16,15 @@ from layerbounds.bounds.quantization.block_dual import block_dual_bound, proven_
 from layerbounds.bounds.quantization.form_terms import Lattice
 from layerbounds.bounds.quantization.rows import block_rows
 from layerbounds.bounds.rows import rows_function
+from layerbounds.certificates.dual import MINORANTS
 from layerbounds.certify.interval import dual_bound
 from layerbounds.exceptions import CertificationError
 from layerbounds.problems.levels import Levels
 from layerbounds.problems.tasks import Task, make_task
 from layerbounds.proofs import BlockDual, DualPoint, FormTerms
+from layerbounds_verify.bounds import Tangent, over_levels, prove, read_minorant
+from layerbounds_verify.forms import with_forms
+from layerbounds_verify.grids import over_blocks
 
 
 def exact_optimum(task: Task[Levels]) -> Fraction:
@@ -120,6 +124,34 @@ def good_dual(rng: np.random.Generator, task: Task[Levels], cuts: int = 3) -> Bl
     share = 0.99 * float(np.linalg.eigvalsh(lower @ left @ lower.T)[0])
     z = task.target + 0.2 * rng.normal(size=n) * scale
     return BlockDual(z, block, share * inside, FormTerms(forms, weights, 0.3 * rng.normal(size=cuts) * weights))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_checker_proves_no_less_and_never_too_much(seed: int) -> None:
+    rng = np.random.default_rng([8, seed])
+    task = random_task(rng, seed)
+    optimum = exact_optimum(task)
+    for _ in range(4):
+        dual = random_dual(rng, task)
+        proven = checked(task, dual)
+        assert Fraction(dual_bound(task, dual)) <= proven <= optimum
+
+
+def checked(task: Task[Levels], dual: BlockDual) -> Fraction:
+    """The bound of the checker, from what the certificate of a dual point holds."""
+    assert dual.split is not None
+    n, allowed = len(task.gram), task.allowed
+    parts = MINORANTS[Levels, BlockDual](task.gram, allowed, dual)
+    minorant = read_minorant({f"m.{name}": part for name, part in parts.items()}, "m", n)
+    prove(task.gram, minorant, allowed.scale, True)
+    prove(task.gram, minorant, allowed.scale, False)
+    tangent = Tangent(task.gram, task.target, dual.z, minorant, allowed.values)
+    lattice = allowed.scale, allowed.zero_point - allowed.codes[0, 0], allowed.count
+    tangent, added = with_forms(tangent, allowed.values, minorant, dual.split.multipliers, *lattice)
+    found = (
+        over_blocks(tangent, minorant, allowed.values, None) if minorant.parts else over_levels(tangent, allowed.values)
+    )
+    return found + added
 
 
 @pytest.mark.parametrize("seed", range(12))
