@@ -208,48 +208,6 @@ def over_levels(tangent: Tangent, values: Any) -> Fraction:
     return tangent.bound(tangent.terms(values).min(axis=1).sum())
 
 
-def over_levels_with_forms(
-    tangent: Tangent, values: Any, minorant: Minorant, rho: Any, scale: Any, zero: Any, count: Any
-) -> Fraction:
-    """The same with integer forms of the codes: levels are near scale · (code − zero), codes 0, 1, 2, …, ``count``.
-
-    With any multipliers ρ, single weights have the slopes 2(h − Uρ), and each form adds the least 2ρ(t − y) + g(t − y)²
-    over the integers t that it can be, y its value at z; a form of levels differs from an integer by up to ``near``, as
-    levels are rounded.
-    """
-    if rho.shape != minorant.weights.shape:
-        raise RefusedError("its multipliers are not one for each form")
-    total, pull = Fraction(0), [Fraction(0)] * len(scale)
-    last = (count - 1).tolist()
-    s, offset = [Fraction(x) for x in scale.tolist()], [Fraction(x) for x in zero.tolist()]
-    point, levels = [fraction(z, tangent.a) for z in tangent.z], [list(map(Fraction, row)) for row in values.tolist()]
-    levels = [row[:k] for row, k in zip(levels, count.tolist(), strict=True)]
-    away = [max(abs(v / s[i] - code + offset[i]) for code, v in enumerate(row)) for i, row in enumerate(levels)]
-    columns = zip(minorant.forms.T.astype(int).tolist(), minorant.weights.tolist(), rho.tolist(), strict=True)
-    for form, weight, multiplier in columns:
-        g, r, inputs = Fraction(weight), Fraction(multiplier), [i for i, c in enumerate(form) if c]
-        y = sum((form[i] * (point[i] / s[i] + offset[i]) for i in inputs), Fraction(0))
-        near = sum((abs(form[i]) * away[i] for i in inputs), Fraction(0))
-        low, high = (sum(choose(form[i] * last[i], 0) for i in inputs) for choose in (min, max))
-        vertex = round(y - r / g) if g else low
-        tried = {low, high, *(min(max(vertex + move, low), high) for move in (-1, 0, 1))}
-        farthest = max(abs(low - y), abs(high - y))
-        least = min(2 * r * (t - y) + g * (t - y) ** 2 for t in tried) - near * (2 * abs(r) + g * (2 * farthest + near))
-        total += _down(least)
-        for i in inputs:
-            pull[i] += form[i] * r / s[i]
-    for i, row in enumerate(levels):
-        h, d = fraction(tangent.h[i], tangent.a + tangent.b) - pull[i], fraction(tangent.d[i], tangent.b)
-        total += _down(min(t * (2 * h + d * t) for t in (v - point[i] for v in row)))
-    return tangent.bound(0) + total
-
-
-def _down(value: Fraction) -> Fraction:
-    """A fraction with a power of two as denominator, lower by less than 2⁻¹⁰⁰ of it: sums of such stay short."""
-    bits = max(value.denominator.bit_length() - abs(value.numerator).bit_length(), 0) + 100
-    return Fraction((value.numerator << bits) // value.denominator, 1 << bits)
-
-
 def over_support(tangent: Tangent, structure: Structure, values: Any) -> Fraction:
     """Every weight is 0 or one of its values, shape (n, values), and the units of those that are not fit a structure.
 

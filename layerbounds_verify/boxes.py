@@ -1,6 +1,6 @@
-"""Lower bounds from the leaves of a tree of boxes of codes: diag(d) + U diag(g) Uᵀ ⪯ H, U = forms / scale, at each.
+"""Lower bounds from the leaves of a tree of boxes of codes: B + U diag(g) Uᵀ ⪯ H, U = forms / scale, at each.
 
-As `bounds.over_levels_with_forms` for many points, in float64; what rounding can add is deducted
+As `forms.with_forms` for many points, in float64; what rounding can add is deducted
 (docs/certificates.md).
 """
 
@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 
 from layerbounds_verify.bounds import Minorant
+from layerbounds_verify.box_blocks import least_of_block, prepared
 from layerbounds_verify.exact import RefusedError, U
 from layerbounds_verify.leaves import tree
 
@@ -25,12 +26,14 @@ _FARTHEST = 2.0**44
 @njit(cache=True, nogil=True)
 def _bounds(
     values: Any, z: Any, h: Any, size: Any, value: Any, d: Any, start: Any, index: Any, entry: Any, weights: Any,
-    rho: Any, scale: Any, zero: Any, away: Any, evidence: Any, low: Any, high: Any,
+    rho: Any, scale: Any, zero: Any, away: Any, evidence: Any, low: Any, high: Any, first: Any, member: Any, b: Any,
+    factor: Any, differs: Any,
 ) -> Any:  # fmt: skip  # pragma: no cover - compiled
     """The bound of each leaf: its evidence, and the first and last code of each input."""
     n, m, leaves = len(d), len(weights), len(evidence)
     found = np.empty(leaves)
-    slope, reach = np.empty(n), np.empty(n)
+    slope, reach, alone = np.empty(n), np.empty(n), np.ones(n, dtype=np.bool_)
+    alone[member] = False
     for leaf in range(leaves):
         e, total, charge, much = evidence[leaf], value[evidence[leaf], 0], 0.0, value[evidence[leaf], 1]
         for i in range(n):
@@ -61,8 +64,14 @@ def _bounds(
             for v in range(int(low[leaf, i]), int(high[leaf, i]) + 1):
                 step = values[i, v] - z[e, i]
                 best, far = min(best, step * (2.0 * slope[i] + d[i] * step)), max(far, abs(step))
-            total += best
+            total += best if alone[i] else 0.0
             much += far * (2.0 * reach[i] + abs(d[i]) * far)
+        for k in range(len(first) - 1):
+            inputs = member[first[k] : first[k + 1]]
+            least, more, added = least_of_block(
+                values, z[e], slope, low[leaf], high[leaf], inputs, b[k], factor[k], differs[k]
+            )
+            total, charge, much = total + least, charge + more, much + added
         found[leaf] = total - 1.02 * (charge + 2.0 * (n + m + 16) * U * much) - 1e-290
     return found
 
@@ -79,7 +88,7 @@ def over_boxes(
     values : ndarray of shape (n, levels)
         Sorted.
     minorant : Minorant
-        Proven, with forms.
+        Proven, with forms; of a diagonal or of blocks.
     parts : dict
         The tensors ``axis``, ``at``, ``child``, ``z``, ``multipliers`` of the proof.
     scale, zero : ndarray of shape (n,)
@@ -105,15 +114,16 @@ def over_boxes(
         for row, s, o, k in zip(values.tolist(), scale.tolist(), zero.tolist(), count.tolist(), strict=True)
     ]
     deviation = z - target
-    h, size = deviation @ gram, np.abs(deviation) @ np.abs(gram)
-    value = np.stack([np.sum(deviation * h, axis=1), 2.0 * np.sum(np.abs(deviation) * size, axis=1)], axis=1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        h, size = deviation @ gram, np.abs(deviation) @ np.abs(gram)
+        value = np.stack([np.sum(deviation * h, axis=1), 2.0 * np.sum(np.abs(deviation) * size, axis=1)], axis=1)
     place, index = np.nonzero(forms.T)
     start, own = np.searchsorted(place, np.arange(len(weights) + 1)), forms.T[place, index]
     found = _bounds(
         np.ascontiguousarray(values), z, h, size, value, np.nextafter(minorant.d - minorant.shift, -np.inf), start,
         index, own, weights, parts["multipliers"] * (weights * GRAIN), scale, zero, np.array(away),
-        evidence, ends[:, :, 0], ends[:, :, 1],
+        evidence, ends[:, :, 0], ends[:, :, 1], *prepared(minorant),
     )  # fmt: skip
     if not len(found) or not np.all(np.isfinite(found)):
-        raise RefusedError("its numbers are too large for float64")
+        raise RefusedError("its numbers are too large for float64, or a block of its minorant has too many choices")
     return Fraction(float(found.min()))

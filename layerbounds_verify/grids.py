@@ -219,7 +219,7 @@ class Block:
         if most is None and (len(self.m) == 1 or count ** len(self.m) <= MOST_CHOICES // 16):
             return self.least(_points(rows))
         values = np.array([np.pad(row, (0, count - len(row)), mode="edge") for row in rows])
-        a, (order, minorants) = self.tangent.a, _searched(self.matrix.tobytes(), len(self.m))
+        a, (order, minorants) = self.tangent.a, searched(self.matrix.tobytes(), len(self.m))
         # Around a point c of the box where slopes are those of its ends: costs are then hardly negative.
         c = integers(self._centre(values), a) - self.z
         whole = self.entries.copy()
@@ -288,7 +288,7 @@ def _points(values: list[Any]) -> Any:
 
 
 @lru_cache(maxsize=512)
-def _searched(data: bytes, n: int) -> tuple[Any, Any]:
+def searched(data: bytes, n: int) -> tuple[Any, Any]:
     """The order of a block's search, which begins at its end, with the largest Schur complement; diagonals by depth."""
     matrix = np.frombuffer(data).reshape(n, n)
     left, order = list(range(n)), []

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from layerbounds_verify.bounds import over_levels, over_levels_with_forms
+from layerbounds_verify.bounds import over_levels
 from layerbounds_verify.boxes import over_boxes
 from layerbounds_verify.codes import over_codes
 from layerbounds_verify.exact import RefusedError
+from layerbounds_verify.forms import with_forms
 from layerbounds_verify.grids import over_blocks, over_grid
 from layerbounds_verify.reader import lattice, levels
 from layerbounds_verify.work import Work
@@ -18,15 +19,7 @@ from layerbounds_verify.work import Work
 
 def allow(work: Work, weights: Any) -> None:
     """Refuse weights that are no levels; note these."""
-    allow_levels(work, weights, np.sort(levels(work.certificate, work.rows[0]), axis=1))
-
-
-def allow_levels(work: Work, weights: Any, table: Any) -> None:
-    """Refuse weights that are not in a sorted table of shape (inputs, levels)."""
-    hit = np.any(weights[0][:, None] == table, axis=1)
-    if not hit.all():
-        raise RefusedError(f"weight {int(np.argmin(hit))} of channel {work.rows[0]} is no level of its grid")
-    work.values = table[work.live]
+    work.allow_levels(weights, np.sort(levels(work.certificate, work.rows[0]), axis=1))
 
 
 def lower(work: Work, claim: Fraction) -> Fraction:
@@ -49,12 +42,10 @@ def lower(work: Work, claim: Fraction) -> Fraction:
             raise RefusedError("its tree names a minorant without integer forms")
         parts = work.parts("axis", "at", "child", "z", "multipliers")
         return over_boxes(target, work.gram, values, minorant, parts, scale, zero, count)
-    tangent = work.tangent(minorant)
-    if minorant.parts:
-        return over_blocks(tangent, minorant, values, None)
-    if minorant.forms is None:
-        return over_levels(tangent, values)
-    return over_levels_with_forms(tangent, values, minorant, work.part("multipliers"), scale, zero, count)
+    tangent, added = work.tangent(minorant), Fraction(0)
+    if minorant.forms is not None:
+        tangent, added = with_forms(tangent, values, minorant, work.part("multipliers"), scale, zero, count)
+    return added + (over_blocks(tangent, minorant, values, None) if minorant.parts else over_levels(tangent, values))
 
 
 def _lattice(work: Work) -> tuple[Any, Any, Any]:

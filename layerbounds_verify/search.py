@@ -277,26 +277,26 @@ class Search:
 def prepared(matrix_data: bytes, minorant_data: bytes, n: int) -> tuple[Any, Any, Any, Any]:
     """R, |matrix − RᵀR|, T and proven diagonals; kept, as the blocks of many rows are the same."""
     matrix, given = np.frombuffer(matrix_data).reshape(n, n), np.frombuffer(minorant_data).reshape(n + 1, n)
-    factor = _factor(matrix)
-    half = power(factor, matrix)
-    whole = integers(factor, half)
+    upper = factor(matrix)
+    half = power(upper, matrix)
+    whole = integers(upper, half)
     whole = whole.T @ whole
     square = floats(whole, 2 * half)
     away = np.abs(floats(whole - integers(matrix, 2 * half), 2 * half)) * (1 + 2 * U)
     shifts, minorants = np.zeros((n, n)), np.zeros((n + 1, n))
-    inverse = np.linalg.inv(factor)
+    inverse = np.linalg.inv(upper)
     for k in range(1, n + 1):
-        shifts[k - 1, : k - 1] = inverse[: k - 1, k - 1] * factor[k - 1, k - 1]
+        shifts[k - 1, : k - 1] = inverse[: k - 1, k - 1] * upper[k - 1, k - 1]
         for share in _SHARES:
             d = np.maximum(given[k, :k], 0.0) * share
             off = U * np.abs(square[:k, :k]) + 2 * U * np.diag(np.diag(square)[:k] + d)
             if is_semidefinite(square[:k, :k] - np.diag(d), off):
                 minorants[k, :k] = d
                 break
-    return factor, away, shifts, minorants
+    return upper, away, shifts, minorants
 
 
-def _factor(matrix: Any) -> Any:
+def factor(matrix: Any) -> Any:
     """An upper triangular R with RᵀR near the matrix: of a singular one, near the matrix with a raised diagonal."""
     for share in (0.0, *(2.0**e for e in range(-44, -8, 4))):
         try:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
+
 from layerbounds_verify.bounds import Minorant, Tangent, prove, read_minorant
 from layerbounds_verify.exact import RefusedError
 from layerbounds_verify.reader import Certificate, Structure
@@ -114,6 +116,13 @@ class Work:
         """At the proof's point, of one row."""
         weights = () if self.values is None else (self.values,)
         return Tangent(self.gram, self.target[0], self.part("z"), minorant, *weights)
+
+    def allow_levels(self, weights: Any, table: Any) -> None:
+        """Refuse weights that are not in a sorted table of shape (inputs, levels), and note these."""
+        hit = np.any(weights[0][:, None] == table, axis=1)
+        if not hit.all():
+            raise RefusedError(f"weight {int(np.argmin(hit))} of channel {self.rows[0]} is no level of its grid")
+        self.values = table[self.live]
 
     def refuse_changes(self, weights: Any, kept: Any) -> None:
         """Refuse weights that are kept and not the original ones."""

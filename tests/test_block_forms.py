@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from certificates.correct import write
+from certificates.incorrect import forge
 from matrices import correlated
 
 import layerbounds as lb
@@ -16,11 +21,21 @@ from layerbounds.bounds.quantization.block_dual import block_dual_bound, proven_
 from layerbounds.bounds.quantization.form_terms import Lattice
 from layerbounds.bounds.quantization.rows import block_rows
 from layerbounds.bounds.rows import rows_function
+from layerbounds.certificates.dual import MINORANTS
 from layerbounds.certify.interval import dual_bound
 from layerbounds.exceptions import CertificationError
 from layerbounds.problems.levels import Levels
 from layerbounds.problems.tasks import Task, make_task
 from layerbounds.proofs import BlockDual, DualPoint, FormTerms
+from layerbounds_verify.bounds import Minorant, Tangent, over_levels, prove, read_minorant
+from layerbounds_verify.boxes import GRAIN, over_boxes
+from layerbounds_verify.exact import RefusedError
+from layerbounds_verify.forms import with_forms
+from layerbounds_verify.grids import over_blocks
+from layerbounds_verify.leaves import tree
+
+#: More of them with ``--slow``.
+SEEDS = [*range(18), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(18, 80))]
 
 
 def exact_optimum(task: Task[Levels]) -> Fraction:
@@ -70,7 +85,7 @@ def random_dual(rng: np.random.Generator, task: Task[Levels]) -> BlockDual:
     return BlockDual(z, block, matrix, FormTerms(forms, weights, rho))
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_no_bound_exceeds_the_exact_optimum(seed: int) -> None:
     rng = np.random.default_rng([1, seed])
     task = random_task(rng, seed)
@@ -120,6 +135,34 @@ def good_dual(rng: np.random.Generator, task: Task[Levels], cuts: int = 3) -> Bl
     share = 0.99 * float(np.linalg.eigvalsh(lower @ left @ lower.T)[0])
     z = task.target + 0.2 * rng.normal(size=n) * scale
     return BlockDual(z, block, share * inside, FormTerms(forms, weights, 0.3 * rng.normal(size=cuts) * weights))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_checker_proves_no_less_and_never_too_much(seed: int) -> None:
+    rng = np.random.default_rng([8, seed])
+    task = random_task(rng, seed)
+    optimum = exact_optimum(task)
+    for _ in range(4):
+        dual = random_dual(rng, task)
+        proven = checked(task, dual)
+        assert Fraction(dual_bound(task, dual)) <= proven <= optimum
+
+
+def checked(task: Task[Levels], dual: BlockDual) -> Fraction:
+    """The bound of the checker, from what the certificate of a dual point holds."""
+    assert dual.split is not None
+    n, allowed = len(task.gram), task.allowed
+    parts = MINORANTS[Levels, BlockDual](task.gram, allowed, dual)
+    minorant = read_minorant({f"m.{name}": part for name, part in parts.items()}, "m", n)
+    prove(task.gram, minorant, allowed.scale, True)
+    prove(task.gram, minorant, allowed.scale, False)
+    tangent = Tangent(task.gram, task.target, dual.z, minorant, allowed.values)
+    lattice = allowed.scale, allowed.zero_point - allowed.codes[0, 0], allowed.count
+    tangent, added = with_forms(tangent, allowed.values, minorant, dual.split.multipliers, *lattice)
+    found = (
+        over_blocks(tangent, minorant, allowed.values, None) if minorant.parts else over_levels(tangent, allowed.values)
+    )
+    return found + added
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -261,3 +304,140 @@ def test_invalid_forms_are_refused(part: str, value: Float) -> None:
     split = replace(FormTerms(np.ones((4, 2)), np.zeros(2), np.zeros(2)), **{part: value})
     with pytest.raises(CertificationError, match="invalid dual point"):
         dual_bound(task, BlockDual(task.target, np.arange(4), np.zeros((4, 4)), split))
+
+
+def random_tree(rng: np.random.Generator, n: int, levels: int, divisions: int) -> dict[str, Float]:
+    """A tree of boxes, each of whose leaves has evidence of its own."""
+    axis, at, child = [-1], [-1], [0]
+    for _ in range(divisions):
+        node = int(rng.choice(np.flatnonzero(np.array(axis) < 0)))
+        axis[node], at[node], child[node] = int(rng.integers(n)), int(rng.integers(1, levels)), len(axis)
+        axis += [-1, -1]
+        at += [-1, -1]
+        child += [0, 0]
+    leaf = np.array(axis) < 0
+    numbers = np.array(child)
+    numbers[leaf] = np.arange(leaf.sum())
+    return {"axis": np.array(axis), "at": np.array(at), "child": numbers}
+
+
+def leaf_bound(task: Task[Levels], minorant: Minorant, z: Float, rho: Float, limits: list[tuple[int, int]]) -> Fraction:
+    """The bound at a leaf in rational numbers; forms of levels count as integers."""
+    exact = np.vectorize(Fraction, otypes=[object])
+    allowed = task.allowed
+    scale, zero = exact(allowed.scale), exact(allowed.zero_point - allowed.codes[0, 0])
+    forms, point, weights, multipliers = (exact(part) for part in (minorant.forms, z, minorant.weights, rho))
+    deviation = point - exact(task.target)
+    h = exact(task.gram) @ deviation
+    total = deviation @ h
+    left = h - (forms / scale[:, None]) @ multipliers
+    parts = minorant.parts or [(np.array([i]), np.array([[d]])) for i, d in enumerate(minorant.d)]
+    for m, values in parts:
+        b = exact(values) - np.diag(exact(minorant.shift[m]))
+        steps = [exact(allowed.values[i, slice(*limits[i])]) - point[i] for i in m]
+        costs = [2 * (t @ left[m]) + t @ b @ t for t in (np.array(p, dtype=object) for p in itertools.product(*steps))]
+        total += min(costs)
+    y = forms.T @ (point / scale + zero)
+    for j, form in enumerate(minorant.forms.T.astype(int).tolist()):
+        ends = [sorted((c * begin, c * (end - 1))) for c, (begin, end) in zip(form, limits, strict=True)]
+        t = [k - y[j] for k in range(sum(low for low, _ in ends), sum(high for _, high in ends) + 1)]
+        total += min(2 * multipliers[j] * x + weights[j] * x * x for x in t)
+    return Fraction(total)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_leaves_of_boxes_with_blocks(seed: int) -> None:
+    rng = np.random.default_rng([10, seed])
+    task = random_task(rng, seed)
+    dual, n, (allowed, levels) = random_dual(rng, task), len(task.gram), (task.allowed, task.allowed.values.shape[1])
+    stored = MINORANTS[Levels, BlockDual](task.gram, allowed, dual)
+    minorant = read_minorant({f"m.{name}": part for name, part in stored.items()}, "m", n)
+    prove(task.gram, minorant, allowed.scale, True)
+    parts = random_tree(rng, n, levels, int(rng.integers(0, 8)))
+    leaves = int((parts["axis"] < 0).sum())
+    parts["z"] = task.target + rng.normal(size=(leaves, n)) * allowed.scale * rng.choice([0.0, 0.3, 3.0])
+    parts["multipliers"] = rng.integers(-(2**14), 2**14, (leaves, len(minorant.weights))).astype(np.int16)
+    lattice = allowed.scale, allowed.zero_point - allowed.codes[0, 0], allowed.count
+    found = over_boxes(task.target, task.gram, allowed.values, minorant, parts, *lattice)
+    assert found <= exact_optimum(task)
+    expected = None
+    for evidence, limits in zip(*[tree(parts, 0, n, levels)[k] for k in (0, 2)], strict=True):
+        box = [
+            (b, min(e, c))
+            for (b, e), c in zip((limits.get(i, (0, levels)) for i in range(n)), allowed.count, strict=True)
+        ]
+        if all(begin < end for begin, end in box):
+            rho = parts["multipliers"][evidence] * (minorant.weights * GRAIN)
+            own = leaf_bound(task, minorant, parts["z"][evidence], rho, box)
+            expected = own if expected is None else min(expected, own)
+    assert expected is not None and found <= expected
+    # Of blocks that cannot be factorized their whole size is charged.
+    spectra = [np.linalg.eigvalsh(values) for m, values in minorant.parts if len(m) > 1]
+    share = 1e-11 if all(s[0] > 1e-8 * s[-1] for s in spectra) and not np.any(minorant.shift) else 1.0
+    reach = np.abs(parts["z"]).max(axis=0) + np.abs(allowed.values).max(axis=1) + np.abs(task.target)
+    assert expected - Fraction(share) * Fraction(float(reach @ np.abs(task.gram) @ reach)) <= found
+
+
+def as_tree(tensors: dict[str, Any], about: dict[str, Any], divisions: int = 3) -> None:
+    """The first dual point of a certificate as evidence of the leaves of a tree."""
+    about["proofs"][0]["kind"] = "leaves"
+    weights = tensors[f"proof.minorant.{about['proofs'][0]['minorant']}.weights"]
+    z, rho = tensors.pop("proof.0.z"), tensors.pop("proof.0.multipliers")
+    parts = random_tree(np.random.default_rng(0), len(z), 4, divisions)
+    leaves = int((parts["axis"] < 0).sum())
+    grains = np.rint(rho / (weights * GRAIN)).astype(np.int16)
+    tensors |= {f"proof.0.{name}": part.astype(np.int32) for name, part in parts.items()}
+    tensors["proof.0.z"] = np.tile(z, (leaves, 1)).astype(np.float32)
+    tensors["proof.0.multipliers"] = np.tile(grains, (leaves, 1))
+    tensors["solution.lower_bound"] -= 1e-6 * np.abs(tensors["solution.lower_bound"])
+
+
+@pytest.mark.parametrize("name", ["3 bits, blocks and forms", "asymmetric groups, blocks and forms"])
+def test_certificates_of_boxes_with_blocks(name: str, tmp_path: Path) -> None:
+    path = write(name, tmp_path)
+    forge(path, as_tree)
+    report = lb.verify(path)
+    assert report.valid, report.text()
+    assert report.channels[0].kind == "leaves"
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "says"),
+    [
+        ("solution.lower_bound", lambda x: x * 1.01, "is claimed"),
+        ("proof.minorant.0.values", lambda x: 1.5 * x, "not proven to be below"),
+        ("proof.minorant.0.weights", lambda x: 40 * x, "not proven to be below"),
+        ("proof.minorant.0.forms", lambda x: 0.5 * x, "no small integers"),
+        ("proof.0.multipliers", lambda x: x[:, 1:].copy(), "wrong shape"),
+        ("proof.0.multipliers", lambda x: -100 * x, "is claimed"),
+        ("proof.0.z", lambda x: x + 1.0, "is claimed"),
+        ("proof.0.z", lambda x: x * np.float32(np.inf), "too large for float64"),
+        ("proof.0.child", lambda x: np.where(x == x.max(), 99, x), "not there"),
+    ],
+)
+def test_wrong_trees_with_blocks_are_refused(
+    part: str, change: Callable[[Any], Any], says: str, tmp_path: Path
+) -> None:
+    path = write("3 bits, blocks and forms", tmp_path)
+
+    def changed(tensors: dict[str, Any], about: dict[str, Any]) -> None:
+        as_tree(tensors, about)
+        tensors[part] = change(tensors[part])
+
+    forge(path, changed)
+    report = lb.verify(path)
+    assert not report and any(says in channel.reason for channel in report.channels), report.text()
+
+
+def test_long_searches_of_blocks_are_refused() -> None:
+    rng = np.random.default_rng(11)
+    # Twelve inputs that are nearly the same, and slopes that tell none of them from another.
+    n = 12
+    gram = np.ones((n, n)) + 1e-9 * correlated(rng, n)
+    minorant = Minorant(np.diag(gram).copy(), np.zeros(n), [(np.arange(n), gram)], np.zeros((n, 0)), np.zeros(0))
+    parts = {"axis": np.array([-1]), "at": np.array([-1]), "child": np.array([0])}
+    parts |= {"z": np.full((1, n), 0.5), "multipliers": np.zeros((1, 0), dtype=np.int16)}
+    values = np.tile(np.arange(16.0), (n, 1))
+    target = np.full(n, 7.5 + 1e-6 * rng.normal(size=n))
+    with pytest.raises(RefusedError, match="too many choices"):
+        over_boxes(target, gram, values, minorant, parts, np.ones(n), np.zeros(n), np.full(n, 16))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.minorants.diagonal import certified_minorant
 from layerbounds.bounds.pruning.dual import certified_block_minorant
-from layerbounds.bounds.quantization.block_dual import proven_block_minorant
+from layerbounds.bounds.quantization.block_dual import proven_block_minorant, proven_blocks_and_weights
 from layerbounds.bounds.quantization.dual import proven_weights
 from layerbounds.bounds.quantization.rows import proven_diagonal
 from layerbounds.problems.allowed import AllowedSet
@@ -19,7 +19,7 @@ from layerbounds.problems.free_codebook import FreeLevels
 from layerbounds.problems.levels import Levels
 from layerbounds.problems.levels_on_support import LevelsOnSupport
 from layerbounds.problems.support import Support
-from layerbounds.proofs import BlockDual, DualPoint
+from layerbounds.proofs import BlockDual, DualPoint, FormTerms
 
 #: Tensors by the ends of their names; none where nothing is proven.
 Parts = dict[str, NDArray[Any]]
@@ -46,23 +46,37 @@ def _with_forms(gram: Float, allowed: Any, dual: DualPoint) -> Parts:
     """A proven diagonal with integer forms, and their shift."""
     split = dual.split
     assert split is not None
-    columns = (split.forms.astype(np.longdouble) / allowed.scale[:, None]).astype(np.float64)
-    found = proven_weights(gram, columns, np.asarray(dual.d, dtype=np.float64), split.weights)
+    found = proven_weights(gram, _columns(allowed, split), np.asarray(dual.d, dtype=np.float64), split.weights)
     if found is None:
         return {}
     d, weights, shift = found
+    return {**_shifted("d", (d, shift)), **_forms(split, weights)}
+
+
+def _columns(allowed: Any, split: FormTerms) -> Float:
+    """The forms divided by the scales."""
+    return np.asarray(split.forms.astype(np.longdouble) / allowed.scale[:, None], dtype=np.float64)
+
+
+def _forms(split: FormTerms, weights: Float) -> Parts:
+    """Forms with proven weights."""
     small = np.abs(split.forms).max(initial=0.0) <= np.iinfo(np.int8).max
-    forms = np.asarray(split.forms, dtype=np.int8 if small else np.float64)
-    return {**_shifted("d", (d, shift)), "forms": forms, "weights": weights}
+    return {"forms": np.asarray(split.forms, dtype=np.int8 if small else np.float64), "weights": weights}
 
 
 def _blocks(gram: Float, allowed: AllowedSet, dual: BlockDual) -> Parts:
-    """A proven block-diagonal matrix, block by block, and its shift."""
+    """A proven block-diagonal matrix, block by block, and its shift; with integer forms where there are any."""
     block, own, matrix = _of_blocks(dual)
-    proven = proven_block_minorant(gram, np.where(own, 0.5 * matrix + 0.5 * matrix.T, 0.0))
+    matrix, forms = np.where(own, 0.5 * matrix + 0.5 * matrix.T, 0.0), {}
+    if dual.split is None:
+        proven = proven_block_minorant(gram, matrix)
+    else:
+        found = proven_blocks_and_weights(gram, _columns(allowed, dual.split), matrix, dual.split.weights)
+        proven = None if found is None else (found[0], found[2])
+        forms = {} if found is None else _forms(dual.split, found[1])
     if proven is None:
         return {}
-    return {**_shifted("values", (entries(proven[0], block), proven[1])), "block": block}
+    return {**_shifted("values", (entries(proven[0], block), proven[1])), "block": block, **forms}
 
 
 def _blocks_of_support(gram: Float, allowed: Support, dual: BlockDual) -> Parts:

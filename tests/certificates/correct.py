@@ -133,6 +133,25 @@ def forms(task: Task, rng: np.random.Generator) -> Dual:
     return DualPoint(_point(task, rng), np.full(n, 0.6 * smallest), split)
 
 
+def blocks_and_forms(task: Task, rng: np.random.Generator) -> Dual:
+    """Blocks of two inputs; forms within one of them and across blocks."""
+    split = forms(task, rng).split
+    columns = split.forms / task.allowed.scale[:, None]
+    block = np.arange(len(task.gram)) // 2
+    matrix = _below(task.gram - (columns * split.weights) @ columns.T, block)
+    return BlockDual(_point(task, rng), block, matrix, split)
+
+
+def small_blocks_and_forms(task: Task, rng: np.random.Generator) -> Dual:
+    """The same of a singular matrix, where hardly anything is left."""
+    n = len(task.gram)
+    block, unit = np.arange(n) // 2, 1e-10 * float(np.diag(task.gram).min())
+    columns = np.zeros((n, 2))
+    columns[:2, 0], columns[1:3, 1] = 1.0, [1.0, -1.0]
+    split = FormTerms(columns, np.full(2, unit * float(task.allowed.scale.min()) ** 2), np.zeros(2))
+    return BlockDual(_point(task, rng), block, unit * np.eye(n), split)
+
+
 def prices(task: Task, rng: np.random.Generator) -> Dual:
     """A point, a diagonal and prices of each row of a band."""
     shape = task.targets.shape
@@ -259,6 +278,11 @@ def _problems() -> dict[str, Callable[[], lb.Solution]]:
         "3 bits, forms": lambda: by_dual(three, forms),
         "asymmetric groups, forms": lambda: by_dual(asymmetric, forms),
         "mirrored scales, forms": lambda: by_dual(mirrored, forms),
+        "3 bits, blocks and forms": lambda: by_dual(three, blocks_and_forms),
+        "asymmetric groups, blocks and forms": lambda: by_dual(asymmetric, blocks_and_forms),
+        "mirrored scales, blocks and forms": lambda: by_dual(mirrored, blocks_and_forms),
+        "minima, blocks and forms": lambda: by_dual(minima, blocks_and_forms),
+        "singular, blocks and forms": lambda: by_dual(lb.quantization_problem(singular, 3), small_blocks_and_forms),
         "nf4, blocks": lambda: by_dual(nf4, blocks),
         "3 bits, search": lambda: by_search(three),
         "3 bits, boxes": lambda: by_boxes(three),

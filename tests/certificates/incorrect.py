@@ -293,6 +293,25 @@ def _attacks() -> dict[str, Attack]:
         which = "1" if base.startswith("mirrored") else "0"
         found[f"{base}: other multipliers"] = Attack(base, _scaled(f"proof.{which}.multipliers", -30.0), "is claimed")
         found[f"{base}: multipliers missing"] = Attack(base, _removed(f"proof.{which}.multipliers"), "incomplete")
+    for base in ("3 bits, blocks and forms", "mirrored scales, blocks and forms"):
+        found |= {
+            f"{base}: {what}": Attack(base, change, says)
+            for what, change, says in (
+                ("larger blocks", _scaled("proof.minorant.0.values", 1.5), "not proven to be below"),
+                ("larger weights", _scaled("proof.minorant.0.weights", 40.0), "not proven to be below"),
+                ("a negative weight", _scaled("proof.minorant.0.weights", -1.0), "negative weight"),
+                ("a coefficient doubled", _scaled("proof.minorant.0.forms", 8), "not proven to be below"),
+                ("a fraction as coefficient", _scaled("proof.minorant.0.forms", 0.5), "no small integers"),
+                ("a form too few", _resized("proof.minorant.0.weights", slice(1, None)), "no small integers"),
+                ("other multipliers", _scaled("proof.0.multipliers", -100.0), "is claimed"),
+                ("a multiplier too few", _resized("proof.0.multipliers", slice(1, None)), "not one for each form"),
+                ("multipliers missing", _removed("proof.0.multipliers"), "incomplete"),
+                ("NaN as a multiplier", _nan("proof.0.multipliers"), "NaN|odd"),
+                ("points swapped", _swapped("proof.0.z", "proof.1.z"), "is claimed"),
+                ("asymmetric block", _added("proof.minorant.0.values", 1, 1e-9), "not symmetric"),
+                ("blocks missing", _removed("proof.minorant.0.block"), "is claimed|not proven"),
+            )
+        }
     for base in ("joint, leaves", "joint 2:4, leaves", "joint block:2, leaves", "mask, leaves"):
         found |= _of_level_leaves(base)
     for base in ("refit, search", "2:4, search"):

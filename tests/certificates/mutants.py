@@ -50,6 +50,7 @@ def _kinds() -> dict[str, Callable[[], lb.Solution]]:
         "levels, dual": lambda: correct.by_dual(grid, correct.diagonal),
         "levels, forms": lambda: correct.by_dual(grid, correct.forms),
         "levels, blocks": lambda: correct.by_dual(grid, correct.blocks),
+        "levels, blocks and forms": lambda: correct.by_dual(grid, correct.blocks_and_forms),
         "levels, search": lambda: correct.by_search(grid),
         "mask, dual": lambda: correct.by_dual(mask, correct.diagonal),
         "mask, search": lambda: correct.by_search(mask),
