@@ -13,6 +13,8 @@ from scipy.sparse import csr_array
 import layerbounds as lb
 from layerbounds.arrays import Float
 from layerbounds.bounds.minorants.alternating import AlternatingDirections
+from layerbounds.bounds.quantization.block_forms import refine_block_forms
+from layerbounds.bounds.quantization.block_relaxation import BlockRelaxation
 from layerbounds.bounds.quantization.split_relaxation import (
     SplitRelaxation,
     SplitWeights,
@@ -40,10 +42,17 @@ def channel(seed: int, n: int, bits: int, scale: float = 1.0) -> UnitProblem:
     return make_units(make_task(problem, 0, preparation, None), preparation)
 
 
-def root_of(unit: UnitProblem) -> SplitRelaxation:
+def root_of(unit: UnitProblem, blocks: bool = False) -> SplitRelaxation | BlockRelaxation:
     split = prepare_split(unit.prep)
     if split is None:
         split = SplitWeights(np.zeros((unit.size, 0)), unit.minorants[unit.size], np.zeros(0))
+    if blocks:
+        members = [np.arange(i, min(i + 3, unit.size)) for i in range(0, unit.size, 3)]
+        root = refine_block_forms(
+            unit.gram, unit.covariance, unit.origin, unit.levels, unit.count, split, unit.origin, members, 6
+        )
+        assert root is not None
+        return root
     return maximize_split(unit.gram, unit.origin, unit.levels, split, unit.origin, never)
 
 
@@ -54,11 +63,12 @@ def all_values(unit: UnitProblem) -> Float:
 
 @pytest.mark.parametrize("scale", [1.0, 1e-7, 1e6])
 @pytest.mark.parametrize("bits", [2, 3])
+@pytest.mark.parametrize("blocks", [False, True])
 @pytest.mark.parametrize("seed", range(5))
-def test_the_bound_rises_to_the_optimum_and_never_above(seed: int, bits: int, scale: float) -> None:
+def test_the_bound_rises_to_the_optimum_and_never_above(seed: int, bits: int, scale: float, blocks: bool) -> None:
     unit = channel(seed, 6 if bits == 2 else 4, bits, scale)
     optimum = float(all_values(unit).min())
-    tree = BoxTree(unit, root_of(unit))
+    tree = BoxTree(unit, root_of(unit, blocks))
     last = tree.value
     while not tree.full:
         asked = iter([False, True])
@@ -72,22 +82,24 @@ def test_the_bound_rises_to_the_optimum_and_never_above(seed: int, bits: int, sc
     assert deviation @ unit.gram @ deviation == pytest.approx(optimum, rel=1e-9)
 
 
+@pytest.mark.parametrize("blocks", [False, True])
 @pytest.mark.parametrize("seed", range(5))
-def test_a_cut_below_the_optimum_is_proven(seed: int) -> None:
+def test_a_cut_below_the_optimum_is_proven(seed: int, blocks: bool) -> None:
     unit = channel(seed, 8, 2)
     optimum = float(all_values(unit).min())
-    tree = BoxTree(unit, root_of(unit))
+    tree = BoxTree(unit, root_of(unit, blocks))
     assert tree.grow(0.97 * optimum, never) == 0.97 * optimum
     assert tree.full
     assert tree.nodes > 0
 
 
-def test_dropped_levels_and_closed_boxes_hold_nothing_below_the_cut() -> None:
+@pytest.mark.parametrize("blocks", [False, True])
+def test_dropped_levels_and_closed_boxes_hold_nothing_below_the_cut(blocks: bool) -> None:
     unit = channel(3, 7, 2)
     points = np.array(list(itertools.product(range(4), repeat=7)), dtype=np.float64)
     values = all_values(unit)
     for cut in np.quantile(values, [0.0005, 0.005, 0.05]):
-        tree = BoxTree(unit, root_of(unit))
+        tree = BoxTree(unit, root_of(unit, blocks))
         asked = iter([False] * 12 + [True])
         tree.grow(cut, lambda asked=asked: next(asked))
         below = points[values < cut]
@@ -102,6 +114,7 @@ def test_dropped_levels_and_closed_boxes_hold_nothing_below_the_cut() -> None:
 def test_the_kernel_follows_the_same_path_as_the_method() -> None:
     unit = channel(1, 10, 3)
     root = root_of(unit)
+    assert isinstance(root, SplitRelaxation)
     tree = BoxTree(unit, root)
     _, _, node = tree._heap[0]
     z = np.clip(root.z, unit.low, unit.high)

@@ -8,18 +8,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerbounds.arrays import Float
+from layerbounds.bounds.quantization.block_relaxation import BlockRelaxation
 from layerbounds.bounds.quantization.split_relaxation import SplitRelaxation, SplitWeights
-from layerbounds.certificates.dual import MINORANTS, Parts
+from layerbounds.certificates.dual import MINORANTS, Parts, of_entries
 from layerbounds.certificates.log import LeafLog, TooLargeError
 from layerbounds.problems.levels import Levels
 from layerbounds.problems.tasks import Task
-from layerbounds.proofs import DualPoint
+from layerbounds.proofs import BlockDual, DualPoint, FormTerms
 from layerbounds.search.quantization.box_tree import BoxTree
 from layerbounds.search.quantization.grid_units import UnitProblem, make_units
 from layerbounds.search.quantization.preparation import order_exponent, prepare
 
-#: Nodes of one tree; rounds of steps at one of them, and how many times the gain of the last one must reach the cut.
-MOST_NODES, ROUNDS, GAIN = 20_000, 8, 4.0
+#: Nodes of one tree, with single inputs and with blocks, which take several times as long; rounds of steps at one of
+#: them, and how many times the gain of the last one must reach the cut.
+MOST_NODES, MOST_BLOCK_NODES, ROUNDS, GAIN = 20_000, 5_000, 8, 4.0
 #: Multipliers are stored in units of this share of the forms' weights, in two bytes.
 GRAIN, MOST = 2.0**-14, 2**15 - 1
 #: What numbers of fewer digits may take off a bound, relative, and float64 off that of a point.
@@ -28,7 +30,7 @@ MARGIN, POINT_MARGIN = 1e-7, 1e-12
 SHARES = (1.0, 0.9, 0.75, 0.5)
 
 
-def box_leaves(task: Task[Levels], root: DualPoint, lower: float) -> Parts:
+def box_leaves(task: Task[Levels], root: DualPoint | BlockDual, lower: float) -> Parts:
     """The leaves of a depth-first tree of boxes with integer forms, all of which reach a bound.
 
     Where the tree grows large, that of a smaller bound is stored, between the root's and the one asked for.
@@ -36,12 +38,12 @@ def box_leaves(task: Task[Levels], root: DualPoint, lower: float) -> Parts:
     Parameters
     ----------
     task : Task
-    root : DualPoint
+    root : DualPoint or BlockDual
         With integer forms: where a best-first search began.
     lower : float
         The claimed lower end without the constant.
     """
-    minorant = MINORANTS[Levels, DualPoint](task.gram, task.allowed, root)
+    minorant = MINORANTS[Levels, type(root)](task.gram, task.allowed, root)
     if not minorant or lower <= 0.0:
         return {}
     tree = _Tree(task, minorant, root)
@@ -54,17 +56,31 @@ def box_leaves(task: Task[Levels], root: DualPoint, lower: float) -> Parts:
 
 
 class _Tree:
-    def __init__(self, task: Task[Levels], minorant: Parts, root: DualPoint) -> None:
+    def __init__(self, task: Task[Levels], minorant: Parts, root: DualPoint | BlockDual) -> None:
         assert root.split is not None
         self.unit: UnitProblem = make_units(task, prepare(task.gram, order_exponent(len(task.gram))))
         unit, order = self.unit, self.unit.prep.order
         #: As certification proves them, in the units of the layer.
-        self.weights, d = minorant["weights"], minorant["d"] - minorant.get("shift", 0.0)
-        split = SplitWeights(
-            minorant["forms"][order].astype(np.float64), unit.diagonal_of(d), self.weights / unit.multiplier
+        self.weights = minorant["weights"]
+        forms, weights = minorant["forms"][order].astype(np.float64), self.weights / unit.multiplier
+        z, multipliers, shift = (
+            unit.point_of(root.z),
+            root.split.multipliers / unit.multiplier,
+            minorant.get("shift", 0.0),
         )
-        z = unit.point_of(root.z)
-        start = SplitRelaxation(-math.inf, z, split, root.split.multipliers / unit.multiplier, np.zeros((0, 0)))
+        nothing = np.zeros((0, 0))
+        start: SplitRelaxation | BlockRelaxation
+        if isinstance(root, DualPoint):
+            split = SplitWeights(forms, unit.diagonal_of(minorant["d"] - shift), weights)
+            start = SplitRelaxation(-math.inf, z, split, multipliers, nothing)
+            self.most = MOST_NODES
+        else:
+            matrix = of_entries(minorant["values"], minorant["block"])
+            matrix[np.diag_indices(len(matrix))] -= shift
+            matrix = matrix[np.ix_(order, order)] * (np.outer(unit.scale, unit.scale) / unit.multiplier)
+            terms = FormTerms(forms, weights, multipliers)
+            start = BlockRelaxation(-math.inf, z, minorant["block"][order], matrix, nothing, terms)
+            self.most = MOST_BLOCK_NODES
         self.tree = BoxTree(unit, start)
         self.boxes = self.tree.boxes
         self.least = self.cut = 0.0
@@ -81,7 +97,7 @@ class _Tree:
         self.least, self.cut = (target * (1.0 + margin) for margin in (POINT_MARGIN, MARGIN))
         self.log, self.rho = LeafLog(), []
         work = [(0, root.low, root.high, root.state, -math.inf)]
-        for _ in range(MOST_NODES):
+        for _ in range(self.most):
             if not work:
                 found = self.log.tensors()
                 return {

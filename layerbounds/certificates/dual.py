@@ -97,6 +97,16 @@ def entries(matrix: Float, block: Int) -> Float:
     return np.concatenate([np.zeros(0), *(matrix[np.ix_(m, m)].ravel() for m in members)])
 
 
+def of_entries(values: Float, block: Int) -> Float:
+    """The matrix of such entries."""
+    matrix, first = np.zeros((len(block), len(block))), 0
+    for b in np.unique(block):
+        m = np.flatnonzero(block == b)
+        matrix[np.ix_(m, m)] = values[first : first + len(m) ** 2].reshape(len(m), len(m))
+        first += len(m) ** 2
+    return matrix
+
+
 def _shifted(name: str, proven: tuple[Float, Float] | None) -> Parts:
     """A matrix that is proven with a shift, which most do not need."""
     if proven is None:

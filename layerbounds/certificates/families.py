@@ -32,7 +32,7 @@ from layerbounds.problems.shared_support import SharedSupport
 from layerbounds.problems.support import Support
 from layerbounds.problems.tasks import Task
 from layerbounds.problems.tiled_support import TiledSupport
-from layerbounds.proofs import BoundKind, DualPoint, Evidence
+from layerbounds.proofs import BoundKind, Evidence
 from layerbounds.search.free_codebook.preparation import prepare_group
 
 #: From a task, what its lower end was derived from, and that end without the constant, to the leaves of a tree
@@ -86,7 +86,7 @@ def _of_search(task: Task[Any], claim: Claim) -> Proof | None:
     if type(task.allowed) is Levels and proof is not None and proof.boxes is not None:
         # Nobody repeats what a best-first search has proven depth first.
         parts = box_leaves(task, proof.boxes, claim.lower - task.constant)
-        make = partial(MINORANTS[Levels, DualPoint], task.gram, task.allowed, proof.boxes)
+        make = partial(MINORANTS[Levels, type(proof.boxes)], task.gram, task.allowed, proof.boxes)
         return Proof("leaves", parts, [Minorant("minorant", id(proof.boxes), proof.boxes, make)]) if parts else None
     if isinstance(task.allowed, FreeLevels):
         return Proof("divisions", {"d": prepare_group(task.gram).d})

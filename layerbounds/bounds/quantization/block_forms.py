@@ -92,7 +92,7 @@ def refine_block_forms(
         if share >= 1.0:
             break
         share = max(share, number / max(rounds - 1, 1))
-        separate = 0 < number and number % SEPARATE_EVERY == 0 and share <= SEPARATE_IN
+        separate = number > 0 and number % SEPARATE_EVERY == 0 and share <= SEPARATE_IN
         boxes = fit.refit(FIRST_BARRIER * (LAST_BARRIER / FIRST_BARRIER) ** share, separate)
         if boxes is None:
             break

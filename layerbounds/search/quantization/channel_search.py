@@ -272,28 +272,34 @@ class ChannelSearch:
         if forms:
             split = prepare_split(unit.prep) if unit.shared_forms else find_split(unit.gram, unit.minorants[n], stop)
         if members is not None and forms:
-            if split is None:
-                split = SplitWeights(np.zeros((n, 0)), unit.minorants[n], np.zeros(0))
-            began = self.control.elapsed()
-
-            def spent() -> float:
-                """Of the time for the root."""
-                if self.control.remaining() <= 0:
-                    return 1.0
-                return (self.control.elapsed() - began) / max(deadline - began, 1e-9) if timed else 0.0
-
-            self.with_forms = refine_block_forms(
-                unit.gram, unit.covariance, *problem[1:], unit.count, split, plain.z, members, spent=spent
-            )
+            self.with_forms = self._relax_with_both(split, plain.z, members, deadline if timed else math.inf)
             self._adopt_relaxation(self.with_forms)
-        elif split is not None and not blocks:
+        if self.with_forms is not None and self.with_forms.value > plain.value:
+            return
+        rounds = block_rounds(n, deadline - self.control.elapsed()) if timed else ROUNDS
+        if members is not None and rounds:
+            self._adopt_relaxation(refine_blocks(*problem, unit.count, d, start, members, rounds, stop))
+        if split is not None and (not blocks or n > TREE_DECIDES):
             rounds = MANY_REFITS if timed else REFITS
             self.with_forms = refine_split(unit.gram, unit.covariance, *problem[1:], split, plain.z, rounds, stop)
             self._adopt_relaxation(self.with_forms)
-        if members is not None and self.with_forms is None:
-            rounds = block_rounds(n, deadline - self.control.elapsed()) if timed else ROUNDS
-            if rounds:
-                self._adopt_relaxation(refine_blocks(*problem, unit.count, d, start, members, rounds, stop))
+
+    def _relax_with_both(
+        self, split: SplitWeights | None, start: Float, members: list[Int], deadline: float
+    ) -> BlockRelaxation | None:
+        """Blocks and integer forms in one relaxation."""
+        unit, n, began = self.unit, self.unit.size, self.control.elapsed()
+        if split is None:
+            split = SplitWeights(np.zeros((n, 0)), unit.minorants[n], np.zeros(0))
+
+        def spent() -> float:
+            if self.control.remaining() <= 0:
+                return 1.0
+            return (self.control.elapsed() - began) / max(deadline - began, 1e-9)
+
+        return refine_block_forms(
+            unit.gram, unit.covariance, unit.origin, unit.levels, unit.count, split, start, members, spent=spent
+        )
 
     def _adopt_relaxation(self, found: Root | None) -> None:
         if found is None:
