@@ -278,7 +278,11 @@ class ChannelSearch:
             return
         rounds = block_rounds(n, deadline - self.control.elapsed()) if timed else ROUNDS
         if members is not None and rounds:
-            self._adopt_relaxation(refine_blocks(*problem, unit.count, d, start, members, rounds, stop))
+            alone = refine_blocks(*problem, unit.count, d, start, members, rounds, stop)
+            self._adopt_relaxation(alone)
+            if alone is not None and unit.uniform:
+                nothing = FormTerms(np.zeros((n, 0)), np.zeros(0), np.zeros(0))
+                self.with_forms = replace(alone, split=nothing)
         if split is not None and (not blocks or n > TREE_DECIDES):
             rounds = MANY_REFITS if timed else REFITS
             self.with_forms = refine_split(unit.gram, unit.covariance, *problem[1:], split, plain.z, rounds, stop)
