@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import singledispatch
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,33 +56,45 @@ def box_leaves(task: Task[Levels], root: DualPoint | BlockDual, lower: float) ->
     return {}
 
 
+@singledispatch
+def _start(
+    root: DualPoint | BlockDual, unit: UnitProblem, minorant: Parts
+) -> tuple[SplitRelaxation | BlockRelaxation, int]:
+    """A relaxation with a proven minorant, in grid units, and the nodes that its tree may have."""
+    raise NotImplementedError
+
+
+@_start.register
+def _(root: DualPoint, unit: UnitProblem, minorant: Parts) -> tuple[SplitRelaxation | BlockRelaxation, int]:
+    forms = _forms(root, unit, minorant)
+    d = unit.diagonal_of(minorant["d"] - minorant.get("shift", 0.0))
+    split = SplitWeights(forms.forms, d, forms.weights)
+    return SplitRelaxation(-math.inf, unit.point_of(root.z), split, forms.multipliers, np.zeros((0, 0))), MOST_NODES
+
+
+@_start.register
+def _(root: BlockDual, unit: UnitProblem, minorant: Parts) -> tuple[SplitRelaxation | BlockRelaxation, int]:
+    order, block = unit.prep.order, minorant["block"]
+    matrix = of_entries(minorant["values"], block)
+    matrix[np.diag_indices(len(matrix))] -= minorant.get("shift", 0.0)
+    matrix = matrix[np.ix_(order, order)] * (np.outer(unit.scale, unit.scale) / unit.multiplier)
+    forms, z = _forms(root, unit, minorant), unit.point_of(root.z)
+    return BlockRelaxation(-math.inf, z, block[order], matrix, np.zeros((0, 0)), forms), MOST_BLOCK_NODES
+
+
+def _forms(root: DualPoint | BlockDual, unit: UnitProblem, minorant: Parts) -> FormTerms:
+    assert root.split is not None
+    forms = minorant["forms"][unit.prep.order].astype(np.float64)
+    return FormTerms(forms, minorant["weights"] / unit.multiplier, root.split.multipliers / unit.multiplier)
+
+
 class _Tree:
     def __init__(self, task: Task[Levels], minorant: Parts, root: DualPoint | BlockDual) -> None:
-        assert root.split is not None
         self.unit: UnitProblem = make_units(task, prepare(task.gram, order_exponent(len(task.gram))))
-        unit, order = self.unit, self.unit.prep.order
         #: As certification proves them, in the units of the layer.
         self.weights = minorant["weights"]
-        forms, weights = minorant["forms"][order].astype(np.float64), self.weights / unit.multiplier
-        z, multipliers, shift = (
-            unit.point_of(root.z),
-            root.split.multipliers / unit.multiplier,
-            minorant.get("shift", 0.0),
-        )
-        nothing = np.zeros((0, 0))
-        start: SplitRelaxation | BlockRelaxation
-        if isinstance(root, DualPoint):
-            split = SplitWeights(forms, unit.diagonal_of(minorant["d"] - shift), weights)
-            start = SplitRelaxation(-math.inf, z, split, multipliers, nothing)
-            self.most = MOST_NODES
-        else:
-            matrix = of_entries(minorant["values"], minorant["block"])
-            matrix[np.diag_indices(len(matrix))] -= shift
-            matrix = matrix[np.ix_(order, order)] * (np.outer(unit.scale, unit.scale) / unit.multiplier)
-            terms = FormTerms(forms, weights, multipliers)
-            start = BlockRelaxation(-math.inf, z, minorant["block"][order], matrix, nothing, terms)
-            self.most = MOST_BLOCK_NODES
-        self.tree = BoxTree(unit, start)
+        start, self.most = _start(root, self.unit, minorant)
+        self.tree = BoxTree(self.unit, start)
         self.boxes = self.tree.boxes
         self.least = self.cut = 0.0
         self.log = LeafLog()

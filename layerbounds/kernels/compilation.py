@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from numba.core import config, event, types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 from numba.core.compiler import Flags
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import CPUDispatcher
 
 from layerbounds.kernels.folder import kernel_folder
@@ -37,8 +38,9 @@ class Clock(event.Listener):
     """
 
     def __init__(self) -> None:
-        self.depth = self.compiled = 0
-        self.compiling = 0.0
+        self.depth = self.compilations = self.compiled = 0
+        #: Seconds of finished compilations, and when the present one began.
+        self.compiling = self.began = 0.0
         #: Seconds that are over, and when the present ones began: one value, as other threads read it.
         self.state: tuple[float, float | None] = (0.0, None)
         self.told = False
@@ -64,31 +66,37 @@ class Clock(event.Listener):
         """That has ended."""
         self.depth -= 1
         if self.depth == 0:
-            self.state = self.seconds(), None
             if self.collects:
                 gc.enable()
+                # The young objects would be looked through at the next occasion: that is a part of it.
+                gc.collect(0)
+            self.state = self.seconds(), None
 
     def on_start(self, what: Any) -> None:
         """A compilation begins."""
-        if self.depth or is_kernel(what.data["dispatcher"]):
-            self.enter()
+        if not self.compilations:
+            if not is_kernel(what.data["dispatcher"]):
+                return
+            self.began = time.perf_counter()
+        self.compilations += 1
+        self.enter()
 
     def on_end(self, what: Any) -> None:
         """A compilation has ended, well or not."""
-        if not self.depth:
+        if not self.compilations:
             return
         if is_kernel(what.data["dispatcher"]):
             self.compiled += 1
             self._tell()
-        before = self.state[0]
         self.leave()
-        if self.depth == 0:
-            self.compiling += self.state[0] - before
+        self.compilations -= 1
+        if not self.compilations:
+            self.compiling += time.perf_counter() - self.began
             if self.report is not None:
                 self.report(None)
 
     def _tell(self) -> None:
-        if self.compiling + self.seconds() - self.state[0] < PATIENCE:
+        if self.compiling + time.perf_counter() - self.began < PATIENCE:
             return
         if self.report is not None:
             self.report(self.compiled)
@@ -208,7 +216,13 @@ class Kernel(CPUDispatcher):
         if self.targetoptions["no_cpython_wrapper"]:
             message = f"{self.py_func.__qualname__} is called by other kernels only; declare it without nested=True"
             raise TypeError(message)
-        return super()._compile_for_args(*args, **kws)  # type: ignore[misc]
+        # With what numba does before and after it compiles or loads, a third of what loading takes.
+        with global_compiler_lock:
+            CLOCK.enter()
+            try:
+                return super()._compile_for_args(*args, **kws)  # type: ignore[misc]
+            finally:
+                CLOCK.leave()
 
 
 def is_kernel(dispatcher: Any) -> bool:

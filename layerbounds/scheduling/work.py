@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, cast
 
 from layerbounds.arrays import Float
+from layerbounds.bounds.rows import load_tables
 from layerbounds.certify.group import certify_group
 from layerbounds.certify.interval import CertifiedChannel, certify, certify_foreign
 from layerbounds.exceptions import LayerboundsError
@@ -103,6 +104,7 @@ class Work:
         order : sequence of int, optional
             In which the sets are begun; default: as they are numbered.
         """
+        load_tables()
         if self.whole:
             return [partial(self.together, group) for group in self.members]
         places = {index: (group, place) for group, m in self.members.items() for place, index in enumerate(m)}
