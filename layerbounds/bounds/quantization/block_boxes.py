@@ -83,7 +83,7 @@ class BlockBoxes:
     """
 
     #: Iterations at the root, at a node, and more of them where a child is no better than its parent.
-    first, each, more = 60, 10, 20
+    first, each, more = 60, 16, 10
 
     def __init__(
         self, gram: Float, origin: Float, members: Sequence[Int], matrix: Float, forms: Float, weights: Float

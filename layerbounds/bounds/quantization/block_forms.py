@@ -35,7 +35,7 @@ from layerbounds.kernels.quantization.relaxation import cells
 from layerbounds.proofs import FormTerms
 
 #: Refits of the weights; after every so many of them new forms are separated, until that share of all.
-ROUNDS, SEPARATE_EVERY, SEPARATE_IN = 30, 3, 0.6
+ROUNDS, SEPARATE_EVERY, SEPARATE_IN = 30, 2, 0.8
 #: Share of the given weights to start from, and the first weight of a new form relative to the largest feasible one.
 INSIDE, FIRST_WEIGHT = 0.9, 0.05
 #: Factor of the forms' weights while rounding leaves no factorization, and how often it is tried.

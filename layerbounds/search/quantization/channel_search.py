@@ -71,8 +71,9 @@ RELAX_CUBIC = 1.5e-10
 #: Share of the inputs that have to have a single level for an order of the channel's own; and the seconds of the time
 #: limit, per cubed number of variables, that its preparation has to be a small part of.
 FEWEST_SINGLE, PREPARE_CUBIC = 0.05, 4e-6
-#: Fewest refits of a block-diagonal minorant that are worth having.
-FEWEST_ROUNDS = 3
+#: Fewest refits of a block-diagonal minorant that are worth having, and of one with integer forms; and the share of the
+#: incumbent from which on the latter is the better one of large problems.
+FEWEST_ROUNDS, FEWEST_BOTH_ROUNDS, FAR = 3, 10, 0.2
 #: Up to so many variables the tree gets further than any root; shares of the time limit that the root may take.
 TREE_DECIDES, SMALL_RELAX_SHARE, RELAX_SHARE = 160, 0.05, 0.5
 #: Seconds between two points of its trace.
@@ -271,7 +272,9 @@ class ChannelSearch:
         split = None
         if forms:
             split = prepare_split(unit.prep) if unit.shared_forms else find_split(unit.gram, unit.minorants[n], stop)
-        if members is not None and forms:
+        # Forms with a few refits are worth less than blocks alone; far from the optimum both converge too slowly.
+        enough = not timed or both_rounds(n, deadline - self.control.elapsed()) >= FEWEST_BOTH_ROUNDS
+        if members is not None and forms and enough and (n <= TREE_DECIDES or plain.value > FAR * self.upper):
             self.with_forms = self._relax_with_both(split, plain.z, members, deadline if timed else math.inf)
             self._adopt_relaxation(self.with_forms)
         if self.with_forms is not None and self.with_forms.value > plain.value:
@@ -539,6 +542,11 @@ def block_rounds(n: int, seconds: float) -> int:
     """Refits of a block-diagonal minorant that fit into some seconds, by what they cost on one core of 2 to 3 GHz."""
     fit = seconds / (6e-10 * n**3 + 3e-4 * n)
     return 0 if fit < 1.0 else int(np.clip(fit, FEWEST_ROUNDS, ROUNDS))
+
+
+def both_rounds(n: int, seconds: float) -> float:
+    """The same of blocks and integer forms together."""
+    return seconds / (1.6e-9 * n**3 + 1.3e-4 * n)
 
 
 def own_preparation(task: Task[Levels], prep: Preparation, control: Control) -> Preparation:

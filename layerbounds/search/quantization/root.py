@@ -17,7 +17,13 @@ from layerbounds.kernels.factorization import cholesky, symmetric_inverse
 from layerbounds.problems.levels import Levels
 from layerbounds.problems.tasks import Task
 from layerbounds.proofs import BlockDual, Control, DualPoint, FormTerms
-from layerbounds.search.quantization.channel_search import CLOSE_AT_ONCE, FEWEST_ROUNDS, block_rounds
+from layerbounds.search.quantization.channel_search import (
+    CLOSE_AT_ONCE,
+    FEWEST_BOTH_ROUNDS,
+    FEWEST_ROUNDS,
+    block_rounds,
+    both_rounds,
+)
 from layerbounds.search.quantization.preparation import regularizations
 from layerbounds.search.quantization.split_forms import LARGEST, find_split
 
@@ -63,7 +69,7 @@ def quantization_dual(task: Task[Levels], seconds: float) -> DualPoint | BlockDu
     covariance = symmetric_inverse(factor)
     members = make_clusters(shifted, SIZE, np.zeros(n, dtype=np.int64), np.arange(n)) if large else None
     blocks: BlockRelaxation | None = None
-    if members is not None and forms:
+    if members is not None and forms and both_rounds(n, control.remaining()) >= FEWEST_BOTH_ROUNDS:
         began = control.elapsed()
         first = SplitWeights(np.zeros((n, 0)), diagonal, np.zeros(0)) if split is None else split
         blocks = refine_block_forms(
