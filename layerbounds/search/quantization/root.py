@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from layerbounds.arrays import Float, Int
 from layerbounds.bounds.minorants.clusters import make_clusters
 from layerbounds.bounds.minorants.diagonal import maximize_minorant
 from layerbounds.bounds.quantization.block_forms import refine_block_forms
@@ -42,13 +43,13 @@ def quantization_dual(task: Task[Levels], seconds: float) -> DualPoint | BlockDu
         Time for improving the dual point; the first one is always finished.
     """
     control = Control(seconds, 0.0, 0, 0, 1, threading.Event())
-    scale, first_code = task.allowed.scale, task.allowed.codes[0, 0] if task.allowed.uniform else 0.0
+    scale, first = task.allowed.scale, task.allowed.codes[0, 0] if task.allowed.uniform else 0.0
     gram = task.gram * np.outer(scale, scale)
     unit = float(np.mean(np.diag(gram)))
     gram = np.ascontiguousarray(gram / unit)
     n = len(scale)
-    levels = np.ascontiguousarray((task.allowed.codes - first_code).T)
-    origin = task.target / scale + task.allowed.zero_point - first_code
+    levels = np.ascontiguousarray((task.allowed.codes - first).T)
+    origin = task.target / scale + task.allowed.zero_point - first
     count = task.allowed.count
     # Certification charges what a singular matrix is shifted by, and proves the weights anew.
     factorized = ((m, cholesky(m)) for m in (gram + np.diag(s) for s in regularizations(gram)))
@@ -65,32 +66,58 @@ def quantization_dual(task: Task[Levels], seconds: float) -> DualPoint | BlockDu
     large = n > CLOSE_AT_ONCE
     forms = task.allowed.uniform and len(levels) > 2 and n <= LARGEST
     found = refine(shifted, origin, levels, count, diagonal, start, 0 if forms or large else REFITS, later_than(1.0))
-    split = find_split(shifted, diagonal, later_than(0.5)) if forms else None
-    covariance = symmetric_inverse(factor)
-    members = make_clusters(shifted, SIZE, np.zeros(n, dtype=np.int64), np.arange(n)) if large else None
-    blocks: BlockRelaxation | None = None
-    if members is not None and forms and both_rounds(n, control.remaining()) >= FEWEST_BOTH_ROUNDS:
-        began = control.elapsed()
-        first = SplitWeights(np.zeros((n, 0)), diagonal, np.zeros(0)) if split is None else split
-        blocks = refine_block_forms(
-            shifted, covariance, origin, levels, count, first, found.z, members,
-            spent=lambda: (control.elapsed() - began) / max(control.time_limit - began, 1e-9),
-        )  # fmt: skip
-    if members is not None and (blocks is None or blocks.value <= found.value):
-        rounds = max(block_rounds(n, control.remaining()), FEWEST_ROUNDS)
-        blocks = refine_blocks(
-            shifted, origin, levels, count, diagonal, start, members, rounds=rounds, stop=later_than(1.0)
-        )
-    z, d, terms = found.z, found.d, None
-    if blocks is not None and blocks.value > found.value:
-        forms_of = blocks.split
-        if forms_of is not None:
-            terms = FormTerms(forms_of.forms, forms_of.weights * unit, forms_of.multipliers * unit)
-        real = scale * (blocks.z + first_code - task.allowed.zero_point)
-        return BlockDual(real, blocks.block, blocks.matrix * unit / np.outer(scale, scale), terms)
-    if split is not None and not large:
-        better = refine_split(shifted, covariance, origin, levels, split, z, REFITS, later_than(1.0))
+
+    def real(z: Float) -> Float:
+        return np.asarray(scale * (z + first - task.allowed.zero_point))
+
+    problem, covariance = (shifted, origin, levels, count), symmetric_inverse(factor)
+    if large:
+        blocks = _relax_blocks(problem, covariance, diagonal, start, found.z, forms, control)
+        if blocks is not None and blocks.value > found.value:
+            return BlockDual(
+                real(blocks.z), blocks.block, blocks.matrix * unit / np.outer(scale, scale), _scaled(blocks.split, unit)
+            )
+    split = find_split(shifted, diagonal, later_than(0.5)) if forms and not large else None
+    if split is not None:
+        better = refine_split(shifted, covariance, origin, levels, split, found.z, REFITS, later_than(1.0))
         if better.value > found.value:
-            z, d = better.z, better.split.units
-            terms = FormTerms(better.split.forms, better.split.weights * unit, better.multipliers * unit)
-    return DualPoint(scale * (z + first_code - task.allowed.zero_point), d * unit / scale**2, terms)
+            terms = FormTerms(better.split.forms, better.split.weights, better.multipliers)
+            return DualPoint(real(better.z), better.split.units * unit / scale**2, _scaled(terms, unit))
+    return DualPoint(real(found.z), found.d * unit / scale**2)
+
+
+def _relax_blocks(
+    problem: tuple[Float, Float, Float, Int],
+    covariance: Float,
+    diagonal: Float,
+    start: Float,
+    point: Float,
+    forms: bool,
+    control: Control,
+) -> BlockRelaxation | None:
+    """Blocks with integer forms where these are wanted and there is time, else blocks alone."""
+    gram, origin, levels, count = problem
+    n, began = len(origin), control.elapsed()
+    members = make_clusters(gram, SIZE, np.zeros(n, dtype=np.int64), np.arange(n))
+    if members is None:
+        return None
+
+    def spent() -> float:
+        return (control.elapsed() - began) / max(control.time_limit - began, 1e-9)
+
+    found: BlockRelaxation | None = None
+    if forms and both_rounds(n, control.remaining()) >= FEWEST_BOTH_ROUNDS:
+        split = find_split(gram, diagonal, lambda: spent() > 0.5)
+        if split is None:
+            split = SplitWeights(np.zeros((n, 0)), diagonal, np.zeros(0))
+        found = refine_block_forms(gram, covariance, origin, levels, count, split, point, members, spent=spent)
+    rounds = max(block_rounds(n, control.remaining()), FEWEST_ROUNDS)
+    if found is None or found.value <= 0.0:
+        found = refine_blocks(
+            gram, origin, levels, count, diagonal, start, members, rounds, lambda: control.remaining() <= 0
+        )
+    return found
+
+
+def _scaled(forms: FormTerms | None, unit: float) -> FormTerms | None:
+    return None if forms is None else FormTerms(forms.forms, forms.weights * unit, forms.multipliers * unit)
