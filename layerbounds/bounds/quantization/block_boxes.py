@@ -1,6 +1,6 @@
 """Blocks of inputs and integer forms with fixed weights: the best multipliers on any box of codes, and its bound.
 
-With B + V diag(μ) Vᵀ ⪯ H the bound of a box is the least of (z − w)ᵀ(H − B − V diag(μ) Vᵀ)(z − w) plus the convex
+With B + V diag(g) Vᵀ ⪯ H the bound of a box is the least of (z − w)ᵀ(H − B − V diag(g) Vᵀ)(z − w) plus the convex
 envelopes of the blocks' part over the box's points and of the forms' part over the integers: alternating directions in
 the metric of B and of the weights (docs/block-relaxation.md).
 """
@@ -74,7 +74,7 @@ class BlockBoxes:
     forms : ndarray of shape (n, cuts)
         V, integers.
     weights : ndarray of shape (cuts,)
-        μ, with B + V diag(μ) Vᵀ ⪯ H.
+        g, with B + V diag(g) Vᵀ ⪯ H.
 
     Attributes
     ----------

@@ -1,11 +1,11 @@
 """Blocks of inputs and integer forms in one bound at the root, for uniform grids in grid units.
 
-For any z and multipliers ρ, and B block-diagonal with B + V diag(μ) Vᵀ ⪯ H,
+For any z and multipliers ρ, and B block-diagonal with B + V diag(g) Vᵀ ⪯ H,
 
     f(q) ≥ f(z) + Σ_g min over the block's points of 2(h − Vρ)_gᵀ(q − z)_g + (q − z)_gᵀB_g(q − z)_g
-                + Σ_j min over integers t of 2ρ_j(t − y_j) + μ_j(t − y_j)²,   h = H(z − w), y = Vᵀz.
+                + Σ_j min over integers t of 2ρ_j(t − y_j) + g_j(t − y_j)²,   h = H(z − w), y = Vᵀz.
 
-z and ρ, B, μ and the forms are improved by turns: alternating directions, block coordinate ascent and ascent on single
+z and ρ, B, g and the forms are improved by turns: alternating directions, block coordinate ascent and ascent on single
 weights inside one log-determinant barrier, and separation with its dual matrix (docs/block-relaxation.md).
 """
 

@@ -317,7 +317,7 @@ class ChannelSearch:
             self.record()
 
     def _branch_on_boxes(self) -> None:
-        """Best-first search from the root's relaxation with split cuts."""
+        """Best-first search from the root's relaxation with integer forms, or blocks."""
         found = self.with_forms
         if self.control.node_limit is not None or found is None or not self.unit.shared_forms:
             return
