@@ -13,6 +13,7 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from benchmarks.native_speed import DATA, compile_kernels, machine
 from benchmarks.quantization_engine import instances
 from layerbounds.bounds.quantization.block_forms import refine_block_forms
 from layerbounds.bounds.quantization.block_relaxation import ROUNDS, BlockRelaxation, refine_blocks
-from layerbounds.bounds.quantization.relaxation import refine
+from layerbounds.bounds.quantization.relaxation import Relaxation, refine
 from layerbounds.bounds.quantization.split_relaxation import SplitRelaxation, SplitWeights, refine_split
 from layerbounds.cli.options import parse_channels
 from layerbounds.problems.tasks import make_task
@@ -32,6 +33,10 @@ from layerbounds.search.quantization.incumbents import first_incumbents
 from layerbounds.search.quantization.neighbourhoods import Neighbourhoods
 from layerbounds.search.quantization.preparation import order_exponent, prepare
 from layerbounds.search.quantization.split_forms import prepare_split
+
+#: What a tree is called, and its root.
+Start = tuple[str, SplitRelaxation | BlockRelaxation | None]
+Found = TypeVar("Found", Relaxation, SplitRelaxation, BlockRelaxation | None)
 
 #: Refits of a diagonal, and of split cuts.
 REFITS, SPLIT_REFITS = 5, 60
@@ -49,24 +54,23 @@ def least_error(unit: UnitProblem, seconds: float) -> float:
     return float(search.value)
 
 
-def roots(unit: UnitProblem, show: Callable[[str, float, float], None]) -> list[tuple[str, object]]:
+def roots(unit: UnitProblem, show: Callable[[str, float, float], None]) -> list[Start]:
     """Show each root; returns those from which trees grow."""
     n, problem = unit.size, (unit.gram, unit.origin, unit.levels)
     d, members, split = unit.minorants[n], block_members(unit.prep), prepare_split(unit.prep)
     if split is None:
-        split = SplitWeights(np.zeros((n, 0)), d, np.zeros(0))
+        split = SplitWeights.without_forms(d)
 
-    def timed(label: str, relax: Callable[[], object]) -> object:
+    def timed(label: str, relax: Callable[[], Found]) -> Found:
         begin = time.process_time()
         found = relax()
-        show(label, getattr(found, "value", np.nan), time.process_time() - begin)
+        show(label, np.nan if found is None else found.value, time.process_time() - begin)
         return found
 
     def never() -> bool:
         return False
 
-    plain = refine(*problem, unit.count, d, unit.origin, 0, never)
-    timed("the layer's diagonal", lambda: refine(*problem, unit.count, d, unit.origin, 0, never))
+    plain = timed("the layer's diagonal", lambda: refine(*problem, unit.count, d, unit.origin, 0, never))
     timed("a refitted diagonal", lambda: refine(*problem, unit.count, d, unit.origin, REFITS, never))
     if members is None:
         return []
@@ -83,11 +87,14 @@ def roots(unit: UnitProblem, show: Callable[[str, float, float], None]) -> list[
 
 
 def trees(
-    unit: UnitProblem, found: list[tuple[str, object]], seconds: float, show: Callable[[str, float, float], None]
+    unit: UnitProblem,
+    found: list[Start],
+    seconds: float,
+    show: Callable[[str, float, float], None],
 ) -> None:
     """Grow the trees and show where they are after a quarter of the time, a half, and all of it."""
     for label, root in found:
-        if not isinstance(root, SplitRelaxation | BlockRelaxation):
+        if root is None:
             continue
         begin = time.process_time()
         tree = BoxTree(unit, root)

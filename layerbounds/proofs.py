@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -101,6 +101,10 @@ class FormTerms:
     forms: Float
     weights: Float
     multipliers: Float
+
+    def scaled(self, unit: float) -> Self:
+        """Of an objective that is ``unit`` times as large."""
+        return replace(self, weights=self.weights * unit, multipliers=self.multipliers * unit)
 
     def is_valid(self, n: int) -> bool:
         """Whether shapes fit, numbers are finite, weights are not negative and coefficients are small integers."""

@@ -17,8 +17,8 @@ from matrices import correlated
 
 import layerbounds as lb
 from layerbounds.arrays import Float
-from layerbounds.bounds.quantization.block_dual import block_dual_bound, proven_blocks_and_weights
-from layerbounds.bounds.quantization.form_terms import Lattice
+from layerbounds.bounds.quantization.block_dual import block_dual_bound
+from layerbounds.bounds.quantization.form_terms import Lattice, proven_weights
 from layerbounds.bounds.quantization.rows import block_rows
 from layerbounds.bounds.rows import rows_function
 from layerbounds.certificates.dual import MINORANTS
@@ -214,7 +214,7 @@ def test_nothing_is_proven_of_an_indefinite_matrix() -> None:
     allowed = make_task(lb.quantization_problem(layer, bits=2), 0, None, None).allowed
     lattice = Lattice(allowed.codes - allowed.codes[0, 0], allowed.scale, allowed.zero_point - allowed.codes[0, 0])
     split, block = FormTerms(np.ones((2, 1)), np.ones(1), np.ones(1)), np.zeros(2, dtype=np.int64)
-    assert proven_blocks_and_weights(-np.eye(2), np.ones((2, 1)), np.zeros((2, 2)), np.zeros(1)) is None
+    assert proven_weights(-np.eye(2), np.ones((2, 1)), np.zeros((2, 2)), np.zeros(1)) is None
     z = np.ones(2)
     assert block_dual_bound(-np.eye(2), z, allowed.values, z, block, np.eye(2), lattice, split) == 0.0
     # Huge numbers: nothing is proven, and nothing breaks.
@@ -230,7 +230,7 @@ def test_shrunk_blocks_and_weights_are_below_the_matrix(seed: int) -> None:
     columns = rng.integers(-2, 3, (n, 4)) / 3.0
     block = np.arange(n) // 2
     matrix = np.where(block[:, None] == block, gram, 0.0)
-    found = proven_blocks_and_weights(gram, columns, matrix, rng.uniform(0, 1, 4))
+    found = proven_weights(gram, columns, matrix, rng.uniform(0, 1, 4))
     assert found is not None
     b, g, shift = found
     exact = np.vectorize(Fraction, otypes=[object])

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.minorants.diagonal import certified_minorant
 from layerbounds.bounds.pruning.dual import certified_block_minorant
-from layerbounds.bounds.quantization.block_dual import proven_block_minorant, proven_blocks_and_weights
-from layerbounds.bounds.quantization.dual import proven_weights
+from layerbounds.bounds.quantization.block_dual import proven_block_minorant
+from layerbounds.bounds.quantization.form_terms import proven_weights
 from layerbounds.bounds.quantization.rows import proven_diagonal
 from layerbounds.problems.allowed import AllowedSet
 from layerbounds.problems.free_codebook import FreeLevels
@@ -71,7 +71,7 @@ def _blocks(gram: Float, allowed: AllowedSet, dual: BlockDual) -> Parts:
     if dual.split is None:
         proven = proven_block_minorant(gram, matrix)
     else:
-        found = proven_blocks_and_weights(gram, _columns(allowed, dual.split), matrix, dual.split.weights)
+        found = proven_weights(gram, _columns(allowed, dual.split), matrix, dual.split.weights)
         proven = None if found is None else (found[0], found[2])
         forms = {} if found is None else _forms(dual.split, found[1])
     if proven is None:

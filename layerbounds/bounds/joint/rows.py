@@ -12,10 +12,10 @@ import numpy as np
 
 from layerbounds.arrays import Float
 from layerbounds.bounds.joint.block_dual import JointBlocks
+from layerbounds.bounds.joint.least import refuse_forms
 from layerbounds.bounds.pruning.rows import alike, largest_totals
 from layerbounds.bounds.quantization.block_dual import proven_block_minorant
 from layerbounds.bounds.quantization.rows import below, chunks, proven_diagonal
-from layerbounds.exceptions import CertificationError
 from layerbounds.kernels.joint.savings import level_savings
 from layerbounds.problems.levels_on_support import LevelsOnSupport
 from layerbounds.proofs import BlockDual, DualPoint
@@ -38,8 +38,7 @@ def diagonal_rows(gram: Float, targets: Float, allowed: Sequence[LevelsOnSupport
     CertificationError
         If a dual point has integer forms.
     """
-    if any(dual.split is not None for dual in duals):
-        raise CertificationError("the backend returned a dual point with integer forms, which zero may not fit.")
+    refuse_forms(duals)
     bound = np.zeros(len(targets))
     proven = proven_diagonal(gram, np.asarray(duals[0].d, dtype=np.float64))
     if proven is None:
@@ -57,8 +56,7 @@ def diagonal_rows(gram: Float, targets: Float, allowed: Sequence[LevelsOnSupport
 
 def block_rows(gram: Float, targets: Float, allowed: Sequence[LevelsOnSupport], duals: Sequence[BlockDual]) -> Float:
     """The same from points and one block-diagonal matrix."""
-    if any(dual.split is not None for dual in duals):
-        raise CertificationError("the backend returned a dual point with integer forms, which zero may not fit.")
+    refuse_forms(duals)
     block = np.asarray(duals[0].block)
     matrix = np.asarray(duals[0].matrix, dtype=np.float64)
     matrix = np.where(block[:, None] == block[None, :], 0.5 * matrix + 0.5 * matrix.T, 0.0)

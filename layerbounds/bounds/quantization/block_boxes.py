@@ -12,12 +12,12 @@ from dataclasses import dataclass, fields
 from typing import Self
 
 import numpy as np
-from scipy.sparse import csc_array, csr_array
+from scipy.sparse import csr_array
 
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.minorants.alternating import RELAXATION, WITH_FORMS
 from layerbounds.bounds.quantization.block_relaxation import BUDGET, KAPPA, MOST_NODES, pack
-from layerbounds.bounds.quantization.cuts import weighted_square
+from layerbounds.bounds.quantization.cuts import by_columns, weighted_square
 from layerbounds.kernels.factorization import UNIT, cholesky, symmetric_inverse
 from layerbounds.kernels.quantization.box_blocks import bound, iterate
 
@@ -90,8 +90,7 @@ class BlockBoxes:
     ) -> None:
         self._gram, self._origin, self._weights = gram, origin, weights
         self._members = members
-        columns = csc_array(forms)
-        self._columns = columns.indptr.astype(np.int64), columns.indices.astype(np.int64), columns.data.astype(float)
+        self._columns = by_columns(forms)
         self._forms = csr_array(forms)
         self._transposed = csr_array(self._forms.T)
         self._at_origin = self._transposed @ origin

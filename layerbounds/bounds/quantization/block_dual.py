@@ -12,7 +12,6 @@ bounded and charged. Everything else is extended precision with a-priori error b
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -22,8 +21,7 @@ from layerbounds.arrays import Bool, Float, Int
 from layerbounds.bounds.minorants.semidefinite import semidefinite_shift
 from layerbounds.bounds.objective import CHUNK
 from layerbounds.bounds.pruning.dual import certified_block_minorant
-from layerbounds.bounds.quantization.cuts import certified_weights
-from layerbounds.bounds.quantization.form_terms import Lattice, Wide, form_columns, form_terms, without_forms
+from layerbounds.bounds.quantization.form_terms import Lattice, Wide, join_forms
 from layerbounds.kernels.factorization import cholesky, gamma, symmetric_inverse
 from layerbounds.kernels.quantization.block_relaxation import least_costs
 from layerbounds.proofs import FormTerms
@@ -104,15 +102,13 @@ def block_dual_bound(
         proven = proven_block_minorant(gram, matrix)
     else:
         assert lattice is not None
-        columns = form_columns(split.forms, lattice)
-        found = proven_blocks_and_weights(gram, columns.astype(np.float64), matrix, split.weights)
-        proven = None if found is None else (found[0], found[2])
-        if found is not None:
-            terms, size = form_terms(levels, lattice, replace(split, weights=found[1]), columns, z)
-            value += terms
-            magnitude += size
+        joined = join_forms(gram, levels, lattice, split, matrix, z, h, h_error)
+        if joined is None:
+            return 0.0
+        proven, terms, size, h, h_error = joined
+        value += terms
+        magnitude += size
         cuts = len(split.weights)
-        h, h_error = without_forms(h, h_error, columns, split.multipliers)
     if proven is None:
         return 0.0
     matrix, shift = proven
@@ -123,14 +119,6 @@ def block_dual_bound(
     low, size = PreparedBlocks(matrix, block).minimum(levels, z, h)
     bound = float(value + low - 4 * (n + cuts + 16) * _UNIT_LONG * (magnitude + size))
     return float(np.nextafter(bound, -np.inf)) if np.isfinite(bound) else 0.0
-
-
-def proven_blocks_and_weights(
-    gram: Float, columns: Float, matrix: Float, weights: Float
-) -> tuple[Float, Float, Float] | None:
-    """Multiples B' of B and g' of g and a shift e ≥ 0 with B' + U diag(g') Uᵀ ⪯ gram + diag(e) proven, or None."""
-    shifted = semidefinite_shift(gram)
-    return None if shifted is None else (*certified_weights(shifted[0], columns, matrix, weights), shifted[1])
 
 
 def search_order(block: Float) -> Int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.sparse import csc_array, csr_array
+from scipy.sparse import csr_array
 
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.minorants.blocks import BlockMinorant, improve_blocks, make_minorant
@@ -27,7 +27,13 @@ from layerbounds.bounds.quantization.block_relaxation import (
     evaluate_blocks,
     lifted,
 )
-from layerbounds.bounds.quantization.cuts import certified_weights, fractional_product, separate_at, weighted_square
+from layerbounds.bounds.quantization.cuts import (
+    by_columns,
+    certified_weights,
+    fractional_product,
+    separate_at,
+    weighted_square,
+)
 from layerbounds.bounds.quantization.split_relaxation import ADDED, FLOOR, KEPT, SplitWeights
 from layerbounds.kernels.factorization import cholesky, symmetric_inverse
 from layerbounds.kernels.quantization.form_weights import ascend_weights
@@ -165,11 +171,10 @@ class _Fit:
         expected = self._expected + FLOOR * float(np.mean(self._expected)) if len(self._expected) else self._expected
         total = sum(float(np.sum(a * b)) for a, b in zip(spreads, minorant.blocks, strict=True))
         weight = barrier * (total + float(expected @ self.weights)) / len(self.z)
-        columns = csc_array(self.forms)
         self.weights = self.weights.copy()
         ascend_weights(
-            inverse, columns.indptr.astype(np.int64), columns.indices.astype(np.int64), columns.data.astype(float),
-            self.weights, expected, weight, np.argsort(-expected * self.weights, kind="stable"),
+            inverse, *by_columns(self.forms), self.weights, expected, weight,
+            np.argsort(-expected * self.weights, kind="stable"),
         )  # fmt: skip
         if separate:
             self._separate(inverse, weight)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import csr_array
+from scipy.sparse import csc_array, csr_array
 
 from layerbounds.arrays import Float, Int
 from layerbounds.bounds.minorants.barrier import ascend_barrier
@@ -91,6 +91,12 @@ def is_cut_minorant(gram: Float, forms: Float, units: Float, weights: Float) -> 
             matrix, diagonal = gram - product, units + slack
         matrix[np.diag_indices(len(gram))] -= diagonal
     return is_positive_semidefinite(matrix)
+
+
+def by_columns(forms: Float) -> tuple[Int, Int, Float]:
+    """Where each form begins, its variables and its coefficients, as kernels take them."""
+    columns = csc_array(forms)
+    return columns.indptr.astype(np.int64), columns.indices.astype(np.int64), columns.data.astype(np.float64)
 
 
 def weighted_square(columns: csr_array, weights: Float) -> Float:

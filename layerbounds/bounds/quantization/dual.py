@@ -5,16 +5,13 @@ Extended precision; every rounding error is charged.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from layerbounds.arrays import Float
 from layerbounds.bounds.minorants.diagonal import proven_minorant
-from layerbounds.bounds.minorants.semidefinite import semidefinite_shift
-from layerbounds.bounds.quantization.cuts import certified_weights
-from layerbounds.bounds.quantization.form_terms import Lattice, form_columns, form_terms, without_forms
+from layerbounds.bounds.quantization.form_terms import Lattice, join_forms
 from layerbounds.proofs import FormTerms
 
 _LONG = np.longdouble
@@ -61,14 +58,12 @@ def tangent_bound(
     if split is None:
         proven = proven_minorant(gram, d)
     else:
-        columns = form_columns(split.forms, lattice)
-        found = proven_weights(gram, columns.astype(np.float64), d, split.weights)
-        proven = None if found is None else (found[0], found[2])
-        if found is not None:
-            terms, size = form_terms(levels, lattice, replace(split, weights=found[1]), columns, z)
-            value += terms
-            magnitude += size
-        h, h_error = without_forms(h, h_error, columns, split.multipliers)
+        joined = join_forms(gram, levels, lattice, split, d, z, h, h_error)
+        if joined is None:
+            return 0.0
+        proven, terms, size, h, h_error = joined
+        value += terms
+        magnitude += size
     if proven is None:
         return 0.0
     d, shift = proven
@@ -80,12 +75,3 @@ def tangent_bound(
     value += low.sum()
     magnitude += np.abs(linear).max(axis=1).sum() + np.abs(low).sum()
     return float(np.nextafter(float(value - 2 * (n + 8) * _UNIT_LONG * magnitude), -np.inf))
-
-
-def proven_weights(gram: Float, columns: Float, d: Float, weights: Float) -> tuple[Float, Float, Float] | None:
-    """A diagonal d' ≤ d, weights' ≤ weights and a shift, proven; see `proven_minorant`."""
-    shifted = semidefinite_shift(gram)
-    if shifted is None:
-        return None
-    matrix, shift = shifted
-    return *certified_weights(matrix, columns, d, weights), shift

@@ -5,13 +5,15 @@ Extended precision; every rounding error is charged.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from layerbounds.arrays import Float
+from layerbounds.bounds.minorants.semidefinite import semidefinite_shift
+from layerbounds.bounds.quantization.cuts import certified_weights
 from layerbounds.proofs import FormTerms
 
 #: Extended precision, which type checkers have no name for.
@@ -88,3 +90,29 @@ def form_terms(levels: Float, lattice: Lattice, split: FormTerms, columns: Wide,
     # Where two terms cancel, their own size counts.
     rounding = (np.abs(linear) + square).max(axis=0) + (np.abs(rho) + weight * farthest) * size
     return terms.sum(), rounding.sum()
+
+
+def proven_weights(gram: Float, columns: Float, units: Float, weights: Float) -> tuple[Float, Float, Float] | None:
+    """Multiples B' of B and g' of g and a shift e ≥ 0 with B' + U diag(g') Uᵀ ⪯ gram + diag(e) proven, or None.
+
+    ``units`` is B or, of shape (n,), its diagonal.
+    """
+    shifted = semidefinite_shift(gram)
+    return None if shifted is None else (*certified_weights(shifted[0], columns, units, weights), shifted[1])
+
+
+def join_forms(
+    gram: Float, levels: Float, lattice: Lattice, split: FormTerms, units: Float, z: Float, h: Wide, h_error: Wide
+) -> tuple[tuple[Float, Float], Any, Any, Wide, Wide] | None:
+    """Forms beside a diagonal or blocks, at a point; None where nothing is proven.
+
+    Returns the diagonal or the blocks and their shift, proven with the forms' weights, then what `form_terms` and what
+    `without_forms` give.
+    """
+    columns = form_columns(split.forms, lattice)
+    found = proven_weights(gram, columns.astype(np.float64), units, split.weights)
+    if found is None:
+        return None
+    proven, weights, shift = found
+    terms = form_terms(levels, lattice, replace(split, weights=weights), columns, z)
+    return (proven, shift), *terms, *without_forms(h, h_error, columns, split.multipliers)

@@ -6,10 +6,11 @@ The method of layerbounds.bounds.minorants.alternating, compiled: only the box d
 from __future__ import annotations
 
 import numpy as np
-from scipy.sparse import csc_array, csr_array
+from scipy.sparse import csr_array
 
 from layerbounds.arrays import Float
 from layerbounds.bounds.minorants.alternating import RELAXATION, WITH_FORMS, penalized_inverse
+from layerbounds.bounds.quantization.cuts import by_columns
 from layerbounds.bounds.quantization.split_relaxation import SplitWeights
 from layerbounds.kernels.factorization import UNIT
 from layerbounds.kernels.quantization.box_tree import bound, iterate
@@ -37,8 +38,7 @@ class SplitBoxes:
 
     def __init__(self, gram: Float, origin: Float, split: SplitWeights) -> None:
         self._gram, self._origin, self._split = gram, origin, split
-        forms = csc_array(split.forms)
-        self._columns = forms.indptr.astype(np.int64), forms.indices.astype(np.int64), forms.data.astype(np.float64)
+        self._columns = by_columns(split.forms)
         inverse = penalized_inverse(gram, split.units, csr_array(split.forms), split.weights, WITH_FORMS, WITH_FORMS)
         self.usable = inverse is not None
         self._inverse = np.zeros((0, 0)) if inverse is None else np.ascontiguousarray(inverse)

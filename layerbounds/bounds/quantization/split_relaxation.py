@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -28,6 +29,7 @@ from layerbounds.bounds.quantization.cuts import (
     separate_at,
 )
 from layerbounds.kernels.factorization import UNIT
+from layerbounds.proofs import FormTerms
 
 #: Cycles of alternating directions.
 CYCLES = 8
@@ -54,6 +56,11 @@ class SplitWeights:
     units: Float
     weights: Float
 
+    @classmethod
+    def without_forms(cls, units: Float) -> Self:
+        """Of the units alone."""
+        return cls(np.zeros((len(units), 0)), units, np.zeros(0))
+
 
 @dataclass(frozen=True, eq=False)
 class SplitRelaxation:
@@ -75,6 +82,11 @@ class SplitRelaxation:
     split: SplitWeights
     multipliers: Float
     terms: Float
+
+    @property
+    def form_terms(self) -> FormTerms:
+        """The forms with their weights and multipliers."""
+        return FormTerms(self.split.forms, self.split.weights, self.multipliers)
 
 
 def evaluate_split(

@@ -269,12 +269,13 @@ class ChannelSearch:
         plain = refine(*problem, unit.count, d, start, 0 if blocks or forms else REFITS, stop)
         self._adopt_relaxation(plain)
         members = block_members(unit.prep) if blocks else None
-        split = None
-        if forms:
-            split = prepare_split(unit.prep) if unit.shared_forms else find_split(unit.gram, unit.minorants[n], stop)
         # Forms with a few refits are worth less than blocks alone; far from the optimum both converge too slowly.
         enough = not timed or both_rounds(n, deadline - self.control.elapsed()) >= FEWEST_BOTH_ROUNDS
-        if members is not None and forms and enough and (n <= TREE_DECIDES or plain.value > FAR * self.upper):
+        both = members is not None and forms and enough and (n <= TREE_DECIDES or plain.value > FAR * self.upper)
+        split = None
+        if both or (forms and (not blocks or n > TREE_DECIDES)):
+            split = prepare_split(unit.prep) if unit.shared_forms else find_split(unit.gram, unit.minorants[n], stop)
+        if both and members is not None:
             self.with_forms = self._relax_with_both(split, plain.z, members, deadline if timed else math.inf)
             self._adopt_relaxation(self.with_forms)
         if self.with_forms is not None and self.with_forms.value > plain.value:
@@ -297,7 +298,7 @@ class ChannelSearch:
         """Blocks and integer forms in one relaxation."""
         unit, n, began = self.unit, self.unit.size, self.control.elapsed()
         if split is None:
-            split = SplitWeights(np.zeros((n, 0)), unit.minorants[n], np.zeros(0))
+            split = SplitWeights.without_forms(unit.minorants[n])
 
         def spent() -> float:
             if self.control.remaining() <= 0:
@@ -496,9 +497,8 @@ class ChannelSearch:
         unit, m = self.unit, self.unit.multiplier
         z = unit.weights_of(found.z)
         if isinstance(found, SplitRelaxation):
-            forms = FormTerms(found.split.forms, found.split.weights, found.multipliers)
             d = self._in_layer_order(found.split.units * (m / unit.scale**2))
-            return DualPoint(z, d, self._forms_as_dual(forms))
+            return DualPoint(z, d, self._forms_as_dual(found.form_terms))
         matrix = found.matrix * (m / np.outer(unit.scale, unit.scale))
         matrix = self._in_layer_order(self._in_layer_order(matrix).T)
         split = None if found.split is None else self._forms_as_dual(found.split)
@@ -507,8 +507,7 @@ class ChannelSearch:
         return BlockDual(z, block, matrix, split)
 
     def _forms_as_dual(self, forms: FormTerms) -> FormTerms:
-        m = self.unit.multiplier
-        return FormTerms(self._in_layer_order(forms.forms), forms.weights * m, forms.multipliers * m)
+        return replace(forms.scaled(self.unit.multiplier), forms=self._in_layer_order(forms.forms))
 
     def allowance(self, cut: float) -> float:
         """What rounding and the shift of a singular Gram matrix can have hidden below a cut, in grid units."""

@@ -17,7 +17,7 @@ from layerbounds.bounds.quantization.split_relaxation import SplitWeights, refin
 from layerbounds.kernels.factorization import cholesky, symmetric_inverse
 from layerbounds.problems.levels import Levels
 from layerbounds.problems.tasks import Task
-from layerbounds.proofs import BlockDual, Control, DualPoint, FormTerms
+from layerbounds.proofs import BlockDual, Control, DualPoint
 from layerbounds.search.quantization.channel_search import (
     CLOSE_AT_ONCE,
     FEWEST_BOTH_ROUNDS,
@@ -74,15 +74,13 @@ def quantization_dual(task: Task[Levels], seconds: float) -> DualPoint | BlockDu
     if large:
         blocks = _relax_blocks(problem, covariance, diagonal, start, found.z, forms, control)
         if blocks is not None and blocks.value > found.value:
-            return BlockDual(
-                real(blocks.z), blocks.block, blocks.matrix * unit / np.outer(scale, scale), _scaled(blocks.split, unit)
-            )
+            terms = None if blocks.split is None else blocks.split.scaled(unit)
+            return BlockDual(real(blocks.z), blocks.block, blocks.matrix * unit / np.outer(scale, scale), terms)
     split = find_split(shifted, diagonal, later_than(0.5)) if forms and not large else None
     if split is not None:
         better = refine_split(shifted, covariance, origin, levels, split, found.z, REFITS, later_than(1.0))
         if better.value > found.value:
-            terms = FormTerms(better.split.forms, better.split.weights, better.multipliers)
-            return DualPoint(real(better.z), better.split.units * unit / scale**2, _scaled(terms, unit))
+            return DualPoint(real(better.z), better.split.units * unit / scale**2, better.form_terms.scaled(unit))
     return DualPoint(real(found.z), found.d * unit / scale**2)
 
 
@@ -109,7 +107,7 @@ def _relax_blocks(
     if forms and both_rounds(n, control.remaining()) >= FEWEST_BOTH_ROUNDS:
         split = find_split(gram, diagonal, lambda: spent() > 0.5)
         if split is None:
-            split = SplitWeights(np.zeros((n, 0)), diagonal, np.zeros(0))
+            split = SplitWeights.without_forms(diagonal)
         found = refine_block_forms(gram, covariance, origin, levels, count, split, point, members, spent=spent)
     rounds = max(block_rounds(n, control.remaining()), FEWEST_ROUNDS)
     if found is None or found.value <= 0.0:
@@ -117,7 +115,3 @@ def _relax_blocks(
             gram, origin, levels, count, diagonal, start, members, rounds, lambda: control.remaining() <= 0
         )
     return found
-
-
-def _scaled(forms: FormTerms | None, unit: float) -> FormTerms | None:
-    return None if forms is None else FormTerms(forms.forms, forms.weights * unit, forms.multipliers * unit)

@@ -124,7 +124,7 @@ def first_minorant(gram: Float, group: Int, with_forms: bool) -> Start | None:
         split = find_split(matrix, units, lambda: False) if pays else None
         split = None if split is None else _within_groups(split, group)
         if split is None or not split.weights.size:
-            split = SplitWeights(np.zeros((n, 0)), units, np.zeros(0))
+            split = SplitWeights.without_forms(units)
         return Start(matrix, factor, _minorant(matrix, split))
 
     return _starts.get((joblib.hash(gram), group.tobytes(), with_forms), compute, 1)
@@ -263,7 +263,7 @@ class FixedScale:
         distance = s**2 * (z - low) * (high - z)
         weights = distance + LARGE_FLOOR * np.mean(distance)
         d = certified_minorant(self.gram, ascend_newton(self.gram, weights, steps=SINGLE_STEPS, stop=stop))
-        number = self._add(SplitWeights(np.zeros((len(z), 0)), d, np.zeros(0)))
+        number = self._add(SplitWeights.without_forms(d))
         return None if number is None or stop() else self.point(number, scale, box, start, stop)
 
     def _levels(self, box: int) -> tuple[Float, Int]:
